@@ -1,0 +1,117 @@
+"""The contracts of conversion and measurement: networks become artifacts, artifacts become measurements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hardware_profiles.profile import Target
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A network in a runtime's own file format.
+
+    Args:
+        path: the file.
+        format: `onnx`, `tflite`, ...
+        precision: `fp32`, `fp16`, `int8`.
+        input_shape: `(channels, height, width)` per sample.
+    """
+
+    path: Path
+    format: str
+    precision: str
+    input_shape: tuple[int, ...]
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+
+class Converter(ABC):
+    """Turns a network into the file format of one runtime. Conversion lives beside the meter of that runtime."""
+
+    format: str
+
+    @abstractmethod
+    def convert(self, network: nn.Module, target: Target, input_shape: tuple[int, ...], path: Path) -> Artifact:
+        """Write `network` (in eval mode, batch as the target says) to `path`, atomically.
+
+        Raises:
+            UserError: an operator or precision that the runtime does not take.
+        """
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a number was measured, complete enough to repeat or distrust it."""
+
+    runtime: str
+    runtime_version: str
+    precision: str
+    threads: int
+    batch: int
+    warmup: int
+    passes: int
+    repeats: int
+    statistic: str
+    host: str
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All samples of one artifact, and what they were taken with.
+
+    Args:
+        samples_ms: milliseconds per inference (one batch), in the order taken.
+        latency_ms: the protocol's statistic of them: the figure to use.
+        throttled: the machine slowed down or was disturbed while this was measured; the reason is in `note`.
+        error: why there is no number (then `latency_ms` is NaN), else empty.
+    """
+
+    artifact: Artifact
+    latency_ms: float
+    samples_ms: np.ndarray[Any, Any] = field(repr=False)
+    protocol: Protocol
+    throttled: bool = False
+    note: str = ""
+    error: str = ""
+
+    @property
+    def median_ms(self) -> float:
+        """Median of the samples."""
+        return float(np.median(self.samples_ms)) if len(self.samples_ms) else float("nan")
+
+    def percentile_ms(self, q: float) -> float:
+        """The `q`-th percentile (0..100) of the samples."""
+        return float(np.percentile(self.samples_ms, q)) if len(self.samples_ms) else float("nan")
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over median."""
+        return (self.percentile_ms(75) - self.percentile_ms(25)) / self.median_ms
+
+
+class Meter(ABC):
+    """Runs artifacts on one runtime and returns measurements.
+
+    `measure` takes many artifacts at once so that passes over them can be interleaved: a drift of the clock then falls
+    on all of them alike. One that fails gets a measurement with an error; the others keep theirs.
+    """
+
+    runtime: str
+
+    @abstractmethod
+    def measure(self, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
+        """One measurement per artifact, in order."""

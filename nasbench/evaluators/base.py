@@ -1,0 +1,78 @@
+"""The contract of evaluators, and the proposals and statuses that pass between strategies and evaluators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.base import Archs
+
+
+class Status(IntEnum):
+    """What became of an evaluation. Values are NaN only where the status is not OK."""
+
+    OK = 0
+    FAILED = 1
+    TIMEOUT = 2
+    UNSUPPORTED = 3  # a target cannot run the architecture
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Architectures to evaluate, as columns.
+
+    Args:
+        ids: `(n,)` int64, unique within a run and ascending in the order asked.
+        archs: `(n, K)` canonical.
+        fidelity: named columns `(n,)`, such as `epochs` or `resolution`; empty means full fidelity.
+    """
+
+    ids: NDArray[np.int64]
+    archs: Archs
+    fidelity: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Proposals:
+        return Proposals(self.ids[rows], self.archs[rows], {k: v[rows] for k, v in self.fidelity.items()})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of a batch of proposals, row for row.
+
+    Args:
+        values: `(n, M)` float64 in the metrics' own units, NaN where the status is not OK.
+        status: `(n,)` uint8, see `Status`.
+        limit_values: `(n, M)` the values that limits apply to (a chosen quantile of a prediction); None: `values`.
+        seconds: `(n,)` cost of each row, for the ledger; None where it is nothing to speak of.
+        messages: why rows failed, by row.
+    """
+
+    values: NDArray[np.float64]
+    status: NDArray[np.uint8]
+    limit_values: NDArray[np.float64] | None = None
+    seconds: NDArray[np.float64] | None = None
+    messages: dict[int, str] = field(default_factory=dict)
+
+
+class Evaluator(ABC):
+    """Turns proposals into objective values.
+
+    Life: built once per run; `evaluate` is called with batches in ask order. It never proposes, and one bad architecture
+    never stops a batch: its row gets a status. `expensive` says that a row costs seconds and is to be recorded and
+    committed one by one; cheap evaluators take whole populations.
+    """
+
+    metrics: tuple[str, ...]
+    expensive: bool = False
+
+    @abstractmethod
+    def evaluate(self, proposals: Proposals) -> Evaluation:
+        """Values of all proposals, one column per entry of `metrics`."""

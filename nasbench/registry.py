@@ -1,0 +1,113 @@
+"""Components by name: the built-in ones, and the user's own as `"module:Class"`.
+
+A component's keyword-only constructor parameters are the keys that its configuration section may hold; positional ones
+come from the runner. So the signature is the schema, for a built-in and for a user's class alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from search_spaces.errors import UserError, nearest
+
+# One line per component. Importing this module imports none of them.
+REGISTRY: dict[str, dict[str, str]] = {
+    "task": {
+        "fashion_mnist": "nasbench.tasks.fashion_mnist:FashionMNIST",
+        "folder": "nasbench.tasks.arrays:ImageFolder",
+        "npz": "nasbench.tasks.arrays:NpzArrays",
+    },
+    "space": {
+        "mobilenet_v3": "search_spaces:MobileNetV3Space",
+    },
+    "strategy": {
+        "random": "nasbench.strategies.random_search:RandomSearch",
+        "regularized_evolution": "nasbench.strategies.regularized_evolution:RegularizedEvolution",
+        "nsga2": "nasbench.strategies.nsga2:NSGA2",
+        "optuna": "nasbench.strategies.optuna_strategy:OptunaStrategy",
+        "gumbel": "nasbench.strategies.gumbel:GumbelSearch",
+    },
+    "stage": {
+        "finetune": "nasbench.stages.finetune:FineTune",
+        "quantize": "nasbench.stages.quantize:Quantize",
+        "export": "nasbench.stages.export:Export",
+    },
+}
+
+
+@lru_cache(maxsize=None)
+def _load(path: str, what: str) -> type[Any]:
+    module, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{what}: cannot import {path!r}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{what}: {path!r} is a {type(found).__name__}; a class or function was expected")
+    return found  # type: ignore[no-any-return]
+
+
+def resolve(family: str, name: str, where: Path | None = None) -> type[Any]:
+    """The class (or function) called `name` in `family`, built in or `"module:Class"`.
+
+    Args:
+        where: a directory that user modules may lie in, beside the current one.
+
+    Raises:
+        UserError: unknown name, or a module that cannot be imported.
+    """
+    known = REGISTRY.get(family, {})
+    if name in known:
+        return _load(known[name], f"{family} {name!r}")
+    if ":" not in name:
+        raise UserError(f"{family}: unknown name {name!r}. {nearest(name, known)} Your own: \"module:Class\".")
+    for directory in (str(Path.cwd()), *([str(where)] if where else [])):
+        if directory not in sys.path:
+            sys.path.insert(0, directory)
+    return _load(name, family)
+
+
+def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`given` validated and completed with defaults against the keyword-only parameters of `component`.
+
+    Raises:
+        UserError: unknown key (with the nearest known), missing key, or a value of the wrong type; `where` names the section.
+    """
+    signature = inspect.signature(component)
+    target = component.__init__ if inspect.isclass(component) else component
+    hints = get_type_hints(target)
+    fields: dict[str, Any] = {}
+    takes_any = False
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (hints.get(name, Any), default)
+        takes_any |= parameter.kind is inspect.Parameter.VAR_KEYWORD
+    unknown = [] if takes_any else [key for key in given if key not in fields]
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}. {nearest(unknown[0], fields) if fields else 'It takes none.'}")
+    model = create_model(
+        "Options", __config__=ConfigDict(extra="allow", arbitrary_types_allowed=True, strict=False), **fields
+    )
+    try:
+        parsed = model(**given)
+    except ValidationError as error:
+        raise UserError(explain(error, where)) from error
+    return {name: getattr(parsed, name) for name in [*fields, *(k for k in given if k not in fields)]}
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """The first problem of a validation error as one sentence: key, value, what was expected."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{where}: key {key!r} is missing"
+    return f"{where}.{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

@@ -1,0 +1,105 @@
+"""The contracts of search strategies: ask/tell, and gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasbench.evaluators.base import Proposals
+from search_spaces import SearchSpace
+from search_spaces.base import Archs
+
+if TYPE_CHECKING:
+    from nasbench.objectives import Objective
+    from nasbench.tasks.base import Task
+    from predictors.base import BoundPredictor
+    from search_spaces.supernet import MixtureSupernet
+
+
+class Strategy(ABC):
+    """Proposes architectures and learns from results; never evaluates.
+
+    Life: built once per run; then `ask(n)` and `tell(...)` in turn, each batch told completely and in ask order before
+    the next ask. All randomness comes from `seed`: the same asks and tells give the same proposals. `state_dict` holds
+    everything that the next ask depends on, as JSON-able values and numpy arrays, so that
+    `load_state_dict(state_dict())` on a fresh object continues identically.
+
+    Args:
+        space: to search.
+        seed: of the strategy's own random generator.
+        initial: `(m, K)` architectures to propose first (reference networks, an earlier front); may be empty.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int = 0, initial: Archs | None = None) -> None:
+        self.space = space
+        self.rng = np.random.default_rng(seed)
+        self.next_id = 0
+        self.initial = space.canonical(space.check(initial)) if initial is not None and len(initial) else None
+
+    def _proposals(self, archs: Archs) -> Proposals:
+        """Number new architectures in ask order."""
+        ids = np.arange(self.next_id, self.next_id + len(archs), dtype=np.int64)
+        self.next_id += len(archs)
+        return Proposals(ids, archs)
+
+    @abstractmethod
+    def ask(self, n: int) -> Proposals:
+        """`n` architectures to evaluate next."""
+
+    @abstractmethod
+    def tell(
+        self,
+        proposals: Proposals,
+        values: NDArray[np.float64],
+        violations: NDArray[np.float64],
+        status: NDArray[np.uint8],
+    ) -> None:
+        """Results of what was asked.
+
+        Args:
+            values: `(n, M)`, all to be minimised; NaN in failed rows.
+            violations: `(n, L)` >= 0, relative excess over each hard limit; 0 where kept.
+            status: `(n,)`, see `Status`; failed rows are told too.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next `ask` depends on. Subclasses add their own entries."""
+        return {"rng": self.rng.bit_generator.state, "next_id": self.next_id}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.rng.bit_generator.state = state["rng"]
+        self.next_id = int(state["next_id"])
+
+
+class GradientStrategy(ABC):
+    """Searches by gradient descent on the path weights of a mixture supernet.
+
+    The second family: it trains for itself instead of asking for evaluations, and hands over architectures that the
+    runner evaluates and archives like any other's. Configured in the same section, under the same limits.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int = 0) -> None:
+        self.space = space
+        self.seed = seed
+
+    @abstractmethod
+    def run(
+        self,
+        supernet: MixtureSupernet,
+        task: Task,
+        costs: Mapping[str, BoundPredictor],
+        objectives: Sequence[Objective],
+    ) -> Proposals:
+        """Search, and return the architectures found, most wanted first.
+
+        Args:
+            supernet: fresh; its parameters are trained here.
+            task: training data (the search splits it in two for weights and path weights; validation stays unseen).
+            costs: bound predictor per objective name, for all objectives but accuracy.
+            objectives: with their limits.
+        """

@@ -1,0 +1,43 @@
+"""Search spaces: knobs, operators, blocks, stand-alone networks, supernets and reference networks.
+
+Knows no devices, no strategies and no training: everything here is about what networks there are, and what operators they
+consist of. torch is imported only by the modules that hold networks, on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.base import Archs, Block, Catalog, Knob, SearchSpace
+from search_spaces.errors import UserError, nearest
+from search_spaces.operators import Operator, Tensor, Workload, WorkloadBuilder
+
+if TYPE_CHECKING:
+    from search_spaces.mobilenet_v3 import MobileNetV3Space
+    from search_spaces.onnx_reader import read_onnx
+    from search_spaces.presets import load_space, presets
+    from search_spaces.supernet import MixtureSupernet, NormStats, Supernet, calibrate
+    from search_spaces.tracing import trace
+
+_LAZY = {
+    "MobileNetV3Space": "search_spaces.mobilenet_v3",
+    "load_space": "search_spaces.presets",
+    "presets": "search_spaces.presets",
+    "trace": "search_spaces.tracing",
+    "read_onnx": "search_spaces.onnx_reader",
+    "Supernet": "search_spaces.supernet",
+    "MixtureSupernet": "search_spaces.supernet",
+    "NormStats": "search_spaces.supernet",
+    "calibrate": "search_spaces.supernet",
+}
+
+__all__ = [
+    "Archs", "Block", "Catalog", "Knob", "MixtureSupernet", "MobileNetV3Space", "NormStats", "Operator", "SearchSpace",
+    "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "nearest", "presets",
+    "read_onnx", "trace",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

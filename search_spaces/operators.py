@@ -1,0 +1,221 @@
+"""Operators and workloads: what spaces and devices share, and all that they share.
+
+A workload lists the primitive operators of one network in execution order, with the tensors between them. Shapes are per
+sample (no batch dimension): `(channels, height, width)` for images, `(length, channels)` for sequences, `(features,)` for
+vectors. Operators are as the network defines them; which of them a device fuses is the device's business.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+
+Shape = tuple[int, ...]
+
+# Operators whose result may take the place of an input of equal size that nobody reads afterwards.
+ELEMENTWISE = frozenset(
+    {"batch_norm", "relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "gelu", "add", "mul"}
+)
+# Operators that a runtime folds into the convolution or linear operator before them, at no cost of their own.
+FOLDED = frozenset({"batch_norm"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of activations: shape per sample, and bytes per element."""
+
+    shape: Shape
+    itemsize: int = 4
+
+    @property
+    def size(self) -> int:
+        """Elements per sample."""
+        return prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes per sample."""
+        return self.size * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One primitive with its shapes; equal operators compare and hash equal wherever they stand.
+
+    Args:
+        kind: `conv2d`, `depthwise_conv2d`, `linear`, `matmul`, `batch_norm`, `add`, `mul`, `relu`, `hard_swish`,
+            `hard_sigmoid`, `global_avg_pool`, `avg_pool2d`, `max_pool2d`, `concat`, `resize`, ...
+        inputs: the activation tensors it reads (weights are not among them).
+        output: the tensor it writes.
+        kernel, stride: spatial, for convolutions and pooling.
+        groups: of a convolution.
+        params: learned values, bias included.
+    """
+
+    kind: str
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    groups: int = 1
+    params: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample of convolutions, linear layers and matrix products; 0 for all others."""
+        if self.kind in ("conv2d", "depthwise_conv2d"):
+            return self.output.size * (self.inputs[0].shape[0] // self.groups) * prod(self.kernel)
+        if self.kind in ("linear", "matmul"):
+            return self.output.size * self.inputs[0].shape[-1]
+        return 0
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes read and written once each: inputs, parameters and output, at the output's bytes per element."""
+        return sum(t.bytes for t in self.inputs) + self.params * self.output.itemsize + self.output.bytes
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The operators of one network with their tensors: a small graph in execution order.
+
+    Args:
+        operators: in execution order.
+        reads: per operator, the indices into `tensors` of its inputs.
+        writes: per operator, the index into `tensors` of its output.
+        tensors: all activation tensors, graph inputs included.
+        inputs, outputs: indices of the graph's own inputs and outputs.
+    """
+
+    operators: tuple[Operator, ...]
+    reads: tuple[tuple[int, ...], ...]
+    writes: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample."""
+        return sum(op.macs for op in self.operators)
+
+    @cached_property
+    def params(self) -> int:
+        """Learned values, normalisation scales and shifts included."""
+        return sum(op.params for op in self.operators)
+
+    @cached_property
+    def bytes_moved(self) -> int:
+        """Sum of the operators' bytes moved."""
+        return sum(op.bytes_moved for op in self.operators)
+
+    @cached_property
+    def peak_memory_bytes(self) -> int:
+        """Activation bytes alive at once at the worst operator, in this execution order.
+
+        A tensor lives from the operator that writes it to the last that reads it; element-wise operators write in
+        place where their input dies. Weights, workspaces and alignment are not counted: an ideal lower bound.
+        """
+        last_read = {t: len(self.operators) for t in self.outputs}
+        for step, reads in enumerate(self.reads):
+            for t in reads:
+                last_read[t] = max(last_read.get(t, step), step)
+        live = {t: self.tensors[t].bytes for t in self.inputs}
+        peak = sum(live.values())
+        for step, (op, reads, write) in enumerate(zip(self.operators, self.reads, self.writes, strict=True)):
+            dying = {t for t in reads if last_read[t] == step}
+            in_place = op.kind in ELEMENTWISE and any(self.tensors[t].bytes == op.output.bytes for t in dying)
+            peak = max(peak, sum(live.values()) + (0 if in_place else op.output.bytes))
+            for t in dying:
+                live.pop(t, None)
+            if last_read.get(write, step) > step:
+                live[write] = op.output.bytes
+        return peak
+
+    def at(self, itemsize: int) -> "Workload":
+        """The same network with `itemsize` bytes per element (1 for int8, 2 for fp16, 4 for fp32)."""
+        tensors = tuple(replace(t, itemsize=itemsize) for t in self.tensors)
+        operators = tuple(
+            replace(op, inputs=tuple(tensors[t] for t in reads), output=tensors[write])
+            for op, reads, write in zip(self.operators, self.reads, self.writes, strict=True)
+        )
+        return replace(self, operators=operators, tensors=tensors)
+
+    @staticmethod
+    def chain(parts: Iterable["Workload"]) -> "Workload":
+        """One workload from parts with one input and one output each; every output feeds the next part's input.
+
+        Raises:
+            ValueError: no parts, or two neighbours whose tensors differ.
+        """
+        builder: WorkloadBuilder | None = None
+        here = -1
+        for part in parts:
+            if builder is None:
+                builder = WorkloadBuilder()
+                here = builder.input(part.tensors[part.inputs[0]])
+            here = builder.extend(part, here)
+        if builder is None:
+            raise ValueError("a chain needs at least one part")
+        return builder.build([here])
+
+
+@dataclass
+class WorkloadBuilder:
+    """Builds a workload operator by operator; tensors are named by the index that each call returns."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+    operators: list[Operator] = field(default_factory=list)
+    reads: list[tuple[int, ...]] = field(default_factory=list)
+    writes: list[int] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+
+    def input(self, tensor: Tensor) -> int:
+        """Declare a graph input."""
+        self.tensors.append(tensor)
+        self.inputs.append(len(self.tensors) - 1)
+        return self.inputs[-1]
+
+    def add(
+        self,
+        kind: str,
+        reads: Sequence[int],
+        shape: Shape,
+        *,
+        kernel: tuple[int, ...] = (),
+        stride: tuple[int, ...] = (),
+        groups: int = 1,
+        params: int = 0,
+    ) -> int:
+        """Append an operator that reads the named tensors and writes a new one of `shape`; returns its index."""
+        inputs = tuple(self.tensors[t] for t in reads)
+        output = Tensor(shape, inputs[0].itemsize if inputs else 4)
+        self.operators.append(Operator(kind, inputs, output, kernel, stride, groups, params))
+        self.tensors.append(output)
+        self.reads.append(tuple(reads))
+        self.writes.append(len(self.tensors) - 1)
+        return self.writes[-1]
+
+    def extend(self, part: Workload, source: int) -> int:
+        """Append a whole workload of one input and one output, fed by tensor `source`; returns its output's index."""
+        if part.tensors[part.inputs[0]] != self.tensors[source]:
+            raise ValueError(f"part expects {part.tensors[part.inputs[0]]}, the chain has {self.tensors[source]}")
+        index = {part.inputs[0]: source}
+        for op, reads, write in zip(part.operators, part.reads, part.writes, strict=True):
+            self.operators.append(op)
+            self.tensors.append(op.output)
+            index[write] = len(self.tensors) - 1
+            self.reads.append(tuple(index[t] for t in reads))
+            self.writes.append(index[write])
+        return index[part.outputs[0]]
+
+    def build(self, outputs: Sequence[int]) -> Workload:
+        """The finished, immutable workload."""
+        return Workload(
+            tuple(self.operators),
+            tuple(self.reads),
+            tuple(self.writes),
+            tuple(self.tensors),
+            tuple(self.inputs),
+            tuple(outputs),
+        )

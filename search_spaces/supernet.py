@@ -1,0 +1,69 @@
+"""The contract of weight-sharing networks: the architecture is an argument, normalisation statistics are a value."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.base import Archs
+
+
+@dataclass(frozen=True)
+class NormStats:
+    """Mean and variance of every normalisation layer of one subnet, by layer name; each a float32 vector.
+
+    They belong to one architecture and one state of the weights, and are passed along, never stored in the supernet.
+    """
+
+    mean: dict[str, Tensor]
+    var: dict[str, Tensor]
+
+
+class Supernet(nn.Module, ABC):
+    """One network that contains every architecture of a space.
+
+    Called as `supernet(x, arch)` it normalises with the batch's own statistics (training); as `supernet(x, arch, stats)`
+    with the given ones (evaluation). The result depends on the arguments and the weights alone: nothing of a call
+    remains, and normalisation layers keep no running statistics.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, arch: Archs, stats: NormStats | None = None) -> Tensor:
+        """Logits `(batch, classes)` of architecture `(K,)` for images `(batch, channels, height, width)`.
+
+        The images are resized to the architecture's resolution where the space has one.
+        """
+
+    @abstractmethod
+    def calibrate(self, arch: Archs, batches: Iterable[Tensor]) -> NormStats:
+        """Statistics of architecture `(K,)` over batches of images, pooled over all of them (see `calibrate`)."""
+
+    @abstractmethod
+    def extract(self, arch: Archs, stats: NormStats) -> nn.Module:
+        """A plain stand-alone module with copied weights whose `eval()` output equals `self(x, arch, stats)`."""
+
+
+def calibrate(supernet: Supernet, arch: Archs, images: Tensor | Iterable[Tensor]) -> NormStats:
+    """Normalisation statistics of one subnet over training images (one batch, or an iterable of batches).
+
+    Each layer's mean and variance are pooled over all images, with every batch normalised by its own statistics on the
+    way, as in once-for-all (Cai et al., ICLR 2020) and single-path one-shot (Guo et al., ECCV 2020).
+    """
+    with torch.no_grad():
+        return supernet.calibrate(arch, [images] if isinstance(images, Tensor) else images)
+
+
+class MixtureSupernet(nn.Module, ABC):
+    """A network whose paths are weighted, for gradient search.
+
+    `weights` holds one vector per knob, as long as the knob's choices. The weights belong to the search, not to the
+    module. With one-hot weights the output equals that of the subnet.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """Logits `(batch, classes)`, differentiable in `x`, the parameters and `weights`; batch statistics."""
