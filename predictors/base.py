@@ -97,6 +97,11 @@ class AdditivePredictor(Predictor):
     def estimate(self, totals: Array) -> Estimate:
         """Estimate from totals `(n, F)`."""
 
+    @property
+    def coefficients(self) -> tuple[Array, float] | None:
+        """`(weights (F,), offset)` where the head is `totals @ weights + offset`, else None. Exact limits need it."""
+        return None
+
     def predict(self, workloads: Sequence[Workload]) -> Estimate:
         return self.estimate(np.stack([self.block_features(w) for w in workloads]))
 
