@@ -1,0 +1,50 @@
+# Two commands do all the set-up on a fresh machine: `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+# Exact versions that were tested together. Empty (`make install CONSTRAINTS=`) takes the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+TORCH ?= $(if $(CONSTRAINTS),$(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(CONSTRAINTS)),torch)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --constraint .venv/torch.txt
+ALL_EXTRAS := test,notebook,bench,dev
+
+.PHONY: install install-full demo test test-full lint bench clean
+
+install: .venv/installed
+install-full: .venv/installed-full
+
+# torch goes first and alone, and what was taken (CPU or CUDA build) is held from then on.
+.venv/installed: pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "pip>=25,<26.2"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > .venv/torch.txt
+	$(PIP) --editable ".[test]"
+	touch $@
+
+.venv/installed-full: .venv/installed
+	$(PIP) --editable ".[$(ALL_EXTRAS)]"
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/nasbench run experiments/quickstart.toml
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q
+
+test-full: .venv/installed-full
+	NASBENCH_ALL_EXTRAS=1 $(BIN)/python -m pytest -q
+
+lint: .venv/installed-full
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy search_spaces hardware_profiles predictors nasbench benchmarks tools
+
+bench: .venv/installed-full
+	$(BIN)/python -m benchmarks.search_throughput
+	$(BIN)/python -m benchmarks.supernet_step
+	$(BIN)/python -m benchmarks.host_latency
+	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.quality
+
+clean:
+	rm -rf .venv build *.egg-info

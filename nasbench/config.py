@@ -1,0 +1,255 @@
+"""The experiment file: TOML, validated, with the nearest right word for every wrong one."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from search_spaces.errors import UserError, nearest
+
+
+class Section(BaseModel):
+    """A section whose keys are all known here."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Component(BaseModel):
+    """A section that names a component; its further keys are the component's own (see `nasbench.registry.options`)."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The component's own keys as given."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TaskSection(Component):
+    """`[task]`: what the networks are to learn."""
+
+    name: str = "fashion_mnist"
+
+
+class SpaceSection(Component):
+    """`[space]`: a preset, a TOML file of a space, a family with its keys, or `module:Class`."""
+
+    name: str = "quickstart"
+
+
+class EvaluatorSection(Component):
+    """`[evaluator]`: what gives an architecture its accuracy, and how often it is asked.
+
+    Keys:
+        name: `supernet`, `command`, or `module:function` of your own.
+        samples: architectures it evaluates to train an accuracy predictor, which then guides the search;
+            0 evaluates every architecture that the strategy proposes.
+        verify: networks of the predicted front that it evaluates (and that are measured) after the search.
+    """
+
+    name: str = "supernet"
+    samples: int = Field(100, ge=0)
+    verify: int = Field(24, ge=1)
+
+
+class TargetsSection(Section):
+    """`[targets]`: devices, as `device` or `device:operating-point`.
+
+    Keys:
+        devices: the first is the default of objectives that need a target.
+        calibration_networks: whole networks measured to calibrate a latency model of a device that is here.
+        calibration: per target a calibration file to use as it is, instead of measuring.
+    """
+
+    devices: list[str] = Field(default_factory=lambda: ["host"], min_length=1)
+    calibration_networks: int = Field(32, ge=8)
+    calibration: dict[str, str] = Field(default_factory=dict)
+
+
+class ObjectiveSection(Section):
+    """`[objectives.NAME]`: one axis of the front; NAME is a metric, or `metric@target`, or free with `metric` given."""
+
+    metric: str | None = None
+    target: str | None = None
+    direction: Literal["minimise", "maximise"] | None = None
+    limit: float | None = None
+    quantile: float | None = Field(None, gt=0, lt=1)
+
+    @field_validator("limit")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and not abs(value) < float("inf"):
+            raise ValueError("a limit must be a finite number")
+        return value
+
+
+class StrategySection(Component):
+    """`[strategy]`: how the space is searched.
+
+    Keys:
+        name: see `nasbench strategies`.
+        evaluations: architectures to propose.
+        batch: architectures asked at a time; the default is 1,000 for predicted and 16 for evaluated ones.
+        seed_references: propose the space's reference architectures first.
+    """
+
+    name: str = "nsga2"
+    evaluations: int = Field(20_000, ge=1)
+    batch: int | None = Field(None, ge=1)
+    seed_references: bool = True
+
+
+class SelectionSection(Section):
+    """`[selection]`: which networks of the verified front go through the stages.
+
+    Keys:
+        rule: `knee` (the knee and its neighbours), `spread` (evenly along the front), `best` (best by `objective`
+            among those within all limits), `named` (those in `networks`).
+        count: how many.
+        objective: for `best`; the first objective by default.
+        networks: for `named`: reference names, or architectures as `{knob = choice}` tables.
+    """
+
+    rule: Literal["knee", "spread", "best", "named"] = "spread"
+    count: int = Field(3, ge=1)
+    objective: str | None = None
+    networks: list[str | dict[str, int | float | str]] = Field(default_factory=list)
+
+
+class SupernetSection(BaseModel):
+    """`[supernet]`: training of the weight-sharing network; keys are those of `nasbench.training.train_supernet`.
+
+    `checkpoint` names a trained supernet to start from; with `epochs = 0` it is used as it is.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    checkpoint: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The training keys as given."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Config(Section):
+    """A whole experiment. Every section and key has a default."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, description="threads for training; 0: all cores")
+    task: TaskSection = Field(default_factory=TaskSection)
+    space: SpaceSection = Field(default_factory=SpaceSection)
+    supernet: SupernetSection = Field(default_factory=SupernetSection)
+    evaluator: EvaluatorSection = Field(default_factory=EvaluatorSection)
+    targets: TargetsSection = Field(default_factory=TargetsSection)
+    objectives: dict[str, ObjectiveSection] = Field(
+        default_factory=lambda: {"accuracy": ObjectiveSection(), "latency_ms": ObjectiveSection()}, min_length=1
+    )
+    strategy: StrategySection = Field(default_factory=StrategySection)
+    selection: SelectionSection = Field(default_factory=SelectionSection)
+    stages: list[Component] = Field(default_factory=list)
+
+
+def find_experiment(name: str) -> Path:
+    """The experiment file called `name`: a path, or the name of a shipped experiment.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.name.removesuffix(".toml"): p for p in resources.files("nasbench").joinpath("experiments").iterdir()}
+    if name in shipped:
+        return Path(str(shipped[name]))
+    raise UserError(f"no experiment file {name!r}. Shipped experiments: {nearest(name, shipped)}")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and validate an experiment file.
+
+    Args:
+        overrides: `section.key=value` with a TOML value, as of `--set`; a value that is no TOML is taken as a string.
+
+    Raises:
+        UserError: unreadable file, TOML syntax, unknown key or wrong value, naming file and key.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, str(path))
+
+
+def parse_config(data: dict[str, Any], where: str = "config") -> Config:
+    """A validated configuration from plain data.
+
+    Raises:
+        UserError: unknown key (with the nearest known one) or wrong value; `where` names the source.
+    """
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(error)}") from error
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as TOML, all defaults written out."""
+    return tomli_w.dumps(config.model_dump(exclude_none=True))
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override!r}: expected section.key=value, as in objectives.latency_ms.limit=2.5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    here: Any = data
+    for index, part in enumerate([*path, last]):
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                raise UserError(f"--set {override!r}: {part!r} is not an index into {len(here)} entries")
+            part = int(part)  # type: ignore[assignment]
+        elif not isinstance(here, dict):
+            raise UserError(f"--set {override!r}: {'.'.join(path[:index])} is a value, not a section")
+        if index == len(path):
+            here[part] = value
+        else:
+            here = here[part] if isinstance(here, list) else here.setdefault(part, {})
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        model: Any = Config
+        for part in first["loc"][:-1]:
+            if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+                model = model.model_fields[str(part)].annotation
+            else:
+                model = getattr(model, "__args__", (model,))[-1]
+        known = list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        return f"unknown key {key!r}. {nearest(str(first['loc'][-1]), known)}"
+    if first["type"] == "literal_error":
+        known = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{key} = {first['input']!r}. {nearest(str(first['input']), known)}"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing"
+    if first["type"] == "model_type":
+        return f"{key} = {first['input']!r}: expected a section, [{key}]"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}"

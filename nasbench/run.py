@@ -1,0 +1,272 @@
+"""A run: the directory of one execution of an experiment."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import resource
+import sqlite3
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nasbench.archive import Archive
+from nasbench.config import Config, dump_config, parse_config
+from search_spaces.errors import UserError
+
+CONFIG, STATE, ARCHIVE = "config.toml", "run.json", "archive.sqlite"
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write nested JSON-able values and numpy arrays to one `.npz` file, atomically and without pickles."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    def outline(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[f"a{len(arrays)}"] = value
+            return {"__array__": f"a{len(arrays) - 1}"}
+        if isinstance(value, Mapping):
+            return {str(k): outline(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [outline(v) for v in value]
+        return value.item() if isinstance(value, np.generic) else value
+
+    text = json.dumps(outline(state))
+    buffer = io.BytesIO()
+    np.savez(buffer, outline=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The inverse of `save_state`; tuples come back as lists.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {k: data[k] for k in data.files}
+
+        def fill(value: Any) -> Any:
+            if isinstance(value, dict):
+                return arrays[value["__array__"]] if "__array__" in value else {k: fill(v) for k, v in value.items()}
+            return [fill(v) for v in value] if isinstance(value, list) else value
+
+        state: dict[str, Any] = fill(json.loads(arrays["outline"].tobytes()))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it to repeat that part of the run") from error
+    return state
+
+
+@dataclass
+class Run:
+    """The directory of one execution, open for writing by one process at a time.
+
+    Files: `config.toml` (resolved), `run.json` (state, versions), `archive.sqlite`, `calibration/`, `supernet.safetensors`,
+    `search.npz`, `front.csv`, `stages/`, `figures/`, `report.html`. All are readable at any moment.
+    """
+
+    path: Path
+    config: Config
+    archive: Archive
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> Run:
+        """A new run directory.
+
+        Raises:
+            UserError: it exists already and holds something, or cannot be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if (path / CONFIG).exists():
+                raise UserError(
+                    f"{path}: a run is there already; continue it with `nasbench run --resume {path}`, "
+                    "or name another directory with --output"
+                )
+            if any(path.iterdir()):
+                raise UserError(f"{path}: the directory is not empty; name a new one with --output")
+            _lock(path)
+            state = {"status": "started", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions()}
+            write_atomic(path / STATE, json.dumps(state, indent=2))
+            archive = Archive(path / ARCHIVE)
+            # The configuration is written last: a directory with one is a run that can be resumed.
+            write_atomic(path / CONFIG, dump_config(config))
+        except OSError as error:
+            raise UserError(f"{path}: cannot write the run there: {error.strerror}") from error
+        return cls(path, config, archive)
+
+    @classmethod
+    def resume(cls, path: Path) -> Run:
+        """An existing run, to be continued.
+
+        Raises:
+            UserError: no run there, or another process is running it.
+        """
+        config = load_run_config(path)
+        try:
+            _lock(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot write to this run: {error.strerror}") from error
+        return cls(path, config, Archive(path / ARCHIVE))
+
+    def mark(self, **entries: Any) -> None:
+        """Update `run.json`."""
+        write_atomic(self.path / STATE, json.dumps(self.state | entries, indent=2))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Contents of `run.json`."""
+        state: dict[str, Any] = json.loads((self.path / STATE).read_text())
+        return state
+
+    def directory(self, name: str) -> Path:
+        """A sub-directory, made when absent."""
+        (self.path / name).mkdir(exist_ok=True)
+        return self.path / name
+
+    @contextmanager
+    def phase(self, name: str, unit: str) -> Iterator[list[int]]:
+        """Account for a part of the work in the ledger, also when it is interrupted.
+
+        Yields a one-element list: set its entry to how many of `unit` were done.
+        """
+        done = [0]
+        wall, cpu = time.perf_counter(), _cpu_seconds()
+
+        def spend() -> None:
+            self.archive.spend(name, time.perf_counter() - wall, _cpu_seconds() - cpu, done[0], unit)
+
+        try:
+            yield done
+        except BaseException:
+            # On a full disk the ledger entry fails as well; the first error is the one to tell.
+            with suppress(sqlite3.Error):
+                spend()
+            raise
+        spend()
+
+
+class RunView:
+    """A finished or running run, for notebooks: frames, never files.
+
+    Args:
+        path: the run directory.
+
+    Raises:
+        UserError: no run there.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = load_run_config(self.path)
+        self.archive = Archive(self.path / ARCHIVE, readonly=True)
+        self.state: dict[str, Any] = json.loads((self.path / STATE).read_text())
+
+    def front(self) -> pd.DataFrame:
+        """The verified networks, one per row: predicted, evaluated and measured values in columns of their own."""
+        path = self.path / "front.csv"
+        if not path.is_file():
+            raise UserError(f"{self.path}: the search of this run has not finished yet (no front.csv)")
+        return pd.read_csv(path)
+
+    def evaluations(self) -> pd.DataFrame:
+        """All expensive evaluations, in order."""
+        return self.archive.evaluations()
+
+    def stages(self) -> pd.DataFrame:
+        """The chosen networks after each stage."""
+        return self.archive.stages()
+
+    def measurements(self) -> pd.DataFrame:
+        """All measurements with samples and protocol."""
+        return self.archive.measurements()
+
+    def ledger(self) -> pd.DataFrame:
+        """What the run cost."""
+        return self.archive.ledger()
+
+    def history(self) -> pd.DataFrame:
+        """Training curves of the supernet; empty where none was trained."""
+        path = self.path / "training.csv"
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+    def plot_front(self, **options: Any) -> Any:
+        """The Pareto figure (see `nasbench.report.figures.pareto_figure`)."""
+        from nasbench.report.figures import pareto_figure
+
+        return pareto_figure(self, **options)
+
+
+def load_run(path: str | Path) -> RunView:
+    """Open a run directory for reading."""
+    return RunView(path)
+
+
+def load_run_config(path: Path) -> Config:
+    """The resolved configuration of a run.
+
+    Raises:
+        UserError: no run there.
+    """
+    file = path / CONFIG
+    if not file.is_file():
+        raise UserError(f"{path}: no run there (no {CONFIG}); `nasbench runs` lists those below ./runs")
+    try:
+        return parse_config(tomllib.loads(file.read_text()), str(file))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file}: not valid TOML: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    names = ("nasbench-hw", "torch", "numpy", "onnxruntime", "onnx", "optuna")
+    return {"python": sys.version.split()[0]} | {n: metadata.version(n) for n in names}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and of its ended children."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+_LOCKS: dict[Path, Any] = {}
+
+
+def _lock(path: Path) -> None:
+    """Hold the directory for this process; the system lets go when the process ends, however it ends."""
+    if path.resolve() in _LOCKS:
+        return
+    handle = (path / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise UserError(f"{path}: another process is running this run; wait for it or stop it") from None
+    _LOCKS[path.resolve()] = handle
