@@ -127,6 +127,13 @@ class SearchSpace(ABC):
         archs = np.asarray(archs, dtype=self.dtype)
         return archs * self.active(archs)
 
+    @property
+    def references(self) -> dict[str, Archs]:
+        """Named architectures `(K,)` that a front is compared with and a search may start from; the two ends by default."""
+        ends = np.stack([np.zeros_like(self.cardinalities), self.cardinalities - 1])
+        smallest, largest = self.canonical(ends)
+        return {"smallest": smallest, "largest": largest}
+
     def check(self, archs: Archs) -> Archs:
         """`archs` as a `(n, K)` array of this space's dtype.
 
