@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +64,10 @@ class Task(ABC):
     @abstractmethod
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images `(n, c, h, w)` as normalised float32 network input, in `channels_last` memory format."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What `prepare` does, as JSON-able values, for the manifest beside an exported network."""
+        return {}
 
     def augment(self, images: Tensor, seed: int) -> Tensor:
         """Randomly changed uint8 training images; all randomness from `seed`. None by default."""
