@@ -111,7 +111,9 @@ class ArrayTask(Task):
 
 def to_split(images: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> Split:
     """A split from `(n, c, h, w)` uint8 images and `(n,)` labels."""
-    return Split(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
+    return Split(
+        torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(labels.astype(np.int64))
+    )
 
 
 def stratified(

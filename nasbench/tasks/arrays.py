@@ -5,11 +5,11 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from nasbench.tasks.array_task import ArrayTask, Dataset, stratified, to_split
 from nasbench.tasks.base import Split, SplitName
@@ -17,13 +17,14 @@ from search_spaces.errors import UserError, nearest
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+Files = list[tuple[Path, int]]  # with labels
 
 
 class ImageFolder(ArrayTask):
     """Images in one folder per class, `class/name.png`, or below `train/`, `val/` and `test/` folders.
 
     Without such folders, and for `val/` or `test/` where only `train/` exists, splits are cut off by a hash of the file
-    names, stratified by class. Every image is scaled so that its shorter side fits and cropped at the centre to a square.
+    names, stratified by class. Every image is scaled so that its shorter side fits, and cropped to the central square.
 
     Args:
         path: the folder.
@@ -68,13 +69,11 @@ class ImageFolder(ArrayTask):
         classes = _folders(self.path / "train" if presplit else self.path)
         if len(classes) < 2:
             raise UserError(f"task.path: {self.path} holds {len(classes)} class folders; at least two are needed")
-        files: dict[SplitName, list[tuple[Path, int]]] = {
-            "train": _files(self.path, "train" if presplit else "", classes)
-        }
+        files: dict[SplitName, Files] = {"train": _files(self.path, "train" if presplit else "", classes)}
         if presplit:
-            for name in ("val", "test"):
+            for name in SPLITS[1:]:
                 if (self.path / name).is_dir():
-                    files[cast(SplitName, name)] = _files(self.path, name, classes)
+                    files[name] = _files(self.path, name, classes)
         missing = {name: fraction for name, fraction in self.fractions.items() if name not in files}
         if missing:
             pool = files["train"]
@@ -83,7 +82,7 @@ class ImageFolder(ArrayTask):
             files |= {name: [pool[i] for i in rows[name]] for name in rows}
         return Dataset(self._decode({name: files[name] for name in SPLITS}), classes)
 
-    def _decode(self, files: dict[SplitName, list[tuple[Path, int]]]) -> dict[SplitName, Split]:
+    def _decode(self, files: dict[SplitName, Files]) -> dict[SplitName, Split]:
         bad: list[str] = []
         splits: dict[SplitName, Split] = {}
         for name, members in files.items():
@@ -96,13 +95,7 @@ class ImageFolder(ArrayTask):
                             (self.size, self.size),
                             Image.Resampling.BILINEAR,
                         )
-                except (
-                    OSError,
-                    SyntaxError,
-                    ValueError,
-                    UnidentifiedImageError,
-                    Image.DecompressionBombError,
-                ) as error:
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                     bad.append(f"{file} ({error})")
                     continue
                 pixels = np.asarray(small)
@@ -118,7 +111,7 @@ def _folders(path: Path) -> tuple[str, ...]:
     return tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
-def _files(root: Path, split: str, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+def _files(root: Path, split: str, classes: tuple[str, ...]) -> Files:
     """The image files of a folder with their labels, in a fixed order."""
     folder = root / split
     extra = set(_folders(folder)) - set(classes)
@@ -126,7 +119,7 @@ def _files(root: Path, split: str, classes: tuple[str, ...]) -> list[tuple[Path,
         raise UserError(
             f"{folder}: class {min(extra)!r} is not among the classes of training. {nearest(min(extra), classes)}"
         )
-    found: list[tuple[Path, int]] = []
+    found: Files = []
     for label, name in enumerate(classes):
         here = folder / name
         images = sorted(p for p in here.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
@@ -203,8 +196,6 @@ class NpzArrays(ArrayTask):
     def _read(self) -> dict[str, NDArray[Any]]:
         try:
             with np.load(self.path, allow_pickle=False) as file:
-                if not hasattr(file, "files"):
-                    raise UserError(f"{self.path}: a single array; expected an .npz file with named arrays")
                 wanted = ("images", "labels") if "images" in file.files else ("x_train", "y_train", "x_test", "y_test")
                 for key in wanted:
                     if key not in file.files:
@@ -218,9 +209,9 @@ class NpzArrays(ArrayTask):
             raise UserError(f"task.path: {self.path} does not exist") from error
         except KeyError as error:
             raise UserError(f"{self.path}: x_val is there but y_val is missing") from error
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
-                f"{self.path}: cannot be read as an .npz file of plain arrays ({error}); object arrays are not read"
+                f"{self.path}: cannot be read as an .npz file of plain arrays ({error}); neither object arrays nor .npy are"
             ) from error
 
     def _part(
