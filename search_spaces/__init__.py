@@ -14,14 +14,14 @@ from search_spaces.operators import Operator, Tensor, Workload, WorkloadBuilder
 if TYPE_CHECKING:
     from search_spaces.mobilenet_v3 import MobileNetV3Space
     from search_spaces.onnx_reader import read_onnx
-    from search_spaces.presets import load_space, presets
+    from search_spaces.loading import load_space, presets
     from search_spaces.supernet import MixtureSupernet, NormStats, Supernet, calibrate
     from search_spaces.tracing import trace
 
 _LAZY = {
     "MobileNetV3Space": "search_spaces.mobilenet_v3",
-    "load_space": "search_spaces.presets",
-    "presets": "search_spaces.presets",
+    "load_space": "search_spaces.loading",
+    "presets": "search_spaces.loading",
     "trace": "search_spaces.tracing",
     "read_onnx": "search_spaces.onnx_reader",
     "Supernet": "search_spaces.supernet",

@@ -3,8 +3,14 @@
 It stands in the lowest package so that all four share it; `nasbench.cli` prints its message without a traceback.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -21,3 +27,20 @@ def nearest(word: str, known: Iterable[object]) -> str:
     match = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     hint = f"Did you mean {match[0]!r}? " if match else ""
     return f"{hint}Known: {', '.join(names)}."
+
+
+def explain(error: ValidationError, where: str, known: Iterable[object] = ()) -> str:
+    """The first problem of a validation error as one sentence: key, value, what was expected.
+
+    Args:
+        where: the file or section that the values come from.
+        known: keys there are, to name the nearest to an unknown one.
+    """
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{where}: key {key!r} is missing"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key!r}. {nearest(str(first['loc'][-1]), known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"

@@ -45,7 +45,8 @@ class Operator:
     Args:
         kind: `conv2d`, `depthwise_conv2d`, `linear`, `matmul`, `batch_norm`, `add`, `mul`, `relu`, `hard_swish`,
             `hard_sigmoid`, `global_avg_pool`, `avg_pool2d`, `max_pool2d`, `concat`, `resize`, ...
-        inputs: the activation tensors it reads (weights are not among them).
+        inputs: the activation tensors it reads (weights are not among them), in the shape it sees them: a reshaped view is
+            no operator of its own.
         output: the tensor it writes.
         kernel, stride: spatial, for convolutions and pooling.
         groups: of a convolution.
@@ -65,6 +66,8 @@ class Operator:
         """Multiply-accumulates per sample of convolutions, linear layers and matrix products; 0 for all others."""
         if self.kind in ("conv2d", "depthwise_conv2d"):
             return self.output.size * (self.inputs[0].shape[0] // self.groups) * prod(self.kernel)
+        if self.kind == "conv_transpose2d":
+            return self.inputs[0].size * (self.output.shape[0] // self.groups) * prod(self.kernel)
         if self.kind in ("linear", "matmul"):
             return self.output.size * self.inputs[0].shape[-1]
         return 0
@@ -136,8 +139,12 @@ class Workload:
         """The same network with `itemsize` bytes per element (1 for int8, 2 for fp16, 4 for fp32)."""
         tensors = tuple(replace(t, itemsize=itemsize) for t in self.tensors)
         operators = tuple(
-            replace(op, inputs=tuple(tensors[t] for t in reads), output=tensors[write])
-            for op, reads, write in zip(self.operators, self.reads, self.writes, strict=True)
+            replace(
+                op,
+                inputs=tuple(replace(t, itemsize=itemsize) for t in op.inputs),
+                output=replace(op.output, itemsize=itemsize),
+            )
+            for op in self.operators
         )
         return replace(self, operators=operators, tensors=tensors)
 
@@ -186,10 +193,17 @@ class WorkloadBuilder:
         stride: tuple[int, ...] = (),
         groups: int = 1,
         params: int = 0,
+        inputs: Sequence[Tensor] | None = None,
+        itemsize: int | None = None,
     ) -> int:
-        """Append an operator that reads the named tensors and writes a new one of `shape`; returns its index."""
-        inputs = tuple(self.tensors[t] for t in reads)
-        output = Tensor(shape, inputs[0].itemsize if inputs else 4)
+        """Append an operator that reads the named tensors and writes a new one of `shape`; returns its index.
+
+        Args:
+            inputs: the tensors as the operator sees them, where it reads reshaped views; else as they were written.
+            itemsize: bytes per element of the output; else those of the first input.
+        """
+        inputs = tuple(self.tensors[t] for t in reads) if inputs is None else tuple(inputs)
+        output = Tensor(shape, itemsize or (inputs[0].itemsize if inputs else 4))
         self.operators.append(Operator(kind, inputs, output, kernel, stride, groups, params))
         self.tensors.append(output)
         self.reads.append(tuple(reads))

@@ -1,0 +1,371 @@
+"""The once-for-all MobileNetV3 family as a search space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from search_spaces.base import Archs, Block, Catalog, Knob, SearchSpace
+from search_spaces.errors import UserError, explain
+from search_spaces.mobilenet_v3_spec import (
+    BlockSpec,
+    HeadSpec,
+    NetworkSpec,
+    block_workload,
+    head_workload,
+    make_divisible,
+    stem_workload,
+    strided,
+)
+
+if TYPE_CHECKING:
+    from search_spaces.mobilenet_v3_mixture import MixtureMobileNetV3
+    from search_spaces.mobilenet_v3_network import MobileNetV3
+    from search_spaces.mobilenet_v3_supernet import SuperMobileNetV3
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+        raise ValueError("choices must be at least one, distinct and in ascending order")
+    return values
+
+
+class Stage(BaseModel):
+    """One row of the stage table: blocks of equal output width, of which the first may stride.
+
+    Args:
+        width: output channels at width multiplier 1.
+        stride: of the first block, 1 or 2.
+        depths: choices of the number of blocks.
+        kernels: choices of every block's depthwise kernel; odd.
+        expansions: choices of every block's hidden width, as a multiple of its input channels. `[1]`: no expansion
+            convolution, as in the family's first block.
+        hidden: instead of `expansions`, the hidden width of each block at width multiplier 1.
+        se: squeeze-and-excitation after the depthwise convolution.
+        activation: `relu` or `hard_swish`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: Positive
+    stride: Literal[1, 2] = 1
+    depths: tuple[Positive, ...] = (1,)
+    kernels: tuple[Positive, ...] = (3,)
+    expansions: tuple[int | float, ...] = ()
+    hidden: tuple[Positive, ...] = ()
+    se: bool = False
+    activation: Literal["relu", "hard_swish"] = "relu"
+
+    @field_validator("depths", "kernels")
+    @classmethod
+    def _choices(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        return _ascending(values)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        if any(k % 2 == 0 for k in self.kernels):
+            raise ValueError(f"kernels must be odd, got {self.kernels}")
+        if bool(self.expansions) == bool(self.hidden):
+            raise ValueError("give either expansions (choices) or hidden (one width per block)")
+        if self.expansions and self.expansions != (1,) and min(_ascending(self.expansions)) <= 1:
+            raise ValueError(f"expansions must be [1] alone or all above 1, got {self.expansions}")
+        if self.hidden and len(self.hidden) != self.depths[-1]:
+            raise ValueError(f"hidden needs one width per block: {self.depths[-1]}, got {len(self.hidden)}")
+        return self
+
+
+class _Table(BaseModel):
+    """All that a `MobileNetV3Space` is configured with, validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    in_channels: Positive
+    num_classes: Positive
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    resolutions: tuple[Positive, ...]
+    widths: tuple[Annotated[float, Field(gt=0)], ...]
+    stem_width: Positive
+    stem_stride: Literal[1, 2]
+    final_width: Positive
+    feature_width: Positive
+    feature_bias: bool
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+    @field_validator("resolutions", "widths")
+    @classmethod
+    def _choices(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _ascending(values)
+
+
+class MobileNetV3Space(SearchSpace):
+    """MobileNetV3 with searchable depths, kernels, expansions, width and input resolution.
+
+    The family of once-for-all (Cai et al., ICLR 2020) on the network of Howard et al. (ICCV 2019): a 3x3 stem, stages of
+    inverted residuals with squeeze-and-excitation and hard-swish as the table says, a 1x1 convolution, pooling, a feature
+    layer and the classifier. Channels are rounded to multiples of 8 as in both reference implementations.
+
+    Knobs, in this order and only where there is a choice: `resolution`, `width`, `stage<i>.depth`,
+    `stage<i>.block<j>.kernel`, `stage<i>.block<j>.expansion`, counted from zero as in the networks' module names. A space
+    without any choice keeps `resolution` as its only knob.
+
+    Args:
+        in_channels, num_classes: of the task.
+        stages: the stage table, `Stage` objects or mappings with the same keys.
+        resolutions: choices of the input's edge in pixels; images are resized.
+        widths: choices of the width multiplier of all channels but the classifier's.
+        stem_width, stem_stride: of the first convolution.
+        final_width: channels of the last 1x1 convolution.
+        feature_width: width of the feature layer before the classifier.
+        feature_bias: whether that layer has a bias, as in torchvision's MobileNetV3; once-for-all's has none.
+        dropout: probability before the classifier.
+        name: what the space is called in messages.
+
+    Raises:
+        UserError: a key or value that makes no sense, named with what would be right.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        *,
+        stages: Sequence[Stage | Mapping[str, Any]],
+        resolutions: Sequence[int] = (224,),
+        widths: Sequence[float] = (1.0,),
+        stem_width: int = 16,
+        stem_stride: int = 2,
+        final_width: int = 960,
+        feature_width: int = 1280,
+        feature_bias: bool = True,
+        dropout: float = 0.0,
+        name: str = "mobilenet_v3",
+    ) -> None:
+        self.name = name
+        try:
+            self.table = _Table(
+                in_channels=in_channels, num_classes=num_classes, stages=stages, resolutions=resolutions, widths=widths,
+                stem_width=stem_width, stem_stride=stem_stride, final_width=final_width, feature_width=feature_width,
+                feature_bias=feature_bias, dropout=dropout,
+            )  # fmt: skip
+        except ValidationError as error:
+            raise UserError(explain(error, name, Stage.model_fields)) from error
+        self._layout = _Layout(self.table)
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        return self._layout.knobs
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return self.table.in_channels, self.table.resolutions[-1], self.table.resolutions[-1]
+
+    @property
+    def num_classes(self) -> int:
+        return self.table.num_classes
+
+    @cached_property
+    def size(self) -> int:
+        """The exact number of distinct canonical architectures."""
+        per_stage = (
+            sum((len(stage.kernels) * max(len(stage.expansions), 1)) ** depth for depth in stage.depths)
+            for stage in self.table.stages
+        )
+        return len(self.table.resolutions) * len(self.table.widths) * prod(per_stage)
+
+    def active(self, archs: Archs) -> NDArray[np.bool_]:
+        return np.take(archs, self._layout.depth_knob, axis=1, mode="clip") >= self._layout.least_depth
+
+    @cached_property
+    def feature_knobs(self) -> tuple[int, ...]:
+        """Knobs that `features` shows: those with a choice, without depths that the blocks' zeros tell anyway."""
+        shown = []
+        for index, knob in enumerate(self.knobs):
+            # A depth is told if every step up switches some other knob on.
+            steps = {int(s) for k, s in zip(self._layout.depth_knob, self._layout.least_depth, strict=True) if k == index}
+            if len(knob.choices) > 1 and not set(range(1, len(knob.choices))) <= steps:
+                shown.append(index)
+        return tuple(shown)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return Catalog(int(self._layout.first_id[-1]), self._make_block)
+
+    def blocks(self, archs: Archs) -> NDArray[np.int32]:
+        """Ids are mixed-radix numbers of the knobs that a block depends on, so one matrix product gives them all.
+
+        Positions: the stem, every block of every stage, the head.
+        """
+        layout = self._layout
+        both = np.asarray(archs).astype(layout.radix.dtype) @ layout.radix
+        positions = both.shape[1] // 2
+        ids = both[:, :positions] + layout.first_id[:-1]
+        ids[both[:, positions:] < layout.least_block_depth] = -1
+        return ids.astype(np.int32)
+
+    @property
+    def block_knobs(self) -> tuple[tuple[int, ...], ...]:
+        return self._layout.block_knobs
+
+    def spec(self, arch: Archs) -> NetworkSpec:
+        """The network that architecture `(K,)` stands for, as plain data."""
+        layout, arch = self._layout, np.asarray(arch)
+        width = self.table.widths[layout.choice("width", arch)]
+        stages = tuple(
+            tuple(
+                self.block_spec(s, b, width, layout.choice(f"stage{s}.block{b}.kernel", arch),
+                                layout.choice(f"stage{s}.block{b}.expansion", arch))
+                for b in range(stage.depths[layout.choice(f"stage{s}.depth", arch)])
+            )
+            for s, stage in enumerate(self.table.stages)
+        )  # fmt: skip
+        return NetworkSpec(
+            resolution=self.table.resolutions[layout.choice("resolution", arch)],
+            in_channels=self.table.in_channels,
+            stem=make_divisible(self.table.stem_width * width),
+            stem_stride=self.table.stem_stride,
+            stages=stages,
+            head=self.head_spec(width),
+        )
+
+    def block_spec(self, stage_index: int, block: int, width: float, kernel: int, expansion: int) -> BlockSpec:
+        """Block `block` of a stage at one width multiplier, with the choices of the given indices."""
+        stages, stage = self.table.stages, self.table.stages[stage_index]
+        before = stages[stage_index - 1].width if stage_index else self.table.stem_width
+        base_cin = stage.width if block else before
+        cin = make_divisible(base_cin * width)
+        if stage.hidden:
+            expand = stage.hidden[block] != base_cin
+            hidden = make_divisible(stage.hidden[block] * width) if expand else cin
+        else:
+            expand = stage.expansions != (1,)
+            hidden = make_divisible(round(cin * stage.expansions[expansion])) if expand else cin
+        stride = 1 if block else stage.stride
+        return BlockSpec(
+            cin=cin,
+            hidden=hidden,
+            cout=make_divisible(stage.width * width),
+            expand=expand,
+            kernel=stage.kernels[kernel],
+            stride=stride,
+            activation=stage.activation,
+            squeeze=make_divisible(hidden // 4) if stage.se else 0,
+            residual=stride == 1 and base_cin == stage.width,
+        )
+
+    def head_spec(self, width: float) -> HeadSpec:
+        """The head at one width multiplier."""
+        table = self.table
+        return HeadSpec(
+            cin=make_divisible(table.stages[-1].width * width),
+            final=make_divisible(table.final_width * width),
+            features=make_divisible(table.feature_width * width),
+            feature_bias=table.feature_bias,
+            classes=table.num_classes,
+            dropout=table.dropout,
+        )
+
+    def build(self, arch: Archs) -> MobileNetV3:
+        from search_spaces.mobilenet_v3_network import MobileNetV3
+
+        return MobileNetV3(self.spec(arch))
+
+    def supernet(self) -> SuperMobileNetV3:
+        from search_spaces.mobilenet_v3_supernet import SuperMobileNetV3
+
+        return SuperMobileNetV3(self)
+
+    def mixture_supernet(self) -> MixtureMobileNetV3:
+        from search_spaces.mobilenet_v3_mixture import MixtureMobileNetV3
+
+        return MixtureMobileNetV3(self)
+
+    def _make_block(self, index: int) -> Block:
+        layout, table = self._layout, self.table
+        position = int(np.searchsorted(layout.first_id, index, side="right")) - 1
+        rest, choice = index - int(layout.first_id[position]), {"kernel": 0, "expansion": 0, "width": 0, "resolution": 0}
+        for knob in reversed(layout.block_knobs[position]):
+            rest, digit = divmod(rest, len(layout.knobs[knob].choices))
+            choice[layout.knobs[knob].name.rpartition(".")[2]] = digit
+        width, size = table.widths[choice["width"]], table.resolutions[choice["resolution"]]
+        if position == 0:
+            stem = make_divisible(table.stem_width * width)
+            return Block("stem", stem_workload(table.in_channels, size, stem, table.stem_stride))
+        size = strided(size, table.stem_stride)
+        if position == len(layout.block_knobs) - 1:
+            for stage in table.stages:
+                size = strided(size, stage.stride)
+            return Block("head", head_workload(self.head_spec(width), size))
+        s, b = layout.places[position - 1]
+        for stage in table.stages[: s + (b > 0)]:
+            size = strided(size, stage.stride)
+        spec = self.block_spec(s, b, width, choice["kernel"], choice["expansion"])
+        return Block(f"stage{s}.block{b}", block_workload(spec, size))
+
+
+class _Layout:
+    """Where knobs and blocks of a table lie in the arrays.
+
+    Args:
+        knobs: as in the space.
+        places: `(stage, block)` of every block position.
+        depth_knob, least_depth: `(K,)` a knob is active where knob `depth_knob` is at least `least_depth`.
+        block_knobs: per position (stem, blocks, head) the knobs that its id depends on, most significant first.
+        first_id: `(P + 1,)` the first id of each position, and the number of ids.
+        radix: `(K, 2 P)` weights of each knob in each position's id, then the depth knob of each position.
+        least_block_depth: `(P,)` index of the depth choice from which a position is present.
+    """
+
+    def __init__(self, table: _Table) -> None:
+        depth_of = {f"stage{s}.depth": stage.depths for s, stage in enumerate(table.stages)}
+        self.places = [(s, b) for s, stage in enumerate(table.stages) for b in range(stage.depths[-1])]
+        kernels = {f"stage{s}.block{b}.kernel": table.stages[s].kernels for s, b in self.places}
+        expansions = {f"stage{s}.block{b}.expansion": table.stages[s].expansions for s, b in self.places}
+        choices: dict[str, tuple[Any, ...]] = {
+            "resolution": table.resolutions, "width": table.widths, **depth_of, **kernels, **expansions,
+        }  # fmt: skip
+        names = [name for name, values in choices.items() if len(values) > 1] or ["resolution"]
+        self.knobs = tuple(Knob(name, choices[name]) for name in names)
+        self._column = {name: i for i, name in enumerate(names)}
+
+        least = [sum(depth <= b for depth in table.stages[s].depths) for s, b in self.places]
+        self.depth_knob = np.arange(len(names))
+        self.least_depth = np.zeros(len(names), dtype=np.uint8)
+        shared = [self._column[name] for name in ("resolution", "width") if name in self._column]
+        own = []
+        for (s, b), depth in zip(self.places, least, strict=True):
+            columns = [self._column.get(f"stage{s}.block{b}.{knob}", -1) for knob in ("kernel", "expansion")]
+            own.append([c for c in columns if c >= 0])
+            if depth:
+                self.depth_knob[own[-1]] = self._column[f"stage{s}.depth"]
+                self.least_depth[own[-1]] = depth
+        self.block_knobs = tuple(tuple(shared + knobs) for knobs in ([], *own, []))
+
+        positions = len(self.places) + 2
+        counts = [prod(len(self.knobs[k].choices) for k in knobs) for knobs in self.block_knobs]
+        first_id = np.concatenate([[0], np.cumsum(counts)])
+        # A float product runs in BLAS and is exact below 2^24 (2^53).
+        exact = np.float32 if first_id[-1] < 2**24 else np.float64
+        self.first_id = first_id.astype(exact)
+        self.radix = np.zeros((len(names), 2 * positions), dtype=exact)
+        for position, knobs in enumerate(self.block_knobs):
+            weight = 1
+            for knob in reversed(knobs):
+                self.radix[knob, position] = weight
+                weight *= len(self.knobs[knob].choices)
+        self.least_block_depth = np.array([0, *least, 0], dtype=exact)
+        for position, ((s, _), depth) in enumerate(zip(self.places, least, strict=True), start=1):
+            if depth:
+                self.radix[self._column[f"stage{s}.depth"], positions + position] = 1
+
+    def choice(self, name: str, arch: Archs) -> int:
+        """Index of the choice that `arch` makes for the named decision, 0 where it is no knob."""
+        column = self._column.get(name)
+        return 0 if column is None else int(arch[column])

@@ -1,0 +1,112 @@
+"""Stand-alone networks of the MobileNetV3 family, as plain static modules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.mobilenet_v3_spec import BlockSpec, HeadSpec, NetworkSpec
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "hard_swish": nn.Hardswish}
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution without bias, batch normalisation, and an activation where one is named."""
+
+    def __init__(
+        self, cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1, activation: str = ""
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(cout)
+        if activation:
+            self.activation = ACTIVATIONS[activation]()
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gates from globally pooled channels (Hu et al., CVPR 2018), with a hard sigmoid as in MobileNetV3."""
+
+    def __init__(self, channels: int, squeeze: int) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, squeeze, 1)
+        self.activation = nn.ReLU()
+        self.expand = nn.Conv2d(squeeze, channels, 1)
+        self.gate = nn.Hardsigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.expand(self.activation(self.reduce(self.pool(x)))))
+
+
+class InvertedResidual(nn.Module):
+    """Widen, filter channel by channel, gate, project; the input is added where shapes allow."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__()
+        self.residual = spec.residual
+        layers: dict[str, nn.Module] = {}
+        if spec.expand:
+            layers["expand"] = ConvNorm(spec.cin, spec.hidden, activation=spec.activation)
+        layers["depthwise"] = ConvNorm(
+            spec.hidden, spec.hidden, spec.kernel, spec.stride, groups=spec.hidden, activation=spec.activation
+        )
+        if spec.squeeze:
+            layers["se"] = SqueezeExcite(spec.hidden, spec.squeeze)
+        layers["project"] = ConvNorm(spec.hidden, spec.cout)
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for layer in self.layers.values():
+            y = layer(y)
+        return x + y if self.residual else y
+
+
+class Head(nn.Module):
+    """Final convolution, global pooling, feature layer, classifier."""
+
+    def __init__(self, spec: HeadSpec) -> None:
+        super().__init__()
+        self.final = ConvNorm(spec.cin, spec.final, activation="hard_swish")
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.features = nn.Linear(spec.final, spec.features, bias=spec.feature_bias)
+        self.activation = nn.Hardswish()
+        self.dropout = nn.Dropout(spec.dropout)
+        self.classifier = nn.Linear(spec.features, spec.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.final(x)).flatten(1)
+        return self.classifier(self.dropout(self.activation(self.features(x))))
+
+
+class MobileNetV3(nn.Module):
+    """One network of the family: `stem`, `stages[i][j]`, `head`.
+
+    Takes images `(batch, channels, resolution, resolution)` of its own `input_shape`; `(batch, classes)` logits come out.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.input_shape = spec.input_shape
+        self.stem = ConvNorm(spec.in_channels, spec.stem, 3, spec.stem_stride, activation="hard_swish")
+        self.stages = nn.Sequential(*(nn.Sequential(*map(InvertedResidual, blocks)) for blocks in spec.stages))
+        self.head = Head(spec.head)
+        initialise(self)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(x)))
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation by fan-out for convolutions, N(0, 0.01) for linear layers, as in MobileNetV3's references."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
