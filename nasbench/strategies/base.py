@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasbench.evaluators.base import Proposals
+from nasbench.variation import sample_distinct
 from search_spaces import SearchSpace
 from search_spaces.base import Archs
 
@@ -46,9 +47,16 @@ class Strategy(ABC):
         self.next_id += len(archs)
         return Proposals(ids, archs)
 
+    def _untaught(self, n: int) -> Archs:
+        """`n` architectures that need no results: what is left of `initial`, then distinct random ones."""
+        given = self.initial[self.next_id : self.next_id + n] if self.initial is not None else None
+        if given is None or not len(given):
+            return sample_distinct(self.space, n, self.rng)
+        return np.concatenate([given, sample_distinct(self.space, n - len(given), self.rng, given)])
+
     @abstractmethod
     def ask(self, n: int) -> Proposals:
-        """`n` architectures to evaluate next."""
+        """`n` architectures to evaluate next; fewer, or none, where the strategy has no more to propose."""
 
     @abstractmethod
     def tell(

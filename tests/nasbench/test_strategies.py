@@ -1,0 +1,210 @@
+"""One contract for every ask/tell strategy: a new one joins by a line in STRATEGIES."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from nasbench.evaluators.base import Status
+from nasbench.pareto import constrained_ranks, hypervolume
+from nasbench.strategies.nsga2 import NSGA2
+from nasbench.strategies.random_search import RandomSearch
+from nasbench.strategies.regularized_evolution import RegularizedEvolution
+from nasbench.variation import row_keys
+from search_spaces import UserError
+
+STRATEGIES = {
+    "random": RandomSearch,
+    "regularized_evolution": lambda *args: RegularizedEvolution(*args, population_size=20, sample_size=5),
+    "nsga2": lambda *args: NSGA2(*args, population_size=20),
+}
+LEARNING = [name for name in STRATEGIES if name != "random"]
+
+
+@pytest.fixture(params=STRATEGIES)
+def make(request):
+    return STRATEGIES[request.param]
+
+
+class Problem:
+    """Synthetic objectives: a cost that adds up, an error that falls with it, and knobs that interact."""
+
+    def __init__(self, space, objectives=2, limit=None, failing=0.0):
+        self.space, self.limit, self.failing = space, limit, failing
+        rng = np.random.default_rng(7)
+        width = space.features(space.sample(1, rng)).shape[1]
+        self.cost = rng.random((width, objectives))
+        self.pair = rng.normal(size=(width, width)) * 0.2
+        self.objectives = objectives
+
+    def __call__(self, proposals):
+        x = self.space.features(proposals.archs).astype(float)
+        costs = x @ self.cost
+        error = np.einsum("ni,ij,nj->n", x, self.pair, x) - 0.5 * costs.sum(axis=1)
+        values = np.column_stack([error, costs])[:, : self.objectives]
+        status = np.zeros(len(values), dtype=np.uint8)
+        failed = (row_keys(proposals.archs) % np.uint64(100)) < 100 * self.failing
+        status[failed], values[failed] = Status.FAILED, np.nan
+        if self.limit is None:
+            violations = np.zeros((len(values), 0))
+        else:
+            violations = np.maximum(values[:, -1:] - self.limit, 0.0)
+            violations[failed] = np.inf
+        return values, violations, status
+
+
+def run(strategy, problem, batches, n=10):
+    """All proposals' archs and values of `batches` rounds."""
+    archs, values, violations = [], [], []
+    for _ in range(batches):
+        proposals = strategy.ask(n)
+        told = problem(proposals)
+        strategy.tell(proposals, *told)
+        archs.append(proposals.archs)
+        values.append(told[0])
+        violations.append(told[1])
+    return np.concatenate(archs), np.concatenate(values), np.concatenate(violations)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_proposals_are_canonical_and_numbered_in_order(make, space, objectives):
+    strategy, problem = make(space, 0, None), Problem(space, objectives)
+    expected = 0
+    for n in (7, 25, 1, 10):
+        proposals = strategy.ask(n)
+        assert len(proposals) == n
+        np.testing.assert_array_equal(proposals.archs, space.canonical(space.check(proposals.archs)))
+        assert proposals.archs.dtype == space.dtype
+        np.testing.assert_array_equal(proposals.ids, np.arange(expected, expected + n))
+        expected += n
+        strategy.tell(proposals, *problem(proposals))
+
+
+def test_the_seed_decides_everything(make, space):
+    first, again, other = (run(make(space, seed, None), Problem(space), 5)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+@pytest.mark.parametrize("batches", [1, 4])
+def test_restored_strategies_continue_identically(make, space, objectives, batches):
+    problem = Problem(space, objectives, limit=2.0, failing=0.1)
+    initial = space.sample(15, np.random.default_rng(5))
+    strategy = make(space, 3, initial)
+    run(strategy, problem, batches)
+    state = json.loads(json.dumps(strategy.state_dict(), default=lambda array: array.tolist()))
+    expected = run(strategy, problem, 4)
+    restored = make(space, 3, initial)
+    restored.load_state_dict(state)
+    for a, b in zip(run(restored, problem, 4), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_state_is_a_snapshot(make, space):
+    strategy, problem = make(space, 3, None), Problem(space)
+    run(strategy, problem, 4)
+    state = strategy.state_dict()
+    before = json.dumps(state, default=lambda array: array.tolist())
+    run(strategy, problem, 4)
+    assert json.dumps(state, default=lambda array: array.tolist()) == before
+
+
+def test_initial_architectures_come_first(make, space):
+    initial = space.sample(12, np.random.default_rng(9))
+    archs, _, _ = run(make(space, 0, initial), Problem(space), 3, n=5)
+    np.testing.assert_array_equal(archs[:12], initial)
+    with pytest.raises(UserError, match="knobs"):
+        make(space, 0, initial[:, :-1])
+
+
+def test_failures_are_survived(make, space):
+    strategy = make(space, 0, None)
+    archs, values, _ = run(strategy, Problem(space, failing=0.5), 12)
+    assert 0 < np.isnan(values).any(axis=1).mean() < 1
+    assert len(archs) == 120
+    hopeless = make(space, 0, None)
+    archs, values, _ = run(hopeless, Problem(space, failing=1.0, limit=1.0), 6)
+    assert np.isnan(values).all()
+    assert len(np.unique(archs, axis=0)) > 50
+
+
+@pytest.mark.parametrize("sizes", [{"max_depths": (1,), "kernels": (3,)}, {"max_depths": (1,), "resolutions": (8,)}])
+def test_spaces_smaller_than_a_population_end(make, make_space, sizes):
+    small = make_space(**sizes)
+    archs, _, _ = run(make(small, 0, None), Problem(small), 10, n=15)
+    assert len(archs) == 150
+    assert len(np.unique(archs, axis=0)) == small.size == 4
+
+
+def test_a_space_of_one_architecture(make, make_space):
+    single = make_space(max_depths=(1,), resolutions=(8,), kernels=(3,), expansions=(2,))
+    archs, _, _ = run(make(single, 0, None), Problem(single), 3)
+    assert len(archs) == 30
+
+
+@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("limit", [None, 2.5])
+def test_learning_beats_random(make_space, name, limit):
+    wide = make_space(max_depths=(4, 4), kernels=(3, 5, 7), expansions=(2, 3, 4))
+    problem = Problem(wide, limit=limit)
+    reference = np.array([0.0, 12.0])
+    won = 0
+    for seed in range(5):
+        volumes = []
+        for make_one in (STRATEGIES[name], STRATEGIES["random"]):
+            _, values, violations = run(make_one(wide, seed, None), problem, 30)
+            feasible = (violations <= 0).all(axis=1)
+            volumes.append(hypervolume(values[feasible], reference))
+        won += volumes[0] > volumes[1]
+    assert won >= 4
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_learning_finds_a_single_objectives_minimum(space, name):
+    problem = Problem(space, 1)
+    least = problem(RandomSearch(space)._proposals(space.everything()))[0].min()
+    _, values, _ = run(STRATEGIES[name](space, 0, None), problem, 40)
+    assert values.min() == pytest.approx(least, abs=0.05 * abs(least))
+
+
+def test_nsga2_keeps_the_best_of_all_it_saw_without_repeats(space):
+    strategy, problem = NSGA2(space, 0, None, population_size=20), Problem(space, limit=2.5)
+    proposals = strategy.ask(60)
+    strategy.tell(proposals, *problem(proposals))
+    values, violations, _ = problem(proposals)
+    ranks = constrained_ranks(values, violations)
+    assert len(strategy.archs) == 20
+    assert len(np.unique(strategy.archs, axis=0)) == 20
+    worst = np.sort(ranks)[19]
+    kept = {row.tobytes() for row in strategy.archs}
+    assert (
+        {row.tobytes() for row in proposals.archs[ranks < worst]}
+        <= kept
+        <= {row.tobytes() for row in proposals.archs[ranks <= worst]}
+    )
+
+
+def test_aging_forgets_the_oldest_even_if_best(space):
+    strategy = RegularizedEvolution(space, 0, None, population_size=5, sample_size=2)
+    problem = Problem(space, 1)
+    proposals = strategy.ask(8)
+    strategy.tell(proposals, *problem(proposals))
+    np.testing.assert_array_equal(strategy.archs, proposals.archs[3:])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "key"),
+    [
+        (NSGA2, {"population_size": 1}, "population_size"),
+        (NSGA2, {"crossover_rate": 1.5}, "crossover_rate"),
+        (NSGA2, {"mutation_rate": -0.1}, "mutation_rate"),
+        (RegularizedEvolution, {"sample_size": 0}, "sample_size"),
+        (RegularizedEvolution, {"mutation_rate": 2.0}, "mutation_rate"),
+    ],
+)
+def test_bad_settings_name_their_key(space, strategy, options, key):
+    with pytest.raises(UserError, match=f"strategy.{key}"):
+        strategy(space, 0, None, **options)
