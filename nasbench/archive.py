@@ -168,6 +168,13 @@ class Archive:
             "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?)", (network, step, stage, form, file, _json(metrics))
         )
 
+    def add_metrics(self, network: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Commit further metrics of a recorded stage result."""
+        self._db.execute(
+            "UPDATE stages SET metrics = json_patch(metrics, ?) WHERE network = ? AND step = ?",
+            (_json(metrics), network, step),
+        )
+
     def stages(self) -> pd.DataFrame:
         """Stage results: network, step, stage, form, file, and a column per metric."""
         rows = pd.read_sql_query("SELECT * FROM stages ORDER BY network, step", self._db)

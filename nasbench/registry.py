@@ -28,6 +28,10 @@ REGISTRY: dict[str, dict[str, str]] = {
     "space": {
         "mobilenet_v3": "search_spaces:MobileNetV3Space",
     },
+    "evaluator": {
+        "supernet": "nasbench.evaluators.supernet:SupernetEvaluator",
+        "command": "nasbench.evaluators.command:CommandEvaluator",
+    },
     "strategy": {
         "random": "nasbench.strategies.random_search:RandomSearch",
         "regularized_evolution": "nasbench.strategies.regularized_evolution:RegularizedEvolution",

@@ -1,0 +1,462 @@
+"""The procedure of an experiment, from configuration to report.
+
+    plan -> calibrate targets -> check limits -> train supernet -> sample and fit the accuracy predictor -> search
+         -> verify (evaluate and measure the front) -> select -> stages -> test once -> report
+
+Every step finds what an earlier process finished and goes on from there, so that a run that was killed at any moment ends,
+resumed, as if it had not been. Copy this file to change the procedure: each step is one function of a `Plan` and a `Run`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+
+from nasbench.archive import arch_row, arch_text
+from nasbench.config import Config
+from nasbench.evaluators.base import Evaluator, Proposals, Status
+from nasbench.evaluators.predicted import PredictedEvaluator
+from nasbench.evaluators.recorded import Joined, Recorded
+from nasbench.feasibility import check_limits
+from nasbench.objectives import minimised, violations
+from nasbench.pareto import ParetoArchive, non_dominated_mask
+from nasbench.pipeline import measure, run_stages
+from nasbench.plan import Plan, make_plan
+from nasbench.progress import Reporter
+from nasbench.run import Run, RunView, load_run, load_state, peak_memory_mb, save_state, write_atomic
+from nasbench.search import search
+from nasbench.selection import select
+from nasbench.strategies.base import GradientStrategy, Strategy
+from predictors import BoundPredictor, Calibration, calibrate, predictor_for
+from search_spaces import SearchSpace, UserError
+
+if TYPE_CHECKING:
+    from search_spaces.supernet import Supernet
+
+SUPERNET, SEARCH, FRONT = "supernet.safetensors", "search.npz", "front.csv"
+
+
+def run_experiment(
+    config: Config,
+    path: Path | None = None,
+    *,
+    resume: bool = False,
+    where: Path | None = None,
+    report: Reporter | None = None,
+) -> RunView:
+    """Run an experiment to its end, or continue one.
+
+    Args:
+        path: the run directory; by default a new one below `runs/`. With `resume`, an existing one.
+        where: the directory of the experiment file, for user modules and relative paths.
+        report: where progress is told; silent by default.
+
+    Returns:
+        The finished run, open for reading.
+
+    Raises:
+        UserError: anything the user can mend; what was finished stays, and `resume` goes on from it.
+    """
+    import torch
+
+    report = report or Reporter(quiet=True)
+    plan = make_plan(config, where)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if resume:
+        if path is None:
+            raise UserError("resume needs the directory of the run")
+        run = Run.resume(path)
+    else:
+        run = Run.create(path or _new_directory(config.name), plan.config)
+    run.mark(status="running", where=str(where.resolve()) if where else "", pid_threads=torch.get_num_threads())
+    try:
+        _procedure(plan, run, report)
+    except KeyboardInterrupt:
+        run.mark(status="interrupted")
+        raise
+    except Exception as error:
+        run.mark(status="failed", error=str(error))
+        raise
+    finally:
+        run.archive.close()
+    return load_run(run.path)
+
+
+def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
+    from nasbench.report import write_report
+
+    costs = bind_costs(plan, run, report)
+    check_feasible(plan, costs, report)
+    supernet = train(plan, run, report) if plan.needs_supernet else None
+    evaluator = plan.make_evaluator(supernet)
+    if plan.gradient:
+        front = gradient_search(plan, run, evaluator, costs, report)
+        predicted = None
+    elif plan.config.evaluator.samples:
+        predicted = fit_predictors(plan, run, evaluator, costs, report) | costs
+        front = predicted_search(plan, run, predicted, report)
+    else:
+        front = evaluated_search(plan, run, evaluator, costs, report)
+        predicted = None
+    verified = verify(plan, run, front, evaluator, predicted or costs, report)
+    chosen = choose(plan, verified)
+    run_stages(plan, run, chosen, supernet, report)
+    run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
+    with report.phase("report"):
+        write_report(run.path)
+    run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+
+def _new_directory(name: str) -> Path:
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, again = Path("runs") / stem, 1
+    while path.exists():
+        again += 1
+        path = Path("runs") / f"{stem}-{again}"
+    return path
+
+
+def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredictor]:
+    """A bound predictor per cost objective. Targets that are here are calibrated first; the result is frozen in the run."""
+    calibrations: dict[str, Calibration] = {}
+    for name in sorted({o.target for o in plan.predicted if o.metric == "latency_ms"}):
+        target = plan.targets[name]
+        file = run.directory("calibration") / f"{name.replace(':', '-')}.json"
+        given = plan.config.targets.calibration.get(name) or plan.config.targets.calibration.get(target.profile.name)
+        if file.is_file():
+            calibrations[name] = Calibration.load(file)
+        elif given:
+            calibrations[name] = Calibration.load(Path(given))
+            calibrations[name].save(file)
+        elif target.is_local:
+            with report.phase(f"calibrate {name}") as phase, run.phase(f"calibrate {name}", "networks") as done:
+                calibrations[name] = calibrate(
+                    target,
+                    [plan.space],
+                    networks=plan.config.targets.calibration_networks,
+                    seed=plan.config.seed,
+                    progress=phase.progress("networks"),
+                )
+                done[0] = calibrations[name].new_networks
+                calibrations[name].save(file)
+                phase.done(calibrations[name].summary)
+    return {
+        o.name: predictor_for(o.target, o.metric, calibrations.get(o.target)).bind(plan.space) for o in plan.predicted
+    }
+
+
+def check_feasible(plan: Plan, costs: dict[str, BoundPredictor], report: Reporter) -> None:
+    """Refuse limits on costs that no architecture can keep.
+
+    Raises:
+        UserError: naming the limit and the tightest achievable value.
+    """
+    if any(o.limit is not None for o in plan.predicted):
+        with report.phase("check limits"):
+            check_limits(plan.space, plan.predicted, costs, seed=plan.config.seed)
+
+
+def train(plan: Plan, run: Run, report: Reporter) -> Supernet:
+    """The trained supernet: from its checkpoint as far as that goes."""
+    import torch
+
+    from nasbench.training import load_weights, train_supernet
+
+    torch.manual_seed(plan.config.seed)
+    supernet = plan.space.supernet()
+    if plan.config.supernet.checkpoint and not (run.path / SUPERNET).is_file():
+        load_weights(supernet, Path(plan.config.supernet.checkpoint))
+    if plan.training_options.get("epochs") == 0:
+        return supernet
+    with report.phase("train supernet") as phase, run.phase("train supernet", "epochs") as done:
+        history = train_supernet(
+            supernet,
+            plan.space,
+            plan.task,
+            **plan.training_options,
+            seed=plan.config.seed,
+            checkpoint=run.path / SUPERNET,
+            progress=phase.training(),
+        )
+        frame = pd.DataFrame(history)
+        write_atomic(run.path / "training.csv", frame.to_csv(index=False))
+        done[0] = len(history)
+    return supernet
+
+
+def fit_predictors(
+    plan: Plan, run: Run, evaluator: Evaluator, costs: dict[str, BoundPredictor], report: Reporter
+) -> dict[str, BoundPredictor]:
+    """Evaluate a sample of architectures and fit a predictor per evaluated objective to it."""
+    from predictors.accuracy import AccuracyPredictor
+
+    archs = spread_sample(plan.space, plan.config.evaluator.samples, plan.config.seed, costs)
+    proposals = Proposals(np.arange(len(archs), dtype=np.int64), archs)
+    values, ok = _evaluate(plan, run, "sample", evaluator, costs, proposals, report)
+    fitted: dict[str, BoundPredictor] = {}
+    quality: dict[str, Any] = {}
+    with report.phase("fit accuracy predictor") as phase, run.phase("fit accuracy predictor", "predictors") as done:
+        for column, objective in enumerate(plan.objectives):
+            if objective.metric in plan.evaluator_metrics:
+                predictor = AccuracyPredictor(plan.space, plan.config.seed)
+                predictor.fit(archs[ok], values[ok, column])
+                fitted[objective.name] = predictor
+                quality[objective.name] = predictor.report
+                done[0] += 1
+                phase.done(f"{objective.name}: held-out Kendall tau {predictor.report['kendall_tau']:.2f}")
+        write_atomic(run.path / "predictors.json", json.dumps(quality, indent=2))
+    return fitted
+
+
+def spread_sample(
+    space: SearchSpace, n: int, seed: int, costs: dict[str, BoundPredictor]
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """`n` distinct architectures spread evenly over the logarithm of the first cost (MACs where there is none).
+
+    Uniform knobs crowd in the middle of the cost range, while a front needs its ends: half are uniform, half are picked
+    from a larger uniform sample at even steps of log cost.
+    """
+    rng = np.random.default_rng([seed, 1])
+    pool = np.unique(np.vstack([space.sample(64 * n, rng), *(a[None] for a in space.references.values())]), axis=0)
+    if len(pool) <= n:
+        return rng.permutation(pool)
+    predictor = next(iter(costs.values()), None) or predictor_for("", "macs").bind(space)
+    log_cost = np.log(np.maximum(predictor.predict(pool).mean, 1e-12))
+    chosen = set(rng.choice(len(pool), n // 2, replace=False).tolist())
+    order = np.argsort(log_cost, kind="stable")
+    for position in np.linspace(log_cost.min(), log_cost.max(), n - len(chosen)):
+        for candidate in order[np.argsort(np.abs(log_cost[order] - position), kind="stable")]:
+            if int(candidate) not in chosen:
+                chosen.add(int(candidate))
+                break
+    return pool[rng.permutation(sorted(chosen))]
+
+
+def make_strategy(plan: Plan) -> Strategy:
+    """The ask/tell strategy of the plan, in its initial state."""
+    initial = np.stack(list(plan.space.references.values())) if plan.config.strategy.seed_references else None
+    kind = cast(type[Strategy], plan.strategy)
+    return kind(plan.space, plan.config.seed, initial, **plan.strategy_options)
+
+
+def predicted_search(
+    plan: Plan, run: Run, bound: dict[str, BoundPredictor], report: Reporter
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Search on predictions; `(n, K)` architectures of the predicted front. Its state is saved every few seconds."""
+    strategy, archive = make_strategy(plan), ParetoArchive(plan.space, len(plan.objectives))
+    file = run.path / SEARCH
+    if file.is_file():
+        state = load_state(file)
+        strategy.load_state_dict(state["strategy"])
+        archive.load_state_dict(state["archive"])
+    total, earlier = plan.config.strategy.evaluations, archive.evaluated
+    saved = time.monotonic()
+
+    def save() -> None:
+        save_state(file, {"strategy": strategy.state_dict(), "archive": archive.state_dict()})
+
+    if archive.evaluated < total:
+        with report.phase("search") as phase, run.phase("search", "predicted architectures") as done:
+            progress = phase.progress("architectures")
+
+            def on_batch(*_: Any) -> None:
+                nonlocal saved
+                done[0] = archive.evaluated - earlier
+                progress(archive.evaluated, total)
+                if time.monotonic() - saved > 5:
+                    save()
+                    saved = time.monotonic()
+
+            search(
+                strategy,
+                PredictedEvaluator(plan.objectives, bound),
+                plan.objectives,
+                evaluations=total,
+                batch=plan.config.strategy.batch or 1000,
+                archive=archive,
+                on_batch=on_batch,
+            )
+            save()
+            phase.done(f"{archive.evaluated:,} architectures proposed, {len(archive)} on the predicted front")
+    if not len(archive):
+        raise UserError("the search found no architecture within all limits; loosen a limit or raise strategy.evaluations")
+    return archive.archs
+
+
+def evaluated_search(
+    plan: Plan, run: Run, evaluator: Evaluator, costs: dict[str, BoundPredictor], report: Reporter
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Search with every proposal really evaluated; a resumed run replays the recorded rows through the strategy."""
+    predicted = PredictedEvaluator(plan.predicted, costs) if plan.predicted else None
+    archive = ParetoArchive(plan.space, len(plan.objectives))
+    total = plan.config.strategy.evaluations
+    with report.phase("search") as phase, run.phase("search", "evaluations") as done:
+        progress = phase.progress("evaluations")
+        recorded = Recorded(Joined(plan.objectives, evaluator, predicted), run.archive, "search")
+        search(
+            make_strategy(plan),
+            recorded,
+            plan.objectives,
+            evaluations=total,
+            batch=plan.config.strategy.batch or 16,
+            archive=archive,
+            on_batch=lambda *_: progress(archive.evaluated, total),
+        )
+        done[0] = recorded.evaluated
+        phase.done(f"{total} architectures evaluated, {len(archive)} on the front")
+    if not len(archive):
+        raise UserError("no architecture within all limits was found; see `message` in the archive's evaluations")
+    return archive.archs
+
+
+def gradient_search(
+    plan: Plan, run: Run, evaluator: Evaluator, costs: dict[str, BoundPredictor], report: Reporter
+) -> np.ndarray[Any, np.dtype[Any]]:
+    """Search by gradient on the mixture supernet, then evaluate what it found like anything else."""
+    import torch
+
+    file = run.path / SEARCH
+    if file.is_file():
+        archs = load_state(file)["archs"]
+    else:
+        with report.phase("search"), run.phase("search", "architectures") as done:
+            torch.manual_seed(plan.config.seed)
+            kind = cast(type[GradientStrategy], plan.strategy)
+            strategy = kind(plan.space, plan.config.seed, **plan.strategy_options)
+            archs = strategy.run(plan.space.mixture_supernet(), plan.task, costs, plan.objectives).archs
+            save_state(file, {"archs": archs})
+            done[0] = len(archs)
+    proposals = Proposals(np.arange(len(archs), dtype=np.int64), archs)
+    values, ok = _evaluate(plan, run, "search", evaluator, costs, proposals, report)
+    mask = np.flatnonzero(ok)[non_dominated_mask(minimised(values[ok], plan.objectives))]
+    return archs[mask]  # type: ignore[no-any-return]
+
+
+def _evaluate(
+    plan: Plan,
+    run: Run,
+    phase_name: str,
+    evaluator: Evaluator,
+    costs: dict[str, BoundPredictor],
+    proposals: Proposals,
+    report: Reporter,
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Record all objectives of a list of architectures; values `(n, M)` and which rows are good."""
+    predicted = PredictedEvaluator(plan.predicted, costs) if plan.predicted else None
+    with report.phase(f"evaluate {phase_name}") as phase, run.phase(f"evaluate {phase_name}", "evaluations") as done:
+        progress = phase.progress("architectures")
+        recorded = Recorded(
+            Joined(plan.objectives, evaluator, predicted),
+            run.archive,
+            phase_name,
+            on_row=lambda n: progress(n, len(proposals)),
+        )
+        result = recorded.evaluate(proposals)
+        done[0] = recorded.evaluated
+        ok = result.status == Status.OK
+        if not ok.any():
+            reason = next(iter(result.messages.values()), "no reason given")
+            raise UserError(f"all {len(ok)} evaluations failed; the first: {reason}")
+        if failed := int((~ok).sum()):
+            phase.done(f"{failed} of {len(ok)} evaluations failed: {next(iter(result.messages.values()), '')}")
+    return result.values, ok
+
+
+def verify(
+    plan: Plan,
+    run: Run,
+    front: np.ndarray[Any, np.dtype[Any]],
+    evaluator: Evaluator,
+    bound: dict[str, BoundPredictor],
+    report: Reporter,
+) -> pd.DataFrame:
+    """Evaluate and measure a spread of the found front, and the references; `front.csv`.
+
+    Columns: `name`, `kind` (front or reference), `arch`; per objective `NAME_predicted`, `NAME_evaluated` and
+    `NAME_measured` as far as there are such values, and `NAME`, the best known of them; `violation`; `pareto`.
+    """
+    count = plan.config.evaluator.verify
+    estimates = {name: predictor.predict(front).mean for name, predictor in bound.items()}
+    if len(front) > count:
+        known = [o for o in plan.objectives if o.name in estimates]
+        values = np.stack([estimates[o.name] for o in known], axis=1)
+        front = front[select(values, tuple(known), "spread", count)]
+    references = plan.space.references
+    archs = np.vstack([front, *(a[None] for a in references.values())])
+    frame = pd.DataFrame(
+        {
+            "name": [f"front-{i:02d}" for i in range(len(front))] + list(references),
+            "kind": ["front"] * len(front) + ["reference"] * len(references),
+            "arch": [arch_text(a) for a in archs],
+        }
+    )
+    for name, predictor in bound.items():
+        frame[f"{name}_predicted"] = predictor.predict(archs).mean
+    proposals = Proposals(np.arange(len(archs), dtype=np.int64), archs)
+    values, _ = _evaluate(plan, run, "verify", evaluator, {o.name: bound[o.name] for o in plan.predicted}, proposals, report)
+    for column, objective in enumerate(plan.objectives):
+        if objective.metric in plan.evaluator_metrics:
+            frame[f"{objective.name}_evaluated"] = values[:, column]
+    for name, target in plan.targets.items():
+        latency = [o.name for o in plan.predicted if o.metric == "latency_ms" and o.target == name]
+        if latency and target.is_local:
+            networks = dict(zip(frame["name"], archs, strict=True))
+            measured = measure(plan, run, target, networks, "verify", report)
+            for column_name in latency:
+                frame[f"{column_name}_measured"] = [measured[n] for n in frame["name"]]
+    for objective in plan.objectives:
+        best = pd.Series(np.nan, index=frame.index)
+        for source in ("measured", "evaluated", "predicted"):
+            if f"{objective.name}_{source}" in frame:
+                best = best.fillna(frame[f"{objective.name}_{source}"])
+        frame[objective.name] = best
+    final = frame[[o.name for o in plan.objectives]].to_numpy(dtype=float)
+    frame["violation"] = violations(final, plan.objectives).sum(1)
+    good = (frame["violation"] == 0) & ~np.isnan(final).any(1) & (frame["kind"] == "front")
+    frame["pareto"] = False
+    frame.loc[good, "pareto"] = non_dominated_mask(minimised(final[good], plan.objectives))
+    write_atomic(run.path / FRONT, frame.to_csv(index=False))
+    return frame
+
+
+def choose(plan: Plan, verified: pd.DataFrame) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+    """Name and architecture of the networks that go through the stages.
+
+    Raises:
+        UserError: nothing within the limits, or an unknown name.
+    """
+    section = plan.config.selection
+    if section.rule == "named":
+        return named_networks(plan.space, section.networks)
+    front = verified[verified["pareto"]]
+    values = front[[o.name for o in plan.objectives]].to_numpy(dtype=float)
+    rows = select(values, plan.objectives, section.rule, section.count, section.objective)
+    return {front.iloc[i]["name"]: arch_row(front.iloc[i]["arch"]).astype(plan.space.dtype) for i in rows}
+
+
+def named_networks(space: SearchSpace, networks: Sequence[str | dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Architectures by reference name, or as `{knob: choice}`.
+
+    Raises:
+        UserError: an unknown name, knob or choice, or none named.
+    """
+    from search_spaces import nearest
+
+    chosen: dict[str, np.ndarray[Any, Any]] = {}
+    for index, network in enumerate(networks):
+        if isinstance(network, dict):
+            chosen[f"named-{index:02d}"] = space.encode(network)
+        elif network in space.references:
+            chosen[network] = space.references[network]
+        else:
+            raise UserError(f"selection.networks: unknown network {network!r}. {nearest(network, space.references)}")
+    if not chosen:
+        raise UserError("selection.rule = 'named' needs selection.networks")
+    return chosen

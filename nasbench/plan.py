@@ -1,0 +1,212 @@
+"""From a configuration to the objects it names, all checked before anything is written or trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hardware_profiles import Target, load_target
+from nasbench.config import Config
+from nasbench.evaluators.base import Evaluator
+from nasbench.objectives import METRICS, Objective, make_objective
+from nasbench.registry import options, resolve
+from nasbench.stages.base import Stage, check_order
+from nasbench.strategies.base import GradientStrategy, Strategy
+from search_spaces import SearchSpace, UserError, load_space, presets
+
+if TYPE_CHECKING:
+    from nasbench.tasks.base import Task
+    from search_spaces.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an experiment needs, built and checked.
+
+    Args:
+        config: with every component's defaults filled in.
+        make_evaluator: from the trained supernet (None where the evaluator needs none).
+        evaluator_metrics: what that evaluator gives.
+        stages: name and stage, in order; the order is known to be possible.
+    """
+
+    config: Config
+    task: Task
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    targets: dict[str, Target]
+    strategy: type[Strategy] | type[GradientStrategy]
+    strategy_options: dict[str, Any]
+    make_evaluator: Callable[[Supernet | None], Evaluator]
+    evaluator_metrics: tuple[str, ...]
+    needs_supernet: bool
+    training_options: dict[str, Any]
+    stages: list[tuple[str, Stage]]
+
+    @property
+    def predicted(self) -> tuple[Objective, ...]:
+        """The objectives that predictors answer."""
+        return tuple(o for o in self.objectives if o.metric not in self.evaluator_metrics)
+
+    @property
+    def gradient(self) -> bool:
+        """Whether the strategy is of the gradient family."""
+        return issubclass(self.strategy, GradientStrategy)
+
+
+def make_plan(config: Config, where: Path | None = None) -> Plan:
+    """Build what a configuration names.
+
+    Args:
+        where: directory of the experiment file; user modules and relative paths are looked for there too.
+
+    Raises:
+        UserError: an unknown name or key, a wrong value, or parts that do not fit together.
+    """
+    config = config.model_copy(deep=True)
+    task = _component("task", config.task.name, config.task, "task", where)
+    space = make_space(config, task, where)
+    targets = {t.name: t for t in map(load_target, config.targets.devices)}
+    metrics, make_evaluator, needs_supernet = _evaluator(config, space, task, where)
+    objectives = _objectives(config, targets, metrics)
+
+    strategy = resolve("strategy", config.strategy.name, where)
+    if not (inspect.isclass(strategy) and issubclass(strategy, Strategy | GradientStrategy)):
+        raise UserError(f"strategy.name = {config.strategy.name!r} is no Strategy or GradientStrategy")
+    strategy_options = options(strategy, config.strategy.options, "strategy")
+    config.strategy = config.strategy.model_copy(update=_plain(strategy_options))
+
+    stages: list[tuple[str, Stage]] = []
+    for index, section in enumerate(config.stages):
+        stages.append((section.name, _component("stage", section.name, section, f"stages[{index}]", where)))
+    check_order(stages)
+
+    from nasbench.training import train_supernet
+
+    training = options(train_supernet, config.supernet.options, "supernet") if needs_supernet else {}
+    given = {k: v for k, v in training.items() if k not in _RUNNER_KEYS}
+    config.supernet = config.supernet.model_copy(update=_plain(given))
+    if (wrong := _RUNNER_KEYS & config.supernet.options.keys()) and needs_supernet:
+        raise UserError(f"supernet: unknown key {sorted(wrong)[0]!r}")
+    return Plan(
+        config,
+        task,
+        space,
+        objectives,
+        targets,
+        strategy,
+        strategy_options,
+        make_evaluator,
+        metrics,
+        needs_supernet,
+        given,
+        stages,
+    )
+
+
+# Parameters of `train_supernet` that the runner gives.
+_RUNNER_KEYS = {"seed", "checkpoint", "progress"}
+
+
+def make_space(config: Config, task: Task, where: Path | None) -> SearchSpace:
+    """The space of a configuration, for the task's channels and classes."""
+    section = config.space
+    shape = (task.input_shape[0], task.num_classes)
+    if section.name in presets() or section.name.endswith(".toml"):
+        path = section.name
+        if path.endswith(".toml") and where is not None and not Path(path).is_file():
+            path = str(where / path)
+        return load_space(path, *shape, **section.options)
+    try:
+        space_class = resolve("space", section.name, where)
+    except UserError as error:
+        raise UserError(f"{error} Presets: {', '.join(presets())}.") from error
+    space: SearchSpace = space_class(*shape, **options(space_class, section.options, "space"))
+    if not isinstance(space, SearchSpace):
+        raise UserError(f"space.name = {section.name!r} is no SearchSpace")
+    return space
+
+
+def _component(family: str, name: str, section: Any, where: str, directory: Path | None) -> Any:
+    """Build a component from its section, and write its defaults into the section."""
+    component = resolve(family, name, directory)
+    given = dict(section.options)
+    if directory is not None and isinstance(given.get("path"), str) and not Path(given["path"]).exists():
+        beside = directory / given["path"]
+        given["path"] = str(beside) if beside.exists() else given["path"]
+    complete = options(component, given, where)
+    section.__pydantic_extra__.update(_plain(complete))
+    return component(**complete)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """What can be written to a TOML file."""
+    return {k: (str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v) for k, v in values.items()}
+
+
+def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, ...]) -> tuple[Objective, ...]:
+    objectives = []
+    for name, section in config.objectives.items():
+        objective = make_objective(
+            name, **section.model_dump(), default_target=next(iter(targets)), own_metrics=metrics
+        )
+        if objective.target:
+            target = load_target(objective.target)
+            if target.name not in targets:
+                raise UserError(
+                    f"objectives.{name}: target {target.name!r} is not among targets.devices = {list(targets)}"
+                )
+            objective = Objective(**{**_fields(objective), "target": target.name})
+        if objective.metric not in metrics and (objective.metric == "accuracy" or objective.metric not in METRICS):
+            raise UserError(
+                f"objectives.{name}: nothing gives the metric {objective.metric!r}; the evaluator "
+                f"{config.evaluator.name!r} gives {', '.join(metrics)}"
+            )
+        if objective.limit is not None and objective.metric in METRICS:
+            sensible = objective.limit > 0 and not (objective.metric == "accuracy" and objective.limit > 1)
+            if not sensible:
+                raise UserError(f"objectives.{name}.limit = {objective.limit}: accuracy is 0..1, costs are above 0")
+        objectives.append(objective)
+    return tuple(objectives)
+
+
+def _fields(objective: Objective) -> dict[str, Any]:
+    return {name: getattr(objective, name) for name in objective.__slots__}
+
+
+def _evaluator(
+    config: Config, space: SearchSpace, task: Task, where: Path | None
+) -> tuple[tuple[str, ...], Callable[[Supernet | None], Evaluator], bool]:
+    """Metrics of the evaluator, how to make it, and whether it needs a trained supernet."""
+    section = config.evaluator
+    component = resolve("evaluator", section.name, where)
+    if inspect.isclass(component) and issubclass(component, Evaluator):
+        complete = options(component, section.options, "evaluator")
+        section.__pydantic_extra__.update(_plain(complete))  # type: ignore[union-attr]
+        positional = [
+            p.name
+            for p in inspect.signature(component).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        available = {"space": space, "task": task}
+        needs_supernet = "supernet" in positional
+        if unknown := [n for n in positional if n not in (*available, "supernet")]:
+            raise UserError(f"evaluator {section.name!r}: its positional parameter {unknown[0]!r} is unknown; the runner "
+                            "gives space, task and supernet")
+
+        def make(supernet: Supernet | None) -> Evaluator:
+            given = available | {"supernet": supernet}
+            evaluator: Evaluator = component(*(given[n] for n in positional), **complete)
+            return evaluator
+
+        metrics = tuple(complete.get("metrics", ())) or tuple(getattr(component, "metrics", ()))
+        return metrics, make, needs_supernet
+
+    from nasbench.evaluators.function import FunctionEvaluator
+
+    complete = options(FunctionEvaluator, section.options, "evaluator")
+    section.__pydantic_extra__.update(_plain(complete))  # type: ignore[union-attr]
+    return tuple(complete["metrics"]), lambda _: FunctionEvaluator(space, component, **complete), False

@@ -1,0 +1,114 @@
+"""`report.html`: what was asked, what was found, how far predictions held, what it cost."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from nasbench.config import dump_config
+from nasbench.report.figures import objectives_of, pareto_figure, prediction_figure, training_figure
+from nasbench.run import RunView, load_run, write_atomic
+
+
+def write_report(path: Path) -> Path:
+    """Draw `figures/*.png` and write `report.html` of the run in `path`; returns the page's path.
+
+    Raises:
+        UserError: no run there, or its search has not finished.
+    """
+    view = load_run(path)
+    (path / "figures").mkdir(exist_ok=True)
+    figures = {}
+    for name, figure in (
+        ("pareto", pareto_figure(view)),
+        ("predicted_vs_measured", prediction_figure(view)),
+        ("training", training_figure(view)),
+    ):
+        if figure is not None:
+            png = _png(figure)
+            write_atomic(path / "figures" / f"{name}.png", png)
+            figures[name] = base64.b64encode(png).decode()
+    page = _template().render(figures=figures, **_contents(view))
+    write_atomic(path / "report.html", page)
+    return path / "report.html"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()
+
+
+def _template() -> Any:
+    text = resources.files("nasbench.report").joinpath("report.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(text)
+
+
+def _contents(view: RunView) -> dict[str, Any]:
+    front, stages, ledger, measurements = view.front(), view.stages(), view.ledger(), view.measurements()
+    objectives = objectives_of(view)
+    values = [c for o in objectives for c in (f"{o.name}_predicted", f"{o.name}_evaluated", f"{o.name}_measured")]
+    columns = ["name", *(c for c in values if c in front)]
+    pareto = front[front["pareto"]].sort_values(objectives[-1].name)
+    quality_file = view.path / "predictors.json"
+    calibrations = [json.loads(f.read_text()) for f in sorted((view.path / "calibration").glob("*.json"))]
+    protocols = sorted({p for p in measurements["protocol"]}) if len(measurements) else []
+    return {
+        "name": view.config.name,
+        "state": view.state,
+        "config": dump_config(view.config),
+        "objectives": objectives,
+        "front": _table(pareto[columns]),
+        "references": _table(front.loc[front["kind"] == "reference", columns]),
+        "stages": _table(_stage_table(stages)),
+        "ledger": _table(ledger.assign(processor_hours=ledger["cpu_s"] / 3600) if len(ledger) else ledger),
+        "processor_hours": float(ledger["cpu_s"].sum() / 3600) if len(ledger) else 0.0,
+        "wall_minutes": float(ledger["wall_s"].sum() / 60) if len(ledger) else 0.0,
+        "evaluations": len(view.evaluations()),
+        "measurements": len(measurements),
+        "notes": sorted(set(measurements["note"]) - {""}) if len(measurements) else [],
+        "quality": json.loads(quality_file.read_text()) if quality_file.is_file() else {},
+        "calibrations": [(c.get("target", ""), c.get("quality", {})) for c in calibrations],
+        "protocols": [json.loads(p) for p in protocols],
+        "networks": len(front),
+    }
+
+
+def _stage_table(stages: pd.DataFrame) -> pd.DataFrame:
+    """Readable columns, with sizes in KiB and the latency as a ratio to the network as searched."""
+    if not len(stages):
+        return stages
+    table = stages[["network", "step", "stage"]].copy()
+    for source, column in (("accuracy", "accuracy (validation)"), ("test_accuracy", "accuracy (test)")):
+        if source in stages:
+            table[column] = stages[source]
+    for column in stages.columns:
+        if column.startswith("latency_ms"):
+            table[f"{column} (measured)"] = stages[column]
+            first = stages[stages["step"] == 0].set_index("network")[column]
+            table[f"{column} / first"] = stages[column] / stages["network"].map(first)
+    table["file KiB"] = stages["file_bytes"] / 1024
+    table["peak activations KiB"] = stages["peak_memory_bytes"] / 1024
+    table["file"] = stages["file"]
+    return table
+
+
+def _table(frame: pd.DataFrame) -> dict[str, Any]:
+    """Column titles and formatted cells; numbers right-aligned."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return "–" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    numeric = [pd.api.types.is_numeric_dtype(frame[c]) for c in frame.columns]
+    rows = [[(cell(v), n) for v, n in zip(row, numeric, strict=True)] for row in frame.itertuples(index=False, name=None)]
+    return {"columns": list(zip(frame.columns, numeric, strict=True)), "rows": rows}

@@ -1,0 +1,57 @@
+"""Which networks of a front go on: rules over the verified values."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasbench.objectives import Objective, minimised
+from nasbench.pareto import knee
+from search_spaces.errors import UserError
+
+
+def select(
+    values: NDArray[np.float64],
+    objectives: tuple[Objective, ...],
+    rule: str,
+    count: int,
+    objective: str | None = None,
+) -> list[int]:
+    """Rows of a front chosen by a rule.
+
+    Args:
+        values: `(n, M)` of non-dominated networks within the limits, in the objectives' own units, not NaN.
+        rule: `knee` (the knee point and its nearest neighbours along the front), `spread` (evenly spaced along the front,
+            both ends included), `best` (best by `objective`).
+        count: how many; fewer where the front has fewer.
+        objective: name, for `best`; the first by default.
+
+    Returns:
+        Row indices, the most wanted first.
+
+    Raises:
+        UserError: an empty front or an unknown objective.
+    """
+    if not len(values):
+        raise UserError("no network is within all limits, so there is none to select; loosen a limit")
+    count = min(count, len(values))
+    costs = minimised(values, objectives)
+    if rule == "best":
+        names = [o.name for o in objectives]
+        if objective is not None and objective not in names:
+            raise UserError(f"selection.objective = {objective!r} is no objective; there are {', '.join(names)}")
+        column = names.index(objective) if objective else 0
+        return np.lexsort((*costs.T[::-1], costs[:, column]))[:count].tolist()
+    # Distance along the front: by the first objective, in units of each objective's range.
+    span = np.ptp(costs, axis=0)
+    scaled = (costs - costs.min(0)) / np.where(span > 0, span, 1.0)
+    order = np.lexsort(scaled.T[::-1])
+    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(scaled[order], axis=0), axis=1))])
+    if rule == "knee":
+        here = along[np.flatnonzero(order == knee(costs))[0]]
+        return order[np.argsort(np.abs(along - here), kind="stable")[:count]].tolist()
+    chosen: list[int] = []
+    for position in np.linspace(0.0, along[-1], count) if count > 1 else [along[-1] / 2]:
+        free = [i for i in range(len(order)) if i not in chosen]
+        chosen.append(min(free, key=lambda i: abs(along[i] - position)))
+    return order[chosen].tolist()
