@@ -185,16 +185,20 @@ class SearchSpace(ABC):
         """Knobs that `features` shows: those with a choice to make."""
         return tuple(i for i, k in enumerate(self.knobs) if len(k.choices) > 1)
 
+    @cached_property
+    def _feature_columns(self) -> tuple[NDArray[np.intp], Archs]:
+        """Knob and choice `(D,)` that each column of `features` tells of."""
+        columns = [(k, choice) for k in self.feature_knobs for choice in range(self.cardinalities[k])]
+        knobs, choices = np.array(columns, dtype=np.intp).reshape(-1, 2).T
+        return knobs, choices.astype(self.dtype)
+
     def features(self, archs: Archs) -> NDArray[np.float32]:
         """One-hot rows `(n, D)` float32 of the knobs in `feature_knobs`, all zero where a knob is inactive."""
-        columns = list(self.feature_knobs)
+        knobs, choices = self._feature_columns
         archs = np.asarray(archs)
-        cardinalities = self.cardinalities[columns]
-        offsets = np.concatenate([[0], np.cumsum(cardinalities)])
-        out = np.zeros((len(archs), int(offsets[-1])), dtype=np.float32)
-        rows, knobs = np.nonzero(self.active(archs)[:, columns])
-        out[rows, offsets[:-1][knobs] + archs[:, columns][rows, knobs]] = 1.0
-        return out
+        shown = np.take(archs, knobs, axis=1) == choices
+        shown &= np.take(self.active(archs), knobs, axis=1)
+        return shown.astype(np.float32)
 
     @property
     @abstractmethod
