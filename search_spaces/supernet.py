@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.base import Archs
@@ -21,6 +22,13 @@ class NormStats:
 
     mean: dict[str, Tensor]
     var: dict[str, Tensor]
+
+
+def resize(images: Tensor, resolution: int) -> Tensor:
+    """Images `(batch, channels, height, width)` at `resolution` pixels, bilinear; as they are where they fit already."""
+    if images.shape[-2:] == (resolution, resolution):
+        return images
+    return F.interpolate(images, (resolution, resolution), mode="bilinear", align_corners=False)
 
 
 class Supernet(nn.Module, ABC):
