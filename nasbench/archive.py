@@ -138,7 +138,13 @@ class Archive:
         return _spread(rows, "vals")
 
     def record_measurement(
-        self, network: str, target: str, step: str, figures: Mapping[str, Any], samples: Any, protocol: Mapping[str, Any]
+        self,
+        network: str,
+        target: str,
+        step: str,
+        figures: Mapping[str, Any],
+        samples: Any,
+        protocol: Mapping[str, Any],
     ) -> None:
         """Commit one measurement with all its samples (ms) and its protocol."""
         self._db.execute(
@@ -165,7 +171,8 @@ class Archive:
     ) -> None:
         """Commit what a network measured after a stage."""
         self._db.execute(
-            "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?)", (network, step, stage, form, file, _json(metrics))
+            "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?)",
+            (network, step, stage, form, file, _json(metrics)),
         )
 
     def add_metrics(self, network: str, step: int, metrics: Mapping[str, float]) -> None:

@@ -74,7 +74,7 @@ def run_experiment(
             raise UserError("resume needs the directory of the run")
         run = Run.resume(path)
     else:
-        run = Run.create(path or _new_directory(config.name), plan.config)
+        run = Run.create(path or new_directory(config.name), plan.config)
     run.mark(status="running", where=str(where.resolve()) if where else "", pid_threads=torch.get_num_threads())
     try:
         _procedure(plan, run, report)
@@ -114,7 +114,8 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
     run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
 
-def _new_directory(name: str) -> Path:
+def new_directory(name: str) -> Path:
+    """A path below `runs/` that is not taken: the experiment's name and the time."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, again = Path("runs") / stem, 1
     while path.exists():
@@ -135,7 +136,7 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
         elif given:
             calibrations[name] = Calibration.load(Path(given))
             calibrations[name].save(file)
-        elif target.is_local:
+        elif target.profile.local:
             with report.phase(f"calibrate {name}") as phase, run.phase(f"calibrate {name}", "networks") as done:
                 calibrations[name] = calibrate(
                     target,
@@ -286,7 +287,9 @@ def predicted_search(
             save()
             phase.done(f"{archive.evaluated:,} architectures proposed, {len(archive)} on the predicted front")
     if not len(archive):
-        raise UserError("the search found no architecture within all limits; loosen a limit or raise strategy.evaluations")
+        raise UserError(
+            "the search found no architecture within all limits; loosen a limit or raise strategy.evaluations"
+        )
     return archive.archs
 
 
@@ -400,13 +403,15 @@ def verify(
     for name, predictor in bound.items():
         frame[f"{name}_predicted"] = predictor.predict(archs).mean
     proposals = Proposals(np.arange(len(archs), dtype=np.int64), archs)
-    values, _ = _evaluate(plan, run, "verify", evaluator, {o.name: bound[o.name] for o in plan.predicted}, proposals, report)
+    values, _ = _evaluate(
+        plan, run, "verify", evaluator, {o.name: bound[o.name] for o in plan.predicted}, proposals, report
+    )
     for column, objective in enumerate(plan.objectives):
         if objective.metric in plan.evaluator_metrics:
             frame[f"{objective.name}_evaluated"] = values[:, column]
     for name, target in plan.targets.items():
         latency = [o.name for o in plan.predicted if o.metric == "latency_ms" and o.target == name]
-        if latency and target.is_local:
+        if latency and target.profile.local:
             networks = dict(zip(frame["name"], archs, strict=True))
             measured = measure(plan, run, target, networks, "verify", report)
             for column_name in latency:

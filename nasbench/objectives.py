@@ -72,20 +72,19 @@ def make_objective(
     limit: float | None = None,
     quantile: float | None = None,
     default_target: str = "",
-    own_metrics: tuple[str, ...] = (),
 ) -> Objective:
     """An objective from configuration values; `name` may be a metric or `metric@target`.
 
     Raises:
-        UserError: unknown metric, or a metric of the user's own without a direction.
+        UserError: an unknown metric without a direction, so it is not one of the user's own either.
     """
     from_name, _, at = name.partition("@")
     metric = metric or from_name
     known = METRICS.get(metric)
-    if known is None and metric not in own_metrics and direction is None:
+    if known is None and direction is None:
         raise UserError(
-            f"objectives.{name}: unknown metric {metric!r}. {nearest(metric, [*METRICS, *own_metrics])} "
-            "A metric of your own evaluator needs `direction = \"minimise\"` or \"maximise\"."
+            f"objectives.{name}: unknown metric {metric!r}. {nearest(metric, METRICS)} "
+            'A metric of your own evaluator needs direction = "minimise" or "maximise".'
         )
     needs_target = known.needs_target if known else False
     return Objective(

@@ -160,9 +160,7 @@ def _finished(run: Run, step: int) -> dict[str, Any]:
     return {row["network"]: row for _, row in rows[rows["step"] == step].iterrows()}
 
 
-def _restore(
-    plan: Plan, run: Run, name: str, arch: Arch, row: Any, weights: Path
-) -> tuple[Candidate, Artifact]:
+def _restore(plan: Plan, run: Run, name: str, arch: Arch, row: Any, weights: Path) -> tuple[Candidate, Artifact]:
     """A candidate as an earlier process left it."""
     form = Form(row["form"])
     workload = read_onnx(run.path / row["file"])
@@ -177,7 +175,7 @@ def _restore(
 
 def _measure_all(plan: Plan, run: Run, artifacts: Mapping[tuple[str, int], Artifact]) -> None:
     """Measure every artifact so far in interleaved passes, so that ratios between steps are fair."""
-    for index, target in enumerate(t for t in plan.targets.values() if t.is_local):
+    for index, target in enumerate(t for t in plan.targets.values() if t.profile.local):
         key = "latency_ms" if index == 0 else f"latency_ms@{target.name}"
         named = {f"{name}/{step}": artifact for (name, step), artifact in artifacts.items()}
         for label, latency in measure_artifacts(run, target, named, "stages").items():

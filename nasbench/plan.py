@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,16 +150,14 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, ...]) -> tuple[Objective, ...]:
     objectives = []
     for name, section in config.objectives.items():
-        objective = make_objective(
-            name, **section.model_dump(), default_target=next(iter(targets)), own_metrics=metrics
-        )
+        objective = make_objective(name, **section.model_dump(), default_target=next(iter(targets)))
         if objective.target:
             target = load_target(objective.target)
             if target.name not in targets:
                 raise UserError(
                     f"objectives.{name}: target {target.name!r} is not among targets.devices = {list(targets)}"
                 )
-            objective = Objective(**{**_fields(objective), "target": target.name})
+            objective = replace(objective, target=target.name)
         if objective.metric not in metrics and (objective.metric == "accuracy" or objective.metric not in METRICS):
             raise UserError(
                 f"objectives.{name}: nothing gives the metric {objective.metric!r}; the evaluator "
@@ -170,11 +168,14 @@ def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, 
             if not sensible:
                 raise UserError(f"objectives.{name}.limit = {objective.limit}: accuracy is 0..1, costs are above 0")
         objectives.append(objective)
+        config.objectives[name] = section.model_copy(
+            update={
+                "metric": objective.metric,
+                "target": objective.target or None,
+                "direction": "maximise" if objective.maximise else "minimise",
+            }
+        )
     return tuple(objectives)
-
-
-def _fields(objective: Objective) -> dict[str, Any]:
-    return {name: getattr(objective, name) for name in objective.__slots__}
 
 
 def _evaluator(
@@ -194,8 +195,10 @@ def _evaluator(
         available = {"space": space, "task": task}
         needs_supernet = "supernet" in positional
         if unknown := [n for n in positional if n not in (*available, "supernet")]:
-            raise UserError(f"evaluator {section.name!r}: its positional parameter {unknown[0]!r} is unknown; the runner "
-                            "gives space, task and supernet")
+            raise UserError(
+                f"evaluator {section.name!r}: its positional parameter {unknown[0]!r} is unknown; the runner "
+                "gives space, task and supernet"
+            )
 
         def make(supernet: Supernet | None) -> Evaluator:
             given = available | {"supernet": supernet}

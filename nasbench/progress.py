@@ -76,7 +76,12 @@ class Reporter:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        columns: list[Any] = [SpinnerColumn(), TextColumn(f"{title:<24}"), BarColumn(24), TextColumn("{task.description}")]
+        columns: list[Any] = [
+            SpinnerColumn(),
+            TextColumn(f"{title:<24}"),
+            BarColumn(24),
+            TextColumn("{task.description}"),
+        ]
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("", total=None)
             yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)

@@ -72,7 +72,7 @@ def resolve(family: str, name: str, where: Path | None = None) -> type[Any]:
     if name in known:
         return _load(known[name], f"{family} {name!r}")
     if ":" not in name:
-        raise UserError(f"{family}: unknown name {name!r}. {nearest(name, known)} Your own: \"module:Class\".")
+        raise UserError(f'{family}: unknown name {name!r}. {nearest(name, known)} Your own: "module:Class".')
     for directory in (str(Path.cwd()), *([str(where)] if where else [])):
         if directory not in sys.path:
             sys.path.insert(0, directory)
@@ -97,7 +97,9 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
         takes_any |= parameter.kind is inspect.Parameter.VAR_KEYWORD
     unknown = [] if takes_any else [key for key in given if key not in fields]
     if unknown:
-        raise UserError(f"{where}: unknown key {unknown[0]!r}. {nearest(unknown[0], fields) if fields else 'It takes none.'}")
+        raise UserError(
+            f"{where}: unknown key {unknown[0]!r}. {nearest(unknown[0], fields) if fields else 'It takes none.'}"
+        )
     model = create_model(
         "Options", __config__=ConfigDict(extra="allow", arbitrary_types_allowed=True, strict=False), **fields
     )

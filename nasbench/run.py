@@ -239,6 +239,12 @@ def load_run_config(path: Path) -> Config:
         raise UserError(f"{file}: not valid TOML: {error}") from error
 
 
+def run_origin(path: Path) -> Path | None:
+    """The directory of the experiment file that a run was started from, for user modules and relative paths."""
+    where = json.loads((path / STATE).read_text()).get("where")
+    return Path(where) if where else None
+
+
 def versions() -> dict[str, str]:
     """Versions of what the result depends on."""
     names = ("nasbench-hw", "torch", "numpy", "onnxruntime", "onnx", "optuna")

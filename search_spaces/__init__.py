@@ -7,27 +7,37 @@ consist of. torch is imported only by the modules that hold networks, on first u
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.base import Archs, Block, Catalog, Knob, SearchSpace
-from search_spaces.errors import UserError, nearest
-from search_spaces.operators import Operator, Tensor, Workload, WorkloadBuilder
-
 if TYPE_CHECKING:
+    from search_spaces.base import Archs, Block, Catalog, Knob, SearchSpace
+    from search_spaces.errors import UserError, nearest
+    from search_spaces.loading import load_space, presets
     from search_spaces.mobilenet_v3 import MobileNetV3Space
     from search_spaces.onnx_reader import read_onnx
-    from search_spaces.loading import load_space, presets
+    from search_spaces.operators import Operator, Tensor, Workload, WorkloadBuilder
     from search_spaces.supernet import MixtureSupernet, NormStats, Supernet, calibrate
     from search_spaces.tracing import trace
 
 _LAZY = {
-    "MobileNetV3Space": "search_spaces.mobilenet_v3",
-    "load_space": "search_spaces.loading",
-    "presets": "search_spaces.loading",
-    "trace": "search_spaces.tracing",
-    "read_onnx": "search_spaces.onnx_reader",
-    "Supernet": "search_spaces.supernet",
-    "MixtureSupernet": "search_spaces.supernet",
-    "NormStats": "search_spaces.supernet",
-    "calibrate": "search_spaces.supernet",
+    "Archs": "base",
+    "Block": "base",
+    "Catalog": "base",
+    "Knob": "base",
+    "MixtureSupernet": "supernet",
+    "MobileNetV3Space": "mobilenet_v3",
+    "NormStats": "supernet",
+    "Operator": "operators",
+    "SearchSpace": "base",
+    "Supernet": "supernet",
+    "Tensor": "operators",
+    "UserError": "errors",
+    "Workload": "operators",
+    "WorkloadBuilder": "operators",
+    "calibrate": "supernet",
+    "load_space": "loading",
+    "nearest": "errors",
+    "presets": "loading",
+    "read_onnx": "onnx_reader",
+    "trace": "tracing",
 }
 
 __all__ = [
@@ -39,5 +49,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        return getattr(importlib.import_module(f"search_spaces.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,18 +22,8 @@ MARKERS = ("s", "^", "v", "P", "X")
 
 
 def objectives_of(view: RunView) -> tuple[Objective, ...]:
-    """The objectives of a run, targets left as configured."""
-    default = view.config.targets.devices[0]
-    return tuple(
-        make_objective(n, **{**s.model_dump(), "direction": s.direction or _guess(n, s.metric)}, default_target=default)
-        for n, s in view.config.objectives.items()
-    )
-
-
-def _guess(name: str, metric: str | None) -> str | None:
-    from nasbench.objectives import METRICS
-
-    return None if (metric or name.partition("@")[0]) in METRICS else "maximise"
+    """The objectives of a run, as its resolved configuration has them."""
+    return tuple(make_objective(name, **section.model_dump()) for name, section in view.config.objectives.items())
 
 
 def axes_of(objectives: tuple[Objective, ...], x: str | None, y: str | None) -> tuple[Objective, Objective]:
@@ -69,7 +59,9 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
     if (predicted := _predicted(networks, across, up)) is not None:
         axes.plot([predicted[0], networks[across.name]], [predicted[1], networks[up.name]],
                   c=FRONT, lw=0.6, alpha=0.45, zorder=2)  # fmt: skip
-        axes.scatter(*predicted, s=26, facecolors="none", edgecolors=FRONT, lw=0.9, zorder=3, label="front as predicted")
+        axes.scatter(
+            *predicted, s=26, facecolors="none", edgecolors=FRONT, lw=0.9, zorder=3, label="front as predicted"
+        )
     other = networks[known & ~networks["pareto"]]
     axes.scatter(other[across.name], other[up.name], s=22, c=FRONT, alpha=0.4, lw=0, zorder=3)
     best = networks[known & networks["pareto"]].sort_values(across.name)
@@ -85,7 +77,9 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
     _draw_stages(axes, view, across, up)
     for objective, line in ((across, axes.axvline), (up, axes.axhline)):
         if objective.limit is not None:
-            line(objective.limit, c=LIMIT, ls="--", lw=1.2, label=f"limit {objective.limit:g} {objective.unit}".rstrip())
+            line(
+                objective.limit, c=LIMIT, ls="--", lw=1.2, label=f"limit {objective.limit:g} {objective.unit}".rstrip()
+            )
     axes.set_xlabel(across.label)
     axes.set_ylabel(up.label + (" (validation)" if up.metric == "accuracy" else ""))
     _zoom(axes, frame, up)

@@ -49,7 +49,9 @@ def _png(figure: Figure) -> bytes:
 
 def _template() -> Any:
     text = resources.files("nasbench.report").joinpath("report.html").read_text(encoding="utf-8")
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(text)
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        text
+    )
 
 
 def _contents(view: RunView) -> dict[str, Any]:
@@ -110,5 +112,7 @@ def _table(frame: pd.DataFrame) -> dict[str, Any]:
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     numeric = [pd.api.types.is_numeric_dtype(frame[c]) for c in frame.columns]
-    rows = [[(cell(v), n) for v, n in zip(row, numeric, strict=True)] for row in frame.itertuples(index=False, name=None)]
+    rows = [
+        [(cell(v), n) for v, n in zip(row, numeric, strict=True)] for row in frame.itertuples(index=False, name=None)
+    ]
     return {"columns": list(zip(frame.columns, numeric, strict=True)), "rows": rows}
