@@ -211,7 +211,7 @@ class NpzArrays(ArrayTask):
             raise UserError(f"{self.path}: x_val is there but y_val is missing") from error
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
-                f"{self.path}: cannot be read as an .npz file of plain arrays ({error}); neither object arrays nor .npy are"
+                f"{self.path}: cannot be read as an .npz file of plain arrays ({error}); no objects, no .npy"
             ) from error
 
     def _part(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
+import http.client
 import struct
 import sys
-import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles.paths import atomic, user_data_dir
 from nasbench.tasks.array_task import ArrayTask, Dataset, to_split
 from search_spaces.errors import UserError
 
@@ -67,8 +66,6 @@ class FashionMNIST(ArrayTask):
 
     def load(self) -> Dataset:
         if self.download:
-            from hardware_profiles import user_data_dir
-
             self.path = user_data_dir() / "datasets" / "fashion-mnist"
             fetch(self.path, self.url)
         arrays = embedded() if self.path is None else original(self.path)
@@ -117,9 +114,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             f"{path} does not exist; the directory must hold {', '.join(FILES)} (task.download = true fetches them)"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: not a readable gzip file ({error}); its SHA-256 should be {FILES[path.name]}"
-        ) from error
+        raise UserError(f"{path}: not a gzip file ({error}); its SHA-256 should be {FILES[path.name]}") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise UserError(f"{path}: not an IDX file of bytes; its SHA-256 should be {FILES[path.name]}")
     dimensions = data[3]
@@ -159,31 +154,22 @@ def fetch(directory: Path, url: str = URL) -> None:
     Raises:
         UserError: no connection, or a file with another checksum.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot create the directory: {error}") from error
     for name, sha256 in FILES.items():
         target = directory / name
         if target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
             continue
         source = f"{url.rstrip('/')}/{name}"
-        handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                found = _copy(source, file)
-            if found != sha256:
+        with atomic(target) as temporary:
+            try:
+                with temporary.open("wb") as file:
+                    found = _copy(source, file)
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 raise UserError(
-                    f"{source}: SHA-256 is {found}, expected {sha256}; nothing was kept, try another mirror"
-                )
-            os.replace(temporary, target)
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise UserError(
-                f"cannot download {source}: {error}; set task.url to a mirror, or task.path to a directory "
-                "that holds the four files"
-            ) from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+                    f"cannot download {source}: {error}; set task.url to a mirror, or task.path to a directory "
+                    "that holds the four files"
+                ) from error
+            if found != sha256:
+                raise UserError(f"{source}: SHA-256 is {found}, expected {sha256}; not kept, try another mirror")
 
 
 def _copy(source: str, file: Any) -> str:

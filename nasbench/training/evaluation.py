@@ -1,0 +1,83 @@
+"""Batched evaluation of networks and subnets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nasbench.tasks.base import Split, SplitName, Task
+from search_spaces.base import Archs
+from search_spaces.supernet import Supernet, calibrate
+
+
+def fit_size(images: Tensor, input_shape: Sequence[int]) -> Tensor:
+    """Images `(n, c, h, w)` resized to the `(c, height, width)` a network takes, bilinear; unchanged if they fit."""
+    size = (int(input_shape[-2]), int(input_shape[-1]))
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def fixed_subset(split: Split, count: int, seed: int) -> Split:
+    """`count` images drawn once from `seed`, in a fixed order; all of them where `count` is 0 or too large."""
+    if not 0 < count < len(split):
+        return split
+    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
+    return Split(split.images[rows].clone(), split.labels[rows].clone())
+
+
+def batches(task: Task, images: Tensor, batch_size: int, input_shape: Sequence[int] | None = None) -> Iterator[Tensor]:
+    """Prepared batches of uint8 images, resized where an input shape is given."""
+    for start in range(0, len(images), batch_size):
+        batch = task.prepare(images[start : start + batch_size])
+        yield batch if input_shape is None else fit_size(batch, input_shape)
+
+
+def predict_logits(
+    model: Callable[[Tensor], Tensor],
+    task: Task,
+    images: Tensor,
+    input_shape: Sequence[int] | None = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """Logits `(n, classes)` float32 of uint8 images `(n, c, h, w)`; a module should be in eval mode.
+
+    Args:
+        input_shape: `(channels, height, width)` to resize to; None leaves the images at their stored size.
+    """
+    with torch.inference_mode():
+        return torch.cat([model(batch) for batch in batches(task, images, batch_size, input_shape)])
+
+
+def evaluate_network(
+    network: nn.Module, task: Task, split_name: SplitName, input_shape: Sequence[int], batch_size: int = 256
+) -> float:
+    """The task's accuracy (0..1) of a stand-alone network on a whole split, in eval mode."""
+    split = task.split(split_name)
+    mode = network.training
+    network.eval()
+    try:
+        return task.accuracy(predict_logits(network, task, split.images, input_shape, batch_size), split.labels)
+    finally:
+        network.train(mode)
+
+
+def subnet_accuracy(
+    supernet: Supernet, arch: Archs, task: Task, calibration: Tensor, validation: Split, batch_size: int = 250
+) -> float:
+    """Accuracy (0..1) of one architecture `(K,)` of a supernet with statistics calibrated for it.
+
+    Args:
+        calibration: uint8 training images for the normalisation statistics.
+        validation: images and labels to judge by.
+
+    Returns:
+        NaN where the logits are not finite.
+    """
+    with torch.inference_mode():
+        stats = calibrate(supernet, arch, batches(task, calibration, batch_size))
+        logits = predict_logits(lambda x: supernet(x, arch, stats), task, validation.images, batch_size=batch_size)
+    return task.accuracy(logits, validation.labels) if bool(torch.isfinite(logits).all()) else float("nan")

@@ -1,0 +1,104 @@
+"""Training of stand-alone networks, from scratch or from inherited weights, with or without a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nasbench.tasks.base import Task
+from nasbench.training.evaluation import batches, fit_size, fixed_subset
+from nasbench.training.loop import History, Recipe, fit, smoothed_loss, soft_loss
+from nasbench.training.progress import ProgressCallback
+from search_spaces import Archs, UserError
+from search_spaces.supernet import Supernet, calibrate
+
+Teacher = Callable[[Tensor], Tensor]
+
+
+def train_network(
+    network: nn.Module,
+    task: Task,
+    input_shape: Sequence[int],
+    *,
+    epochs: int = 8,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    warmup: float = 0.05,
+    clip_norm: float = 5.0,
+    label_smoothing: float = 0.1,
+    teacher: Teacher | None = None,
+    distillation: float = 0.5,
+    temperature: float = 1.0,
+    save_every_s: float = 30.0,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> History:
+    """Train one network, in place; it is left in eval mode.
+
+    Args:
+        input_shape: `(channels, height, width)` that the network takes; images are resized to it.
+        teacher: gives logits for prepared images of the task's own size (see `subnet_teacher`); None trains on labels.
+        distillation: weight of the teacher in the loss, 0..1.
+        temperature: softens the teacher's output and the network's alike (Hinton et al. 2015).
+        epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, save_every_s,
+            seed, checkpoint, progress: as in `train_supernet`.
+
+    Returns:
+        One row per epoch: `epoch`, `loss`, `accuracy_train` (in training mode, augmented), `lr`, `images_per_s`,
+        `seconds`.
+
+    Raises:
+        UserError: a value out of range, a loss that is no longer finite, or a checkpoint that does not fit.
+    """
+    recipe = Recipe(epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing)
+    if not 0 <= distillation <= 1:
+        raise UserError(f"distillation = {distillation}: expected a weight in 0..1")
+    if not temperature > 0:
+        raise UserError(f"temperature = {temperature}: expected above 0")
+    weight = distillation if teacher is not None else 0.0
+
+    def backward(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
+        x = task.prepare(images)
+        logits = network(fit_size(x, input_shape))
+        loss = (1 - weight) * smoothed_loss(task, logits, labels, label_smoothing)
+        if teacher is not None and weight:
+            with torch.no_grad():
+                target = teacher(x)
+            loss = loss + weight * soft_loss(logits, target, temperature)
+        loss.backward()
+        return {"loss": float(loss.detach()), "accuracy_train": task.accuracy(logits.detach(), labels)}
+
+    settings = {
+        "task": task.name,
+        "input_shape": list(input_shape),
+        "distillation": weight,
+        "temperature": temperature if weight else 1.0,
+    }
+    return fit(
+        network,
+        task,
+        recipe,
+        backward,
+        settings=settings,
+        seed=seed,
+        checkpoint=checkpoint,
+        save_every_s=save_every_s,
+        progress=progress,
+    )
+
+
+def subnet_teacher(
+    supernet: Supernet, arch: Archs, task: Task, calibration_images: int = 1000, seed: int = 0
+) -> Teacher:
+    """One architecture `(K,)` of a trained supernet as a teacher, its statistics calibrated on training images."""
+    images = fixed_subset(task.split("train"), calibration_images, seed).images
+    stats = calibrate(supernet, arch, batches(task, images, 250))
+    return lambda x: supernet(x, arch, stats)

@@ -1,0 +1,157 @@
+"""Supernet training: sandwich rule, in-place distillation (Yu and Huang, ICCV 2019; BigNAS, Yu et al., ECCV 2020)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from nasbench.tasks.base import Task
+from nasbench.training.evaluation import fixed_subset, subnet_accuracy
+from nasbench.training.loop import History, Recipe, fit, smoothed_loss, soft_loss, step_seed
+from nasbench.training.progress import ProgressCallback
+from search_spaces import Archs, SearchSpace, UserError
+from search_spaces.supernet import Supernet
+
+
+def train_supernet(
+    supernet: Supernet,
+    space: SearchSpace,
+    task: Task,
+    *,
+    epochs: int = 8,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    random_subnets: int = 2,
+    distillation: float = 1.0,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    warmup: float = 0.05,
+    clip_norm: float = 5.0,
+    label_smoothing: float = 0.1,
+    validation_images: int = 500,
+    save_every_s: float = 30.0,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> History:
+    """Train all architectures of a space at once, in place.
+
+    Every step trains the largest architecture on the labels, then the smallest and `random_subnets` random ones on the
+    largest's output, and applies the sum of their gradients.
+
+    Args:
+        epochs: passes over the training images; 0 leaves the supernet as it is.
+        batch_size: images a step.
+        lr: peak learning rate, reached by linear warm-up and brought to zero by a half cosine.
+        random_subnets: random architectures a step, beside the largest and the smallest.
+        distillation: weight of the largest's output in the others' loss; the labels have the rest. 0..1.
+        optimizer: `sgd` with Nesterov momentum, or `adamw`.
+        momentum: of SGD, and the first beta of AdamW.
+        weight_decay: on matrices and kernels, not on biases and normalisation.
+        warmup: share of the steps until the peak learning rate.
+        clip_norm: largest norm of the gradient, 0 for any.
+        label_smoothing: share of the target that is uniform.
+        validation_images: after every epoch, judge the smallest and the largest architecture on so many validation
+            images, and write their accuracies to the history; 0 for never.
+        save_every_s: seconds between checkpoints.
+        seed: of everything random.
+        checkpoint: file to resume from, if it exists, and to save to.
+        progress: called after every step.
+
+    Returns:
+        One row per epoch: `epoch`, `loss` (mean over the architectures), `loss_largest`, `lr`, `images_per_s`,
+        `seconds`, `accuracy_smallest`, `accuracy_largest`.
+
+    Raises:
+        UserError: a value out of range, a loss that is no longer finite, or a checkpoint that does not fit.
+    """
+    recipe = Recipe(epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing)
+    if random_subnets < 0:
+        raise UserError(f"random_subnets = {random_subnets}: expected 0 or more")
+    if not 0 <= distillation <= 1:
+        raise UserError(f"distillation = {distillation}: expected a weight in 0..1")
+    smallest, largest = sandwich_ends(space)
+
+    def backward(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
+        x = task.prepare(images)
+        drawn = space.sample(random_subnets, np.random.default_rng(step_seed(seed, "archs", step)))
+        logits = supernet(x, largest)
+        hard = smoothed_loss(task, logits, labels, label_smoothing)
+        # A backward per architecture holds the activations of one at a time; gradients add up in the parameters.
+        hard.backward()
+        teacher = logits.detach()
+        total = float(hard.detach())
+        for arch in (smallest, *drawn):
+            logits = supernet(x, arch)
+            loss = distillation * soft_loss(logits, teacher) if distillation else 0.0
+            if distillation < 1:
+                loss = loss + (1 - distillation) * smoothed_loss(task, logits, labels, label_smoothing)
+            loss.backward()  # type: ignore[union-attr]
+            total += float(loss.detach())  # type: ignore[union-attr]
+        return {"loss": total / (2 + random_subnets), "loss_largest": float(hard.detach())}
+
+    def epoch_metrics() -> dict[str, float]:
+        ends = {"accuracy_smallest": smallest, "accuracy_largest": largest}
+        return {n: subnet_accuracy(supernet, a, task, calibration, validation) for n, a in ends.items()}
+
+    if validation_images:
+        calibration = fixed_subset(task.split("train"), validation_images, seed).images
+        validation = fixed_subset(task.split("val"), validation_images, seed)
+    settings = {
+        "space": space.name,
+        "knobs": [[k.name, len(k.choices)] for k in space.knobs],
+        "task": task.name,
+        "random_subnets": random_subnets,
+        "distillation": distillation,
+        "validation_images": validation_images,
+    }
+    return fit(
+        supernet,
+        task,
+        recipe,
+        backward,
+        settings=settings,
+        seed=seed,
+        epoch_metrics=epoch_metrics if validation_images else None,
+        checkpoint=checkpoint,
+        save_every_s=save_every_s,
+        progress=progress,
+    )
+
+
+def sandwich_ends(space: SearchSpace) -> tuple[Archs, Archs]:
+    """The smallest and the largest architecture of a space by multiply-accumulates, then parameters; each `(K,)`.
+
+    Knob by knob from the first and the last choices on, until nothing changes: exact where each knob's choices rank
+    alike whatever the others are (as in once-for-all spaces), a local optimum elsewhere.
+    """
+
+    def cost(arch: Archs) -> tuple[int, int]:
+        workload = space.workload(arch)
+        return workload.macs, workload.params
+
+    def climb(arch: Archs, sign: int) -> Archs:
+        arch = space.canonical(arch[None])[0]
+        best = cost(arch)
+        improved = True
+        while improved:
+            improved = False
+            for knob, choices in enumerate(space.cardinalities):
+                for choice in range(choices):
+                    trial = arch.copy()
+                    trial[knob] = choice
+                    trial = space.canonical(trial[None])[0]
+                    if np.array_equal(trial, arch):
+                        continue
+                    found = cost(trial)
+                    if (found > best) if sign > 0 else (found < best):
+                        arch, best, improved = trial, found, True
+        return arch
+
+    first = np.zeros(len(space.knobs), dtype=space.dtype)
+    last = (space.cardinalities - 1).astype(space.dtype)
+    return climb(first, -1), climb(last, +1)
