@@ -3,8 +3,9 @@
     plan -> calibrate targets -> check limits -> train supernet -> sample and fit the accuracy predictor -> search
          -> verify (evaluate and measure the front) -> select -> stages -> test once -> report
 
-Every step finds what an earlier process finished and goes on from there, so that a run that was killed at any moment ends,
-resumed, as if it had not been. Copy this file to change the procedure: each step is one function of a `Plan` and a `Run`.
+Every step finds what an earlier process finished and goes on from there, so that a run that was killed at any moment
+ends, resumed, as if it had not been. Copy this file to change the procedure: each step is one function of a `Plan` and a
+`Run`.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def new_directory(name: str) -> Path:
 
 
 def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredictor]:
-    """A bound predictor per cost objective. Targets that are here are calibrated first; the result is frozen in the run."""
+    """A bound predictor per cost objective. Targets that are here are calibrated first, which is frozen in the run."""
     calibrations: dict[str, Calibration] = {}
     for name in sorted({o.target for o in plan.predicted if o.metric == "latency_ms"}):
         target = plan.targets[name]
@@ -287,9 +288,7 @@ def predicted_search(
             save()
             phase.done(f"{archive.evaluated:,} architectures proposed, {len(archive)} on the predicted front")
     if not len(archive):
-        raise UserError(
-            "the search found no architecture within all limits; loosen a limit or raise strategy.evaluations"
-        )
+        raise UserError("no architecture within all limits was found; loosen a limit or raise strategy.evaluations")
     return archive.archs
 
 

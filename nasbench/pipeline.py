@@ -30,21 +30,25 @@ Arch = np.ndarray[Any, np.dtype[Any]]
 def measure(
     plan: Plan, run: Run, target: Target, archs: Mapping[str, Arch], step: str, report: Reporter
 ) -> dict[str, float]:
-    """Latency in ms of freshly built networks on a target that is here, by name; recorded ones are not measured again."""
+    """Latency in ms of freshly built networks on a target that is here, by name; recorded ones are kept."""
     known = _recorded(run, target, step)
     missing = {name: arch for name, arch in archs.items() if name not in known}
     if missing:
-        with report.phase(f"measure on {target.name}") as phase, tempfile.TemporaryDirectory(dir=run.path) as folder:
-            with run.phase(f"measure on {target.name}", "measurements") as done:
-                convert, progress = converter_for(target), phase.progress("networks converted")
-                artifacts: dict[str, Artifact] = {}
-                for name, arch in missing.items():
-                    network = plan.space.build(arch)
-                    path = Path(folder) / f"{name}.{convert.format}"
-                    artifacts[name] = convert.convert(network, target, input_shape(network, plan), path)
-                    progress(len(artifacts), len(missing))
-                known |= measure_artifacts(run, target, artifacts, step)
-                done[0] = len(missing)
+        title = f"measure on {target.name}"
+        with (
+            report.phase(title) as phase,
+            run.phase(title, "measurements") as done,
+            tempfile.TemporaryDirectory(dir=run.path) as folder,
+        ):
+            converter, progress = converter_for(target), phase.progress("networks converted")
+            artifacts: dict[str, Artifact] = {}
+            for name, arch in missing.items():
+                network = plan.space.build(arch)
+                path = Path(folder) / f"{name}.{converter.format}"
+                artifacts[name] = converter.convert(network, target, input_shape(network, plan), path)
+                progress(len(artifacts), len(missing))
+            known |= measure_artifacts(run, target, artifacts, step)
+            done[0] = len(missing)
     return {name: known[name] for name in archs}
 
 

@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nasbench.training.progress import Update
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -33,6 +36,10 @@ class Phase:
             self._show(done, total, f"{done:,}/{total:,} {unit}{', ' + text if text else ''}{left}")
 
         return show
+
+    def training(self) -> Callable[[Update], None]:
+        """A callback for the training procedures of `nasbench.training`."""
+        return lambda u: self._show(u.step, u.steps, str(u))
 
     def done(self, summary: str) -> None:
         """What to say of the phase when it ends."""

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -47,7 +47,7 @@ REGISTRY: dict[str, dict[str, str]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(path: str, what: str) -> type[Any]:
     module, _, attribute = path.partition(":")
     try:
@@ -83,7 +83,7 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
     """`given` validated and completed with defaults against the keyword-only parameters of `component`.
 
     Raises:
-        UserError: unknown key (with the nearest known), missing key, or a value of the wrong type; `where` names the section.
+        UserError: unknown key (with the nearest known), missing key, or a wrong value; `where` names the section.
     """
     signature = inspect.signature(component)
     target = component.__init__ if inspect.isclass(component) else component

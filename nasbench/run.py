@@ -83,8 +83,9 @@ def load_state(path: Path) -> dict[str, Any]:
 class Run:
     """The directory of one execution, open for writing by one process at a time.
 
-    Files: `config.toml` (resolved), `run.json` (state, versions), `archive.sqlite`, `calibration/`, `supernet.safetensors`,
-    `search.npz`, `front.csv`, `stages/`, `figures/`, `report.html`. All are readable at any moment.
+    Files: `config.toml` (resolved), `run.json` (state, versions), `archive.sqlite`, `calibration/`,
+    `supernet.safetensors`, `search.npz`, `front.csv`, `stages/`, `figures/`, `report.html`. All are readable at any
+    moment.
     """
 
     path: Path

@@ -21,8 +21,8 @@ def select(
 
     Args:
         values: `(n, M)` of non-dominated networks within the limits, in the objectives' own units, not NaN.
-        rule: `knee` (the knee point and its nearest neighbours along the front), `spread` (evenly spaced along the front,
-            both ends included), `best` (best by `objective`).
+        rule: `knee` (the knee point and its nearest neighbours along the front), `spread` (evenly spaced along the
+            front, both ends included), `best` (best by `objective`).
         count: how many; fewer where the front has fewer.
         objective: name, for `best`; the first by default.
 

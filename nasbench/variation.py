@@ -13,37 +13,47 @@ from search_spaces import SearchSpace
 from search_spaces.base import Archs
 
 
-def _filled(space: SearchSpace, archs: Archs, active: NDArray[np.bool_], rng: np.random.Generator) -> Archs:
-    """A copy with uniform draws in inactive knobs, ready for whichever become active."""
-    out = archs.copy()
-    rows, knobs = np.nonzero(~active)
-    out[rows, knobs] = (rng.random(len(rows)) * space.cardinalities[knobs]).astype(out.dtype)
-    return out
+def _settled(space: SearchSpace, archs: Archs, drawn: NDArray[np.bool_], rng: np.random.Generator) -> Archs:
+    """Canonical rows, in which active knobs that were not `drawn` `(n, K)` yet are drawn; changes `archs`."""
+    while True:  # a knob drawn here may switch on others; each turn draws at least one more
+        active = space.active(archs)
+        fresh = np.flatnonzero(active & ~drawn)
+        if not len(fresh):
+            archs *= active
+            return archs
+        archs.reshape(-1)[fresh] = rng.random(len(fresh)) * space.cardinalities[fresh % archs.shape[1]]
+        drawn = drawn | active
 
 
 def mutate(
     space: SearchSpace, archs: Archs, rng: np.random.Generator, rate: float, *, at_least_one: bool = True
 ) -> Archs:
-    """Redraw knobs of `(n, K)` canonical architectures, each to one of its other choices.
+    """Redraw active knobs of `(n, K)` canonical architectures, each to one of its other choices.
 
     Args:
-        rate: chance of each knob to change.
+        rate: chance of each active knob to change.
         at_least_one: change one active knob of a row at random where none changed by chance, so that no row stays as it
             is; with `rate` 0 exactly one knob changes.
     """
     active = space.active(archs)
-    out = _filled(space, archs, active, rng)
-    several = space.cardinalities > 1
-    change = (rng.random(archs.shape, dtype=np.float32) < rate) & several if rate > 0 else np.zeros(archs.shape, bool)
+    can = active & (space.cardinalities > 1)
+    if rate > 0:
+        change = rng.random(archs.shape, dtype=np.float32) < rate
+        change &= can
+    else:
+        change = np.zeros(archs.shape, dtype=bool)
     if at_least_one:
-        can = active & several
-        still = np.flatnonzero(~(change & can).any(axis=1) & can.any(axis=1))
-        change[still, np.where(can[still], rng.random((len(still), archs.shape[1])), -1.0).argmax(axis=1)] = True
-    rows, knobs = np.nonzero(change)
-    cardinality = space.cardinalities[knobs]
-    step = 1 + (rng.random(len(rows)) * (cardinality - 1)).astype(np.int64)
-    out[rows, knobs] = (out[rows, knobs] + step) % cardinality
-    return space.canonical(out)
+        still = np.flatnonzero(~change.any(axis=1))
+        # The one to change: the k-th that can, k drawn uniformly.
+        count = np.cumsum(can[still], axis=1, dtype=np.int32)
+        kth = 1 + (rng.random(len(still)) * count[:, -1]).astype(np.int32)
+        change[still] = can[still] & (count == kth[:, None])
+    flat = np.flatnonzero(change)
+    cardinality = space.cardinalities[flat % archs.shape[1]]
+    step = 1 + (rng.random(len(flat)) * (cardinality - 1)).astype(np.int64)
+    out = archs.copy()
+    out.reshape(-1)[flat] = (out.reshape(-1)[flat] + step) % cardinality
+    return _settled(space, out, active, rng)
 
 
 def crossover(space: SearchSpace, first: Archs, second: Archs, rng: np.random.Generator) -> Archs:
@@ -53,14 +63,16 @@ def crossover(space: SearchSpace, first: Archs, second: Archs, rng: np.random.Ge
     made of another parent's absence.
     """
     active_first, active_second = space.active(first), space.active(second)
-    from_first = rng.integers(0, 2, size=first.shape, dtype=np.uint8).astype(bool)
-    from_first = np.where(active_first == active_second, from_first, active_first)
-    child = np.where(from_first, first, second)
-    return space.canonical(_filled(space, child, active_first | active_second, rng))
+    bits = np.frombuffer(rng.bytes(first.size // 8 + 1), dtype=np.uint8)
+    from_first = np.unpackbits(bits, count=first.size).reshape(first.shape).astype(bool)
+    # Where both are active the bit decides, else the one that is.
+    from_first &= active_first
+    from_first |= ~active_second
+    return _settled(space, np.where(from_first, first, second), active_first | active_second, rng)
 
 
 def neighbours(space: SearchSpace, arch: Archs, rng: np.random.Generator) -> Archs:
-    """All distinct architectures `(m, K)` that differ from `arch` `(K,)` by one active knob's choice."""
+    """The `(m, K)` architectures that differ from `arch` `(K,)` by one active knob's choice, one for each choice."""
     arch = np.asarray(arch, dtype=space.dtype)
     active = space.active(arch[None])[0]
     knobs, choices = (
@@ -71,9 +83,9 @@ def neighbours(space: SearchSpace, arch: Archs, rng: np.random.Generator) -> Arc
         .reshape(-1, 2)
         .T
     )
-    out = _filled(space, np.tile(arch, (len(knobs), 1)), np.tile(active, (len(knobs), 1)), rng)
+    out = np.tile(arch, (len(knobs), 1))
     out[np.arange(len(knobs)), knobs] = choices
-    return first_of_each(space.canonical(out))
+    return _settled(space, out, np.tile(active, (len(knobs), 1)), rng)
 
 
 def row_keys(archs: Archs) -> NDArray[np.uint64]:

@@ -1,7 +1,7 @@
 """Search spaces: knobs, operators, blocks, stand-alone networks, supernets and reference networks.
 
-Knows no devices, no strategies and no training: everything here is about what networks there are, and what operators they
-consist of. torch is imported only by the modules that hold networks, on first use.
+Knows no devices, no strategies and no training: everything here is about what networks there are, and what operators
+they consist of. torch is imported only by the modules that hold networks, on first use.
 """
 
 import importlib

@@ -52,15 +52,16 @@ class Recorded(Evaluator):
                 text, status[row], known = self._finished[id]
                 if text != arch_text(arch):
                     raise UserError(
-                        f"{self.archive.path}: {self.phase} {id} is architecture {text!r}, but this experiment proposes "
-                        f"{arch_text(arch)!r}; the run was made with another configuration or version"
+                        f"{self.archive.path}: {self.phase} {id} is architecture {text!r}, but now {arch_text(arch)!r} "
+                        "was proposed; the run was made with another configuration or version"
                     )
                 values[row] = [known[m] for m in self.metrics]
             else:
                 start = time.perf_counter()
                 result = self.evaluator.evaluate(proposals[row : row + 1])
                 values[row], status[row] = result.values[0], result.status[0]
-                messages |= {row: text for text in result.messages.values()}
+                if result.messages:
+                    messages[row] = next(iter(result.messages.values()))
                 self.archive.record_evaluation(
                     self.phase,
                     id,

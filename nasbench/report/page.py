@@ -62,7 +62,7 @@ def _contents(view: RunView) -> dict[str, Any]:
     pareto = front[front["pareto"]].sort_values(objectives[-1].name)
     quality_file = view.path / "predictors.json"
     calibrations = [json.loads(f.read_text()) for f in sorted((view.path / "calibration").glob("*.json"))]
-    protocols = sorted({p for p in measurements["protocol"]}) if len(measurements) else []
+    protocols = sorted(set(measurements["protocol"])) if len(measurements) else []
     return {
         "name": view.config.name,
         "state": view.state,
