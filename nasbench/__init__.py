@@ -23,6 +23,7 @@ _OWN = {
     "Task": "nasbench.tasks.base",
     "check_limits": "nasbench.feasibility",
     "hypervolume": "nasbench.pareto",
+    "latest_run": "nasbench.run",
     "load_config": "nasbench.config",
     "load_run": "nasbench.run",
     "non_dominated_mask": "nasbench.pareto",

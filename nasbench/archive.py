@@ -130,6 +130,11 @@ class Archive:
             for id, arch, status, values in rows
         }
 
+    def known(self) -> dict[str, dict[str, float]]:
+        """Values by architecture, of all successful evaluations at full fidelity."""
+        rows = self._db.execute("SELECT arch, vals FROM evaluations WHERE status = 0 AND fidelity = '{}'")
+        return {arch: {k: v for k, v in json.loads(values).items() if v is not None} for arch, values in rows}
+
     def evaluations(self, phase: str | None = None) -> pd.DataFrame:
         """Evaluations as a frame: phase, id, arch, status, seconds, message, and a column per metric."""
         rows = pd.read_sql_query("SELECT * FROM evaluations ORDER BY phase, id", self._db)

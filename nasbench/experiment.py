@@ -4,8 +4,8 @@
          -> verify (evaluate and measure the front) -> select -> stages -> test once -> report
 
 Every step finds what an earlier process finished and goes on from there, so that a run that was killed at any moment
-ends, resumed, as if it had not been. Copy this file to change the procedure: each step is one function of a `Plan` and a
-`Run`.
+ends, resumed, as if it had not been. Copy this file to change the procedure: each step is one function of a `Plan` and
+a `Run`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nasbench.archive import arch_row, arch_text
 from nasbench.config import Config
 from nasbench.evaluators.base import Evaluator, Proposals, Status
 from nasbench.evaluators.predicted import PredictedEvaluator
-from nasbench.evaluators.recorded import Joined, Recorded
+from nasbench.evaluators.recorded import RecordedEvaluator
 from nasbench.feasibility import check_limits
 from nasbench.objectives import minimised, violations
 from nasbench.pareto import ParetoArchive, non_dominated_mask
@@ -301,7 +301,7 @@ def evaluated_search(
     total = plan.config.strategy.evaluations
     with report.phase("search") as phase, run.phase("search", "evaluations") as done:
         progress = phase.progress("evaluations")
-        recorded = Recorded(Joined(plan.objectives, evaluator, predicted), run.archive, "search")
+        recorded = RecordedEvaluator(plan.objectives, evaluator, predicted, run.archive, "search")
         search(
             make_strategy(plan),
             recorded,
@@ -354,12 +354,8 @@ def _evaluate(
     predicted = PredictedEvaluator(plan.predicted, costs) if plan.predicted else None
     with report.phase(f"evaluate {phase_name}") as phase, run.phase(f"evaluate {phase_name}", "evaluations") as done:
         progress = phase.progress("architectures")
-        recorded = Recorded(
-            Joined(plan.objectives, evaluator, predicted),
-            run.archive,
-            phase_name,
-            on_row=lambda n: progress(n, len(proposals)),
-        )
+        show = lambda n: progress(n, len(proposals))  # noqa: E731
+        recorded = RecordedEvaluator(plan.objectives, evaluator, predicted, run.archive, phase_name, show)
         result = recorded.evaluate(proposals)
         done[0] = recorded.evaluated
         ok = result.status == Status.OK

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nasbench.variation import new_rows
 from search_spaces import SearchSpace
 from search_spaces.base import Archs
 
@@ -111,22 +112,20 @@ def non_dominated_sort(values: Floats) -> NDArray[np.int64]:
 def _sort_two(values: Floats) -> NDArray[np.int64]:
     order = np.lexsort((values[:, 1], values[:, 0]))
     ordered = values[order]
-    repeats = np.concatenate([[False], (ordered[1:] == ordered[:-1]).all(axis=1)]).tolist()
+    distinct = np.append(True, (ordered[1:] != ordered[:-1]).any(axis=1))
     # lows[k] is the least second objective on front k so far; it never falls with k. A row is dominated by front k
     # exactly if lows[k] is no larger than its own second objective (equal rows aside, which share a front).
     lows: list[float] = []
-    found = [0] * len(ordered)
-    rank = 0
-    for i, (second, repeat) in enumerate(zip(ordered[:, 1].tolist(), repeats, strict=True)):
-        if not repeat:
-            rank = bisect_right(lows, second)
-            if rank == len(lows):
-                lows.append(second)
-            else:
-                lows[rank] = second
-        found[i] = rank
+    found: list[int] = []
+    for second in ordered[distinct, 1].tolist():
+        rank = bisect_right(lows, second)
+        found.append(rank)
+        if rank == len(lows):
+            lows.append(second)
+        else:
+            lows[rank] = second
     ranks = np.empty(len(values), dtype=np.int64)
-    ranks[order] = found
+    ranks[order] = np.array(found)[np.cumsum(distinct) - 1]
     return ranks
 
 
@@ -285,7 +284,7 @@ class ParetoArchive:
             return
         kept = ~dominated_by(self.values, values[rows])
         archs = np.concatenate([self.archs[kept], archs[rows]])
-        first = np.sort(np.unique(archs, axis=0, return_index=True)[1])
+        first = new_rows(archs)
         self.archs = archs[first]
         self.values = np.concatenate([self.values[kept], values[rows]])[first]
 

@@ -116,7 +116,7 @@ def run_stages(plan: Plan, run: Run, chosen: Mapping[str, Arch], supernet: Super
                         candidate = stage.run(before, context)
                     artifact = _artifact(plan, candidate, folder / f"{step}-{stage_name}.onnx")
                     if candidate.network is not None:
-                        save_weights(candidate.network, weights)
+                        save_weights(weights, candidate.network)
                     file = str(artifact.path.relative_to(run.path))
                     untrained = supernet is None and step == 0
                     metrics = _figures(plan, artifact, untrained)

@@ -225,6 +225,18 @@ def load_run(path: str | Path) -> RunView:
     return RunView(path)
 
 
+def latest_run(below: str | Path = "runs") -> RunView:
+    """The most recently finished run below a directory.
+
+    Raises:
+        UserError: none there.
+    """
+    reports = sorted(Path(below).glob("*/report.html"), key=lambda p: p.stat().st_mtime)
+    if not reports:
+        raise UserError(f"{below}: no finished run there; make one with `nasbench run quickstart`")
+    return RunView(reports[-1].parent)
+
+
 def load_run_config(path: Path) -> Config:
     """The resolved configuration of a run.
 

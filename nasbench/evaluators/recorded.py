@@ -1,8 +1,7 @@
-"""Evaluators around evaluators: remember every finished row, and join evaluated with predicted objectives."""
+"""The evaluator of a run with expensive evaluations: objectives joined, every row committed, none done twice."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 
@@ -10,15 +9,21 @@ import numpy as np
 
 from nasbench.archive import Archive, arch_text
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
+from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.objectives import Objective
-from search_spaces.errors import UserError
+from search_spaces import UserError
 
 
-class Recorded(Evaluator):
-    """Commits each row of an expensive evaluator to the archive, and never evaluates a committed row again.
+class RecordedEvaluator(Evaluator):
+    """One column per objective, from an expensive evaluator or from predictors; each row is committed as it is done.
+
+    Rows that the archive has are not evaluated again: those of this phase are found by their id, and those of earlier
+    phases by their architecture, where both are of full fidelity.
 
     Args:
-        evaluator: does the work, one row at a time.
+        objectives: in the order of the columns.
+        evaluator: gives the metrics that it lists, row by row.
+        predicted: gives the other objectives, under their names; None where there are no others.
         archive: of the run.
         phase: under which the rows are filed; proposal ids are unique within it.
         on_row: called after each row with how many of the batch are done.
@@ -27,87 +32,84 @@ class Recorded(Evaluator):
     expensive = True
 
     def __init__(
-        self, evaluator: Evaluator, archive: Archive, phase: str, on_row: Callable[[int], None] | None = None
+        self,
+        objectives: tuple[Objective, ...],
+        evaluator: Evaluator,
+        predicted: PredictedEvaluator | None,
+        archive: Archive,
+        phase: str,
+        on_row: Callable[[int], None] | None = None,
     ) -> None:
+        self.metrics = tuple(o.name for o in objectives)
         self.evaluator = evaluator
-        self.metrics = evaluator.metrics
+        self.predicted = predicted
         self.archive = archive
         self.phase = phase
         self.on_row = on_row
         self.evaluated = 0
-        self._finished = archive.finished(phase)
+        evaluated = [(column, o.metric) for column, o in enumerate(objectives) if o.metric in evaluator.metrics]
+        self._columns = [column for column, _ in evaluated]
+        self._sources = [evaluator.metrics.index(metric) for _, metric in evaluated]
+        self._by_id = archive.finished(phase)
+        self._by_arch = archive.known()
 
     def evaluate(self, proposals: Proposals) -> Evaluation:
-        """Values of all proposals: recorded ones from the archive, the others evaluated and committed.
+        """Values `(n, M)` of all proposals; a row fails where either part failed.
 
         Raises:
-            UserError: the archive holds another architecture under a proposal's id, so it is of another experiment.
+            UserError: the archive has another architecture under a proposal's id, so it is of another experiment.
         """
-        values = np.full((len(proposals), len(self.metrics)), np.nan)
-        status = np.zeros(len(proposals), dtype=np.uint8)
-        messages: dict[int, str] = {}
-        for row in range(len(proposals)):
-            id, arch = int(proposals.ids[row]), proposals.archs[row]
-            if id in self._finished:
-                text, status[row], known = self._finished[id]
-                if text != arch_text(arch):
-                    raise UserError(
-                        f"{self.archive.path}: {self.phase} {id} is architecture {text!r}, but now {arch_text(arch)!r} "
-                        "was proposed; the run was made with another configuration or version"
-                    )
-                values[row] = [known[m] for m in self.metrics]
-            else:
-                start = time.perf_counter()
-                result = self.evaluator.evaluate(proposals[row : row + 1])
-                values[row], status[row] = result.values[0], result.status[0]
-                if result.messages:
-                    messages[row] = next(iter(result.messages.values()))
-                self.archive.record_evaluation(
-                    self.phase,
-                    id,
-                    arch,
-                    dict(zip(self.metrics, values[row].tolist(), strict=True)),
-                    status=int(status[row]),
-                    fidelity=json.loads(json.dumps({k: v[row].item() for k, v in proposals.fidelity.items()})),
-                    seconds=time.perf_counter() - start,
-                    message=messages.get(row, ""),
-                )
-                self.evaluated += 1
+        n = len(proposals)
+        values, status = np.full((n, len(self.metrics)), np.nan), np.zeros(n, dtype=np.uint8)
+        limits, messages = values.copy(), {}
+        if self.predicted:
+            costs = self.predicted.evaluate(proposals)
+            columns = [self.metrics.index(m) for m in self.predicted.metrics]
+            values[:, columns] = costs.values
+            limits[:, columns] = costs.values if costs.limit_values is None else costs.limit_values
+            status = costs.status.copy()
+        for row in range(n):
+            if status[row] == Status.OK or int(proposals.ids[row]) in self._by_id:
+                values[row, self._columns], status[row], message = self._row(proposals[row : row + 1], values[row])
+                if message:
+                    messages[row] = message
             if self.on_row:
                 self.on_row(row + 1)
-        return Evaluation(values, status, messages=messages)
-
-
-class Joined(Evaluator):
-    """One column per objective: from an evaluator where it has the metric, else from a cheap one.
-
-    Args:
-        objectives: in the order of the columns.
-        evaluated: gives the metrics that it lists.
-        predicted: gives one column per remaining objective, under the objective's name; None where none remains.
-    """
-
-    def __init__(self, objectives: tuple[Objective, ...], evaluated: Evaluator, predicted: Evaluator | None) -> None:
-        self.metrics = tuple(o.name for o in objectives)
-        self.objectives = objectives
-        self.evaluated = evaluated
-        self.predicted = predicted
-        self.expensive = evaluated.expensive
-
-    def evaluate(self, proposals: Proposals) -> Evaluation:
-        """Values `(n, M)`; a row fails where either part failed."""
-        first = self.evaluated.evaluate(proposals)
-        second = self.predicted.evaluate(proposals) if self.predicted else None
-        values = np.full((len(proposals), len(self.objectives)), np.nan)
-        limits = values.copy()
-        for column, objective in enumerate(self.objectives):
-            if objective.metric in self.evaluated.metrics:
-                values[:, column] = limits[:, column] = first.values[:, self.evaluated.metrics.index(objective.metric)]
-            elif second is not None and self.predicted is not None:
-                source = self.predicted.metrics.index(objective.name)
-                values[:, column] = second.values[:, source]
-                chosen = second.values if second.limit_values is None else second.limit_values
-                limits[:, column] = chosen[:, source]
-        status = first.status if second is None else np.where(first.status != Status.OK, first.status, second.status)
+        limits[:, self._columns] = values[:, self._columns]
         values[status != Status.OK] = np.nan
-        return Evaluation(values, status.astype(np.uint8), limits, first.seconds, first.messages)
+        return Evaluation(values, status, limits, messages=messages)
+
+    def _row(self, proposal: Proposals, costs: np.ndarray) -> tuple[list[float], int, str]:  # type: ignore[type-arg]
+        """The evaluated objectives of one proposal, its status and why it failed."""
+        id, arch = int(proposal.ids[0]), arch_text(proposal.archs[0])
+        names = [self.metrics[c] for c in self._columns]
+        if id in self._by_id:
+            known_arch, status, known = self._by_id[id]
+            if known_arch != arch:
+                raise UserError(
+                    f"{self.archive.path}: {self.phase} {id} is architecture {known_arch!r}, but now {arch!r} was "
+                    "proposed; the run was made with another configuration or version"
+                )
+            return [known[name] for name in names], status, ""
+        start, message = time.perf_counter(), ""
+        if not proposal.fidelity and arch in self._by_arch and set(names) <= self._by_arch[arch].keys():
+            found, status = [self._by_arch[arch][name] for name in names], int(Status.OK)
+        else:
+            result = self.evaluator.evaluate(proposal)
+            found, status = result.values[0, self._sources].tolist(), int(result.status[0])
+            message = next(iter(result.messages.values()), "")
+            self.evaluated += 1
+        row = dict(zip(self.metrics, costs.tolist(), strict=True)) | dict(zip(names, found, strict=True))
+        self.archive.record_evaluation(
+            self.phase,
+            id,
+            proposal.archs[0],
+            row,
+            status=status,
+            fidelity={k: v[0].item() for k, v in proposal.fidelity.items()},
+            seconds=time.perf_counter() - start,
+            message=message,
+        )
+        if status == Status.OK and not proposal.fidelity:
+            self._by_arch[arch] = row
+        return found, status, message
