@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,24 +41,17 @@ class NSGA2(PopulationStrategy):
                 raise UserError(f"strategy.{name}: must be within 0..1, got {rate}")
         self.crossover_rate = crossover_rate
         self.mutation_rate = 1.0 / len(space.knobs) if mutation_rate is None else mutation_rate
-        self.order = np.empty(0, dtype=np.int64)  # place of each member, best first: rank, then crowding
 
     def _select(self) -> NDArray[np.int64]:
         distinct = np.flatnonzero(new_rows(self.archs))
         values, violation = self.values[distinct], self.violation[distinct]
         ranks = constrained_ranks(values, violation[:, None])
-        best = np.lexsort((-crowding_distance(values, ranks), ranks))[: self.population_size]
-        # Crowding changes once the others are gone.
-        ranks = ranks[best]
-        self.order = np.empty(len(best), dtype=np.int64)
-        self.order[np.lexsort((-crowding_distance(values[best], ranks), ranks))] = np.arange(len(best))
-        return distinct[best]
+        best = np.lexsort((-crowding_distance(values, ranks), ranks))
+        return distinct[best[: self.population_size]]
 
     def _offspring(self, n: int) -> Archs:
-        entrants = self.rng.integers(len(self.archs), size=(2, n, 2))
-        winners = np.where(
-            self.order[entrants[..., 0]] <= self.order[entrants[..., 1]], entrants[..., 0], entrants[..., 1]
-        )
+        # Members stand best first, so that the lower place wins a tournament.
+        winners = self.rng.integers(len(self.archs), size=(2, n, 2)).min(axis=2)
         children = self.archs[winners[0]]
         crossed = self.rng.random(n) < self.crossover_rate
         children[crossed] = crossover(self.space, children[crossed], self.archs[winners[1][crossed]], self.rng)
@@ -72,10 +62,3 @@ class NSGA2(PopulationStrategy):
                 break
             children[repeated] = mutate(self.space, children[repeated], self.rng, self.mutation_rate)
         return children
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"order": self.order}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.order = np.asarray(state["order"], dtype=np.int64)

@@ -14,7 +14,7 @@ from search_spaces import UserError
 
 
 class Toy(Evaluator):
-    """Accuracy grows with the sum of the choices, and so does the parameter count; the columns are swapped on purpose."""
+    """Accuracy grows with the sum of the choices, and so does the parameter count; columns swapped on purpose."""
 
     metrics = ("params", "accuracy")
 
