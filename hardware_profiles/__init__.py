@@ -1,1 +1,50 @@
-""""""
+"""Hardware: device profiles and targets, conversion to real runtimes, and meters that measure on them.
+
+A profile is one TOML file in `devices/` (or in the user's data directory); `host` is detected. Predictors that turn
+profiles and measurements into estimates live in `predictors`; nothing here knows search spaces beyond their operators.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hardware_profiles.host import host_fingerprint, host_name, host_profile
+    from hardware_profiles.meter import Artifact, Converter, Measurement, Meter, Protocol
+    from hardware_profiles.onnx_runtime import OnnxConverter, OnnxRuntimeMeter
+    from hardware_profiles.paths import user_data_dir
+    from hardware_profiles.profile import OperatingPoint, Profile, Target, list_profiles, load_profile, load_target
+    from hardware_profiles.runtimes import converter_for, meter_for
+
+_LAZY = {
+    "Artifact": "meter",
+    "Converter": "meter",
+    "Measurement": "meter",
+    "Meter": "meter",
+    "OnnxConverter": "onnx_runtime",
+    "OnnxRuntimeMeter": "onnx_runtime",
+    "OperatingPoint": "profile",
+    "Profile": "profile",
+    "Protocol": "meter",
+    "Target": "profile",
+    "converter_for": "runtimes",
+    "host_fingerprint": "host",
+    "host_name": "host",
+    "host_profile": "host",
+    "list_profiles": "profile",
+    "load_profile": "profile",
+    "load_target": "profile",
+    "meter_for": "runtimes",
+    "user_data_dir": "paths",
+}
+
+__all__ = [
+    "Artifact", "Converter", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OperatingPoint", "Profile",
+    "Protocol", "Target", "converter_for", "host_fingerprint", "host_name", "host_profile", "list_profiles",
+    "load_profile", "load_target", "meter_for", "user_data_dir",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"hardware_profiles.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

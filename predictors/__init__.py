@@ -1,1 +1,43 @@
-""""""
+"""Predictors: latency, energy, memory and accuracy of networks without running them, and calibration to a device.
+
+Everything that estimates lives here, with its uncertainty; what is known of devices, and measuring on them, lives in
+`hardware_profiles`. `predictor_for` gives the right predictor for a metric on a target.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from predictors.accuracy import AccuracyPredictor
+    from predictors.base import AdditivePredictor, BoundAdditive, BoundPredictor, Estimate, Predictor
+    from predictors.calibration import Calibration, calibrate
+    from predictors.choice import predictor_for
+    from predictors.counts import Count
+    from predictors.operator_model import OperatorModel
+    from predictors.roofline import Roofline
+
+_LAZY = {
+    "AccuracyPredictor": "accuracy",
+    "AdditivePredictor": "base",
+    "BoundAdditive": "base",
+    "BoundPredictor": "base",
+    "Calibration": "calibration",
+    "Count": "counts",
+    "Estimate": "base",
+    "OperatorModel": "operator_model",
+    "Predictor": "base",
+    "Roofline": "roofline",
+    "calibrate": "calibration",
+    "predictor_for": "choice",
+}
+
+__all__ = [
+    "AccuracyPredictor", "AdditivePredictor", "BoundAdditive", "BoundPredictor", "Calibration", "Count", "Estimate",
+    "OperatorModel", "Predictor", "Roofline", "calibrate", "predictor_for",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"predictors.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

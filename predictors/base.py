@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +29,7 @@ class Estimate:
     Args:
         mean: `(n,)` the expected values, in the metric's unit.
         std: `(n,)` standard deviation of a measurement around the prediction; 0 where the value is exact.
-        lognormal: the error is relative and the value positive (latency, energy), so that quantiles are too; else normal.
+        lognormal: the error is relative and the value positive (latency, energy), and so are quantiles; else normal.
         warning: what makes this estimate doubtful (extrapolation, no measurements), else empty.
     """
 
@@ -79,11 +81,12 @@ class Predictor(ABC):
 class AdditivePredictor(Predictor):
     """A predictor whose features add up over blocks: a table per space, and a head from totals to an estimate.
 
-    A subclass gives `block_features` (which must be additive over a network's blocks) and `head`; both forms of
-    prediction then follow and agree.
+    A subclass gives `block_features` (which must be additive over a network's blocks), `head`, and `around`, its
+    uncertainty; both forms of prediction then follow and agree. Where `coefficients` are given, populations are
+    predicted from one number per block.
     """
 
-    reduce: str = "sum"  # or "max": a network's feature is the largest of its blocks'
+    reduce: str = "sum"  # or "max": a network's feature, not negative, is the largest of its blocks'
 
     @abstractmethod
     def block_features(self, workload: Workload) -> Array:
@@ -91,11 +94,15 @@ class AdditivePredictor(Predictor):
 
     @abstractmethod
     def head(self, totals: Any) -> Any:
-        """Expected metric `(n,)` from totals `(n, F)`; written so that it takes numpy arrays and torch tensors alike."""
+        """Expected metric `(n,)` from totals `(n, F)`; takes numpy arrays and torch tensors alike."""
 
-    @abstractmethod
-    def estimate(self, totals: Array) -> Estimate:
-        """Estimate from totals `(n, F)`."""
+    def around(self, mean: Array) -> Estimate:
+        """The estimate whose expected values are `mean` `(n,)`. Exact unless a subclass knows better."""
+        return Estimate(mean, np.zeros_like(mean))
+
+    def doubts(self, features: Array) -> str:
+        """What makes predictions from features `(m, F)` (of networks, or of a space's blocks) doubtful; else ""."""
+        return ""
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:
@@ -103,53 +110,89 @@ class AdditivePredictor(Predictor):
         return None
 
     def predict(self, workloads: Sequence[Workload]) -> Estimate:
-        return self.estimate(np.stack([self.block_features(w) for w in workloads]))
+        if not workloads:
+            return self.around(np.empty(0))
+        totals = np.stack([self.block_features(w) for w in workloads])
+        return _doubted(self.around(self.head(totals)), self.doubts(totals))
 
     def bind(self, space: SearchSpace) -> BoundAdditive:
         return BoundAdditive(self, space)
 
 
+def _doubted(estimate: Estimate, doubts: str) -> Estimate:
+    """The estimate with a further warning."""
+    return replace(estimate, warning="; ".join(w for w in (estimate.warning, doubts) if w)) if doubts else estimate
+
+
 class BoundAdditive(BoundPredictor):
-    """Per-block features of one space in a table, computed once."""
+    """Per-block features of one space in a table, computed once.
+
+    Args:
+        predictor: whose features and head.
+        space: every block of its catalog is visited once.
+
+    Attributes:
+        table: `(blocks + 1, F)` float64; the last row, all zero, is the absent block with index -1.
+        warning: the predictor's doubts about this space's blocks; part of every estimate.
+    """
 
     def __init__(self, predictor: AdditivePredictor, space: SearchSpace) -> None:
-        self.predictor_ = predictor
+        self.predictor = predictor
         self.space = space
         rows = [predictor.block_features(block.workload) for block in space.catalog]
-        # Row -1 is the absent block, so that table[ids] needs no mask.
         self.table = np.vstack([*rows, np.zeros_like(rows[0])])
+        self.warning = predictor.doubts(self.table)
+        linear = predictor.coefficients if predictor.reduce == "sum" else None
+        # One column is enough where the head is linear: what each block adds to the metric.
+        self._column = self.table @ linear[0] if linear else self.table[:, 0] if self.table.shape[1] == 1 else None
+        self._offset = linear[1] if linear else None
 
     def totals(self, archs: Archs) -> Array:
         """`(n, F)` features of whole networks."""
-        ids = self.space.blocks(archs)
-        if self.table.shape[1] == 1:
-            picked = self.table[:, 0][ids]
-            return (picked.sum(1) if self.predictor_.reduce == "sum" else picked.max(1))[:, None]
-        picked = self.table[ids]
-        return picked.sum(1) if self.predictor_.reduce == "sum" else picked.max(1)
+        picked = self.table[self.space.blocks(archs)]
+        return picked.sum(1) if self.predictor.reduce == "sum" else picked.max(1)
 
     def predict(self, archs: Archs) -> Estimate:
-        return self.predictor_.estimate(self.totals(archs))
+        if self._column is None:
+            mean = self.predictor.head(self.totals(archs))
+        else:
+            picked = self._column[self.space.blocks(archs)]
+            if self._offset is not None:
+                mean = picked.sum(1) + self._offset
+            else:
+                total = picked.sum(1) if self.predictor.reduce == "sum" else picked.max(1)
+                mean = self.predictor.head(total[:, None])
+        return _doubted(self.predictor.around(mean), self.warning)
 
     def expected(self, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The head of the expected totals: exact for a linear head, a first-order approximation otherwise."""
+        """The head of the expected totals: exact for sums with a linear head, a first-order approximation otherwise.
+
+        Args:
+            probabilities: per knob, a vector as long as its choices.
+        """
         import torch
 
-        total: Any = 0.0
-        for position, knobs in enumerate(self.space.block_knobs):
-            choices = [np.arange(self.space.cardinalities[k]) for k in knobs]
-            grid = np.stack([g.ravel() for g in np.meshgrid(*choices, indexing="ij")], axis=1) if knobs else None
-            archs = np.zeros((1 if grid is None else len(grid), len(self.space.knobs)), dtype=self.space.dtype)
-            weight = torch.ones(1)
-            if grid is not None:
-                archs[:, list(knobs)] = grid
-                for column, k in enumerate(knobs):
-                    weight = weight * probabilities[k][torch.as_tensor(grid[:, column])]
-            rows = self.table[self.space.blocks(archs)[:, position]]
-            features = (weight[:, None] * torch.as_tensor(rows, dtype=weight.dtype)).sum(0)
-            if self.predictor_.reduce == "sum":
-                total = total + features
-            else:
-                total = features if position == 0 else torch.maximum(total, features)
-        result: torch.Tensor = self.predictor_.head(total[None])[0]
+        like = probabilities[0]
+        terms = []
+        for knobs, grid, rows in self._positions:
+            weight = torch.ones(len(grid), dtype=like.dtype, device=like.device)
+            for column, k in enumerate(knobs):
+                weight = weight * probabilities[k][torch.as_tensor(grid[:, column], device=like.device)]
+            terms.append(weight @ torch.as_tensor(rows, dtype=like.dtype, device=like.device))
+        stacked = torch.stack(terms)
+        totals = stacked.sum(0) if self.predictor.reduce == "sum" else stacked.amax(0)
+        result: torch.Tensor = self.predictor.head(totals[None])[0]
         return result
+
+    @cached_property
+    def _positions(self) -> list[tuple[tuple[int, ...], NDArray[np.int64], Array]]:
+        """Per position: its knobs, all combinations of their choices `(m, knobs)`, and features of each `(m, F)`."""
+        positions = []
+        for position, knobs in enumerate(self.space.block_knobs):
+            # One row per combination; a position without knobs has one row and no column.
+            counts = [int(self.space.cardinalities[k]) for k in knobs]
+            grid = np.indices(counts).reshape(len(knobs), prod(counts)).T
+            archs = np.zeros((len(grid), len(self.space.knobs)), dtype=self.space.dtype)
+            archs[:, list(knobs)] = grid
+            positions.append((knobs, grid, self.table[self.space.blocks(archs)[:, position]]))
+        return positions

@@ -1,0 +1,93 @@
+"""The machine this runs on, as a device profile detected at run time."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
+
+from hardware_profiles.profile import Profile, parse_profile
+
+# Instruction sets that decide how fast a core multiplies: name -> fp32 multiply-accumulates per cycle and core.
+# Two fused multiply-add pipes of the register's width where the set has them (Agner Fog, "Instruction tables").
+_MACS_PER_CYCLE = {"avx512f": 32, "avx2": 16, "avx": 8, "asimd": 8, "sse2": 4, "neon": 4}
+_FLAGS = (*_MACS_PER_CYCLE, "fma", "f16c", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "asimdhp", "i8mm", "sve")
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> tuple[str, frozenset[str], float]:
+    """Model name, instruction set flags and clock in GHz, as far as the system tells."""
+    model, flags, mhz = "", frozenset[str](), 0.0
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = (part.strip() for part in line.partition(":"))
+            if key in ("model name", "Model", "Hardware"):
+                model = model or value
+            elif key in ("flags", "Features"):
+                flags = flags or frozenset(value.split())
+            elif key == "cpu MHz":
+                mhz = max(mhz, float(value))
+    except OSError:
+        pass
+    if not flags and platform.machine().lower() in ("arm64", "aarch64"):
+        flags = frozenset({"asimd"})
+    if not mhz:
+        try:
+            clock = psutil.cpu_freq()
+        except (OSError, NotImplementedError, RuntimeError):
+            clock = None
+        mhz = (clock.max or clock.current) if clock else 0.0
+    return model or platform.processor() or platform.machine(), flags, mhz / 1000
+
+
+def host_name() -> str:
+    """One line that says which machine: CPU, cores, memory, system."""
+    model, _, _ = _cpuinfo()
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
+
+
+def host_fingerprint() -> str:
+    """What a calibration depends on: `host_name` and the instruction sets, the same until the machine changes."""
+    flags = sorted(f for f in _cpuinfo()[1] if f in _FLAGS)
+    return f"{host_name()}, {' '.join(flags) or 'unknown instruction sets'}"
+
+
+def host_profile() -> Profile:
+    """This machine: operating points `fp32` (default) and `int8`, ONNX Runtime, one thread, batch 1.
+
+    Peaks are reckoned from clock and instruction set: good enough to rank networks before a calibration, not to report.
+    """
+    model, flags, ghz = _cpuinfo()
+    per_cycle = next((v for k, v in _MACS_PER_CYCLE.items() if k in flags), 4)
+    clock = ghz or 2.5
+    reckoned = f"reckoned: {per_cycle} fp32 MAC per cycle x {clock:.2f} GHz; bandwidth a guess for one core"
+    point = {"runtime": "onnxruntime", "bandwidth_gbs": 10.0, "estimated": True, "source": reckoned}
+    return parse_profile(
+        {
+            "name": "host",
+            "title": f"This machine ({host_name()})",
+            "kind": "CPU",
+            "default": "fp32",
+            "local": True,
+            "measure": "nasbench devices calibrate host",
+            "datasheet": [
+                {"name": "cores", "value": os.cpu_count() or 1, "unit": "cores", "source": "detected"},
+                {"name": "memory", "value": psutil.virtual_memory().total / 1e9, "unit": "GB", "source": "detected"},
+                *([{"name": "clock", "value": ghz, "unit": "GHz", "source": f"detected ({model})"}] if ghz else []),
+            ],
+            "operating_points": {
+                "fp32": {**point, "precision": "fp32", "peak_gmacs": per_cycle * clock},
+                "int8": {**point, "precision": "int8", "peak_gmacs": 2 * per_cycle * clock},
+            },
+            "roofline": {
+                "efficiency": {"pointwise": 0.6, "conv2d": 0.5, "depthwise_conv2d": 0.2, "other": 0.3},
+                "launch_us": 2.0,
+                "source": "guessed, to spread a calibration over cheap and dear networks",
+            },
+        },
+        "host",
+    )

@@ -1,0 +1,53 @@
+"""Where the user's own files live, and how files are written: whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from search_spaces.errors import UserError
+
+
+def user_data_dir() -> Path:
+    """Directory of the user's own profiles, calibrations and caches: `$NASBENCH_HOME`, else the platform's place.
+
+    It need not exist yet; whoever writes into it makes it.
+    """
+    home = os.environ.get("NASBENCH_HOME")
+    return Path(home).expanduser() if home else Path(platformdirs.user_data_dir("nasbench-hw"))
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        UserError: the directory cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there: {error.strerror or error}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; what is written here is meant to be read like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically. Raises UserError where that fails."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

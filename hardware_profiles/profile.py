@@ -1,0 +1,327 @@
+"""Device profiles: what is known of a piece of hardware, read from TOML and checked; and targets.
+
+A profile holds facts with their sources (datasheet figures, published latencies) apart from estimates (roofline
+parameters), so that a prediction can say what it rests on. A target is a profile at one of its operating points.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hardware_profiles.paths import user_data_dir
+from search_spaces.errors import UserError, nearest
+
+ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 1}
+
+Precision = Literal["fp32", "fp16", "int8"]
+Unit = Literal[
+    "cores", "GHz", "MHz", "GMAC/s", "GFLOP/s", "TOP/s", "GB/s", "Gbit/s", "Mbit/s", "kB", "MB", "GB", "W", "ms", "nm"
+]  # fmt: skip
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(_Record):
+    """One datasheet figure, and who says so."""
+
+    name: Text
+    value: Positive
+    unit: Unit
+    source: Text
+    note: str = ""
+
+
+class OperatingPoint(_Record):
+    """One way of running networks on a device.
+
+    Args:
+        precision: of weights and activations.
+        runtime: `onnxruntime`, `tensorrt`, `tflite`, ... Only some can be measured by this project.
+        threads, batch: of one inference.
+        power_mode: the device's own name for its clock and power setting.
+        peak_gmacs: peak arithmetic, 10^9 multiply-accumulates/s in this precision with these threads.
+        bandwidth_gbs: peak memory bandwidth, GB/s.
+        power_w: power while it infers, W; None where unknown (then energy cannot be predicted).
+        estimated: the figures are reckoned, not read from a datasheet.
+        source: where they come from, or how they were reckoned.
+    """
+
+    precision: Precision
+    runtime: Text
+    threads: Count = 1
+    batch: Count = 1
+    power_mode: str = ""
+    peak_gmacs: Positive
+    bandwidth_gbs: Positive
+    power_w: Positive | None = None
+    estimated: bool = False
+    source: Text
+
+
+class RooflineParameters(_Record):
+    """What a roofline needs beyond peaks. Never from a datasheet, so `estimated` unless somebody measured it.
+
+    Args:
+        efficiency: attained fraction of peak arithmetic by operator kind; `pointwise` is the 1x1 convolution,
+            `other` stands for all kinds not named.
+        bandwidth_efficiency: attained fraction of peak bandwidth.
+        launch_us: time that every operator costs apart from its work, in microseconds.
+        fixed_us: time that every inference costs apart from its operators, in microseconds.
+        host_link_gbs: link that inputs (and parameters beyond `on_chip_bytes`) cross for each inference, GB/s;
+            None for a device that computes in the host's own memory.
+        on_chip_bytes: parameters that stay on the accelerator between inferences; None without such a limit.
+        estimated, source: as above.
+    """
+
+    efficiency: dict[str, Fraction]
+    bandwidth_efficiency: Fraction = 0.6
+    launch_us: NotNegative
+    fixed_us: NotNegative = 0.0
+    host_link_gbs: Positive | None = None
+    on_chip_bytes: Count | None = None
+    estimated: bool = True
+    source: Text
+
+    @model_validator(mode="after")
+    def _check(self) -> RooflineParameters:
+        if "other" not in self.efficiency:
+            raise ValueError("efficiency must name 'other', the fraction for all kinds not named")
+        if self.on_chip_bytes is not None and self.host_link_gbs is None:
+            raise ValueError("on_chip_bytes needs host_link_gbs, the link that the remaining parameters come over")
+        return self
+
+
+class Constraints(_Record):
+    """What a device or its compiler cannot do: operator kinds that it does not run, and the words of who says so."""
+
+    unsupported_operators: tuple[str, ...] = ()
+    note: str = ""
+    source: str = ""
+
+
+class Reference(_Record):
+    """A published latency: a fact to judge predictions by. `operating_point` is the profile's nearest, if any."""
+
+    network: Text
+    resolution: Count
+    latency_ms: Positive
+    precision: Precision
+    runtime: Text
+    operating_point: str = ""
+    energy_mj: Positive | None = None
+    source: Text
+    note: str = ""
+
+
+class Profile(_Record):
+    """A device: facts, operating points, roofline parameters, constraints and references.
+
+    Args:
+        name: as in `load_profile(name)` and in targets; also the name of its file.
+        kind: `CPU`, `GPU`, `NPU`, ...
+        default: name of the operating point meant where none is named.
+        local: the device is the machine this runs on, so that it can be measured and calibrated here.
+        measure: how to measure on the device: a command or a short recipe, for people.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+    title: Text
+    kind: Literal["CPU", "GPU", "NPU", "DSP", "MCU", "FPGA"]
+    default: Text
+    local: bool = False
+    measure: str = ""
+    datasheet: tuple[Figure, ...] = ()
+    operating_points: Annotated[dict[str, OperatingPoint], Field(min_length=1)]
+    roofline: RooflineParameters
+    constraints: Constraints = Constraints()
+    references: tuple[Reference, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Profile:
+        if self.default not in self.operating_points:
+            raise ValueError(f"default {self.default!r} is no operating point. {self._nearest(self.default)}")
+        for name in self.operating_points:
+            if not name or ":" in name or any(c.isspace() for c in name):
+                raise ValueError(f"operating point {name!r}: a name has no ':' and no blanks")
+        for reference in self.references:
+            if reference.operating_point and reference.operating_point not in self.operating_points:
+                raise ValueError(
+                    f"reference {reference.network!r}: no operating point {reference.operating_point!r}. "
+                    f"{self._nearest(reference.operating_point)}"
+                )
+        return self
+
+    def _nearest(self, point: str) -> str:
+        return nearest(point, self.operating_points)
+
+    def target(self, point: str = "") -> Target:
+        """This device at the named operating point, or at its default.
+
+        A precision alone (`fp16`) means the first operating point in the file that has it.
+
+        Raises:
+            UserError: it has no such operating point.
+        """
+        point = point or self.default
+        if point not in self.operating_points:
+            point = next((name for name, p in self.operating_points.items() if p.precision == point), point)
+        if point not in self.operating_points:
+            raise UserError(f"device {self.name!r} has no operating point {point!r}. {self._nearest(point)}")
+        return Target(self, point)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device at one operating point."""
+
+    profile: Profile
+    operating_point: str
+
+    @property
+    def name(self) -> str:
+        """`device:operating-point`."""
+        return f"{self.profile.name}:{self.operating_point}"
+
+    @property
+    def point(self) -> OperatingPoint:
+        """The operating point's figures."""
+        return self.profile.operating_points[self.operating_point]
+
+    @property
+    def precision(self) -> Precision:
+        """`fp32`, `fp16` or `int8`."""
+        return self.point.precision
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element at this precision."""
+        return ITEMSIZE[self.precision]
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime."""
+        return self.point.runtime
+
+    @property
+    def threads(self) -> int:
+        """Threads of one inference."""
+        return self.point.threads
+
+    @property
+    def batch(self) -> int:
+        """Samples per inference."""
+        return self.point.batch
+
+
+def _explain(error: ValidationError, model: type[BaseModel], path: object) -> str:
+    """The first problem as one sentence: file, key, value, what was expected."""
+    first = error.errors()[0]
+    *parents, last = first["loc"] or ("",)
+    key = ".".join(str(part) for part in first["loc"])
+    where = f"{path}: {key}" if key else f"{path}"
+    if first["type"] == "extra_forbidden":
+        fields: Any = model
+        for part in parents:
+            # Indices and free names (of operating points) lead to the same model as the field that holds them.
+            if isinstance(part, str) and part in fields.model_fields:
+                fields = _model_in(fields.model_fields[part].annotation) or fields
+        return f"{where}: unknown key. {nearest(str(last), fields.model_fields)}"
+    if first["type"] == "missing":
+        return f"{where}: this key is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" + ("" if first["type"] == "value_error" else f", got {first['input']!r}")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model inside `Model`, `tuple[Model, ...]`, `dict[str, Model]` and the like."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for a in get_args(annotation) if (m := _model_in(a)) is not None), None)
+
+
+def parse_profile(table: Mapping[str, Any], source: object) -> Profile:
+    """A profile from a parsed TOML table; `source` names it in errors.
+
+    Raises:
+        UserError: a wrong key or value.
+    """
+    try:
+        return Profile.model_validate(table)
+    except ValidationError as error:
+        raise UserError(_explain(error, Profile, source)) from error
+
+
+def _read(path: Path) -> Profile:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this device profile: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this is no valid TOML: {error}") from error
+    profile = parse_profile(table, path)
+    if profile.name != path.stem:
+        raise UserError(f"{path}: name: is {profile.name!r}, but a profile is found by its file's name, {path.stem!r}")
+    return profile
+
+
+def _files() -> dict[str, Path]:
+    """All profile files by name: the shipped ones and the user's.
+
+    Raises:
+        UserError: a file of the user's has the name of a shipped profile: which one a result meant would be unclear.
+    """
+    shipped = {p.stem: p for p in sorted(Path(str(resources.files("hardware_profiles") / "devices")).glob("*.toml"))}
+    own = {p.stem: p for p in sorted((user_data_dir() / "devices").glob("*.toml"))}
+    for name in own.keys() & {*shipped, "host"}:
+        raise UserError(f"{own[name]}: {name!r} is the name of a device that comes with the package; rename yours")
+    return shipped | own
+
+
+def list_profiles() -> list[str]:
+    """Names of all device profiles: `host`, the shipped ones and the user's."""
+    return ["host", *sorted(_files())]
+
+
+def load_profile(name: str | Path) -> Profile:
+    """A device profile by name, or from a TOML file of any place. `host` is detected, the others are read.
+
+    Raises:
+        UserError: no such device, or a file with a wrong key or value.
+    """
+    if name == "host":
+        from hardware_profiles.host import host_profile
+
+        return host_profile()
+    if isinstance(name, Path) or name.endswith(".toml"):
+        return _read(Path(name))
+    files = _files()
+    if name not in files:
+        raise UserError(f"unknown device {name!r}. {nearest(name, ['host', *files])}")
+    return _read(files[name])
+
+
+def load_target(name: str) -> Target:
+    """The target `device` (at its default operating point) or `device:operating-point`.
+
+    >>> load_target("jetson_nano:fp32").precision
+    'fp32'
+
+    Raises:
+        UserError: no such device or operating point.
+    """
+    device, _, point = name.partition(":")
+    return load_profile(device).target(point)

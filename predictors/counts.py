@@ -1,0 +1,46 @@
+"""Metrics that follow from a network's operators alone: exact, and the same on every device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from predictors.base import AdditivePredictor, Array
+from search_spaces import UserError, Workload, nearest
+
+COUNTS = ("macs", "params", "peak_memory_bytes")
+
+
+class Count(AdditivePredictor):
+    """Multiply-accumulates, parameters or peak activation memory of one sample.
+
+    Sums are exact. Peak memory is the maximum of the blocks' own peaks, boundary tensors included: exact where blocks
+    meet at one tensor, and an ideal lower bound of what a runtime takes (no weights, no workspaces).
+
+    Args:
+        metric: one of `COUNTS`.
+        itemsize: bytes per element of activations at the target's precision; only peak memory depends on it.
+
+    Raises:
+        UserError: no such metric.
+    """
+
+    def __init__(self, metric: str, itemsize: int = 4) -> None:
+        if metric not in COUNTS:
+            raise UserError(f"no exact count {metric!r}. {nearest(metric, COUNTS)}")
+        self.metric = metric
+        self.itemsize = itemsize
+        self.reduce = "max" if metric == "peak_memory_bytes" else "sum"
+
+    def block_features(self, workload: Workload) -> Array:
+        if self.metric == "peak_memory_bytes":
+            workload = workload.at(self.itemsize)
+        return np.array([getattr(workload, self.metric)], dtype=float)
+
+    def head(self, totals: Any) -> Any:
+        return totals[:, 0]
+
+    @property
+    def coefficients(self) -> tuple[Array, float] | None:
+        return (np.ones(1), 0.0) if self.reduce == "sum" else None
