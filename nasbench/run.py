@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import time
 import tomllib
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def load_state(path: Path) -> dict[str, Any]:
             return [fill(v) for v in value] if isinstance(value, list) else value
 
         state: dict[str, Any] = fill(json.loads(arrays["outline"].tobytes()))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged ({error}); delete it to repeat that part of the run") from error
     return state
 

@@ -1,0 +1,41 @@
+"""The four packages depend on each other in one direction only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "search_spaces": set(),
+    "hardware_profiles": {"search_spaces"},
+    "predictors": {"search_spaces", "hardware_profiles"},
+    "nasbench": {"search_spaces", "hardware_profiles", "predictors"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of all imports in a file, wherever they stand."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_go_upwards_only(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        wrong = (imported(file) & ALLOWED.keys()) - ALLOWED[package] - {package}
+        assert not wrong, f"{file} imports {wrong}"
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_nothing_untrusted_is_loaded(package: str) -> None:
+    for file in (ROOT / package).rglob("*.py"):
+        assert not imported(file) & {"pickle", "dill", "joblib", "shelve", "marshal"}, file
+        assert "torch.load(" not in file.read_text(encoding="utf-8"), file
