@@ -189,7 +189,9 @@ class MobileNetV3Space(SearchSpace):
         shown = []
         for index, knob in enumerate(self.knobs):
             # A depth is told if every step up switches some other knob on.
-            steps = {int(s) for k, s in zip(self._layout.depth_knob, self._layout.least_depth, strict=True) if k == index}
+            steps = {
+                int(s) for k, s in zip(self._layout.depth_knob, self._layout.least_depth, strict=True) if k == index
+            }
             if len(knob.choices) > 1 and not set(range(1, len(knob.choices))) <= steps:
                 shown.append(index)
         return tuple(shown)
@@ -212,7 +214,7 @@ class MobileNetV3Space(SearchSpace):
 
     @property
     def block_knobs(self) -> tuple[tuple[int, ...], ...]:
-        return self._layout.block_knobs
+        return tuple(self._layout.position_knobs)
 
     def spec(self, arch: Archs) -> NetworkSpec:
         """The network that architecture `(K,)` stands for, as plain data."""
@@ -290,7 +292,10 @@ class MobileNetV3Space(SearchSpace):
     def _make_block(self, index: int) -> Block:
         layout, table = self._layout, self.table
         position = int(np.searchsorted(layout.first_id, index, side="right")) - 1
-        rest, choice = index - int(layout.first_id[position]), {"kernel": 0, "expansion": 0, "width": 0, "resolution": 0}
+        rest, choice = (
+            index - int(layout.first_id[position]),
+            {"kernel": 0, "expansion": 0, "width": 0, "resolution": 0},
+        )
         for knob in reversed(layout.block_knobs[position]):
             rest, digit = divmod(rest, len(layout.knobs[knob].choices))
             choice[layout.knobs[knob].name.rpartition(".")[2]] = digit
@@ -318,6 +323,7 @@ class _Layout:
         places: `(stage, block)` of every block position.
         depth_knob, least_depth: `(K,)` a knob is active where knob `depth_knob` is at least `least_depth`.
         block_knobs: per position (stem, blocks, head) the knobs that its id depends on, most significant first.
+        position_knobs: the same with the depth knob that decides whether the block is present at all.
         first_id: `(P + 1,)` the first id of each position, and the number of ids.
         radix: `(K, 2 P)` weights of each knob in each position's id, then the depth knob of each position.
         least_block_depth: `(P,)` index of the depth choice from which a position is present.
@@ -361,9 +367,11 @@ class _Layout:
                 self.radix[knob, position] = weight
                 weight *= len(self.knobs[knob].choices)
         self.least_block_depth = np.array([0, *least, 0], dtype=exact)
+        self.position_knobs = list(self.block_knobs)
         for position, ((s, _), depth) in enumerate(zip(self.places, least, strict=True), start=1):
             if depth:
                 self.radix[self._column[f"stage{s}.depth"], positions + position] = 1
+                self.position_knobs[position] += (self._column[f"stage{s}.depth"],)
 
     def choice(self, name: str, arch: Archs) -> int:
         """Index of the choice that `arch` makes for the named decision, 0 where it is no knob."""
