@@ -155,14 +155,20 @@ def devices_calibrate(
 ) -> None:
     """Measure networks and fit the latency model of a target; the result is kept for later runs."""
     from hardware_profiles import load_target
+    from nasbench.experiment import calibration_summary
     from nasbench.progress import Reporter
     from predictors import calibrate
     from search_spaces import load_space
 
     with Reporter().phase(f"calibrate {name}") as phase:
         found = [load_space(s) for s in space or ["quickstart"]]
-        calibration = calibrate(load_target(name), found, networks=networks, progress=phase.progress("networks"))
-        phase.done(calibration.summary)
+        calibration = calibrate(
+            load_target(name),
+            found,
+            networks=networks * len(found),
+            progress=phase.steps("networks"),
+        )
+        phase.done(calibration_summary(calibration))
     if output is not None:
         calibration.save(output)
 

@@ -55,8 +55,8 @@ class EvaluatorSection(Component):
     """
 
     name: str = "supernet"
-    samples: int = Field(100, ge=0)
-    verify: int = Field(24, ge=1)
+    samples: int = Field(default=100, ge=0)
+    verify: int = Field(default=24, ge=1)
 
 
 class TargetsSection(Section):
@@ -69,7 +69,7 @@ class TargetsSection(Section):
     """
 
     devices: list[str] = Field(default_factory=lambda: ["host"], min_length=1)
-    calibration_networks: int = Field(32, ge=8)
+    calibration_networks: int = Field(default=32, ge=8)
     calibration: dict[str, str] = Field(default_factory=dict)
 
 
@@ -80,7 +80,7 @@ class ObjectiveSection(Section):
     target: str | None = None
     direction: Literal["minimise", "maximise"] | None = None
     limit: float | None = None
-    quantile: float | None = Field(None, gt=0, lt=1)
+    quantile: float | None = Field(default=None, gt=0, lt=1)
 
     @field_validator("limit")
     @classmethod
@@ -101,8 +101,8 @@ class StrategySection(Component):
     """
 
     name: str = "nsga2"
-    evaluations: int = Field(20_000, ge=1)
-    batch: int | None = Field(None, ge=1)
+    evaluations: int = Field(default=20_000, ge=1)
+    batch: int | None = Field(default=None, ge=1)
     seed_references: bool = True
 
 
@@ -118,7 +118,7 @@ class SelectionSection(Section):
     """
 
     rule: Literal["knee", "spread", "best", "named"] = "spread"
-    count: int = Field(3, ge=1)
+    count: int = Field(default=3, ge=1)
     objective: str | None = None
     networks: list[str | dict[str, int | float | str]] = Field(default_factory=list)
 
@@ -141,9 +141,9 @@ class SupernetSection(BaseModel):
 class Config(Section):
     """A whole experiment. Every section and key has a default."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9_.-]+$")
-    seed: int = Field(0, ge=0)
-    threads: int = Field(0, ge=0, description="threads for training; 0: all cores")
+    name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, description="threads for training; 0: all cores")
     task: TaskSection = Field(default_factory=TaskSection)
     space: SpaceSection = Field(default_factory=SpaceSection)
     supernet: SupernetSection = Field(default_factory=SupernetSection)
@@ -217,19 +217,18 @@ def _apply(data: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *path, last = key.strip().split(".")
+    parts = key.strip().split(".")
     here: Any = data
-    for index, part in enumerate([*path, last]):
-        if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
-                raise UserError(f"--set {override!r}: {part!r} is not an index into {len(here)} entries")
-            part = int(part)  # type: ignore[assignment]
-        elif not isinstance(here, dict):
-            raise UserError(f"--set {override!r}: {'.'.join(path[:index])} is a value, not a section")
-        if index == len(path):
-            here[part] = value
+    for index, part in enumerate(parts):
+        if isinstance(here, list) and not (part.isdigit() and int(part) < len(here)):
+            raise UserError(f"--set {override!r}: {part!r} is not an index into {len(here)} entries")
+        if not isinstance(here, list | dict):
+            raise UserError(f"--set {override!r}: {'.'.join(parts[:index])} is a value, not a section")
+        place: Any = int(part) if isinstance(here, list) else part
+        if index == len(parts) - 1:
+            here[place] = value
         else:
-            here = here[part] if isinstance(here, list) else here.setdefault(part, {})
+            here = here[place] if isinstance(here, list) else here.setdefault(place, {})
 
 
 def _sentence(error: ValidationError) -> str:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
+from hardware_profiles.paths import write_text
 from nasbench.archive import arch_row, arch_text
 from nasbench.config import Config
 from nasbench.evaluators.base import Evaluator, Proposals, Status
@@ -30,7 +32,7 @@ from nasbench.pareto import ParetoArchive, non_dominated_mask
 from nasbench.pipeline import measure, run_stages
 from nasbench.plan import Plan, make_plan
 from nasbench.progress import Reporter
-from nasbench.run import Run, RunView, load_run, load_state, peak_memory_mb, save_state, write_atomic
+from nasbench.run import Run, RunView, load_run, load_state, peak_memory_mb, save_state
 from nasbench.search import search
 from nasbench.selection import select
 from nasbench.strategies.base import GradientStrategy, Strategy
@@ -139,19 +141,30 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
             calibrations[name].save(file)
         elif target.profile.local:
             with report.phase(f"calibrate {name}") as phase, run.phase(f"calibrate {name}", "networks") as done:
-                calibrations[name] = calibrate(
+                started = datetime.now(UTC)
+                calibration = calibrate(
                     target,
-                    [plan.space],
+                    plan.space,
                     networks=plan.config.targets.calibration_networks,
-                    seed=plan.config.seed,
-                    progress=phase.progress("networks"),
+                    progress=phase.steps("networks"),
                 )
-                done[0] = calibrations[name].new_networks
-                calibrations[name].save(file)
-                phase.done(calibrations[name].summary)
+                fresh = calibration.created >= started
+                done[0] = len(calibration.networks) if fresh else 0
+                phase.done(("" if fresh else "kept from an earlier run: ") + calibration_summary(calibration))
+                calibration.save(file)
+                calibrations[name] = calibration
     return {
         o.name: predictor_for(o.target, o.metric, calibrations.get(o.target)).bind(plan.space) for o in plan.predicted
     }
+
+
+def calibration_summary(calibration: Calibration) -> str:
+    """One line on how good a calibration is, by its leave-one-out figures."""
+    quality = calibration.quality
+    return (
+        f"{len(calibration.networks)} networks, left-out ones within 10 %: {quality['within_10_percent']:.0%}, "
+        f"Spearman {quality['spearman']:.3f}"
+    )
 
 
 def check_feasible(plan: Plan, costs: dict[str, BoundPredictor], report: Reporter) -> None:
@@ -188,7 +201,7 @@ def train(plan: Plan, run: Run, report: Reporter) -> Supernet:
             progress=phase.training(),
         )
         frame = pd.DataFrame(history)
-        write_atomic(run.path / "training.csv", frame.to_csv(index=False))
+        write_text(run.path / "training.csv", frame.to_csv(index=False))
         done[0] = len(history)
     return supernet
 
@@ -213,7 +226,7 @@ def fit_predictors(
                 quality[objective.name] = predictor.report
                 done[0] += 1
                 phase.done(f"{objective.name}: held-out Kendall tau {predictor.report['kendall_tau']:.2f}")
-        write_atomic(run.path / "predictors.json", json.dumps(quality, indent=2))
+        write_text(run.path / "predictors.json", json.dumps(quality, indent=2))
     return fitted
 
 
@@ -338,7 +351,7 @@ def gradient_search(
     proposals = Proposals(np.arange(len(archs), dtype=np.int64), archs)
     values, ok = _evaluate(plan, run, "search", evaluator, costs, proposals, report)
     mask = np.flatnonzero(ok)[non_dominated_mask(minimised(values[ok], plan.objectives))]
-    return archs[mask]  # type: ignore[no-any-return]
+    return archs[mask]
 
 
 def _evaluate(
@@ -422,7 +435,7 @@ def verify(
     good = (frame["violation"] == 0) & ~np.isnan(final).any(1) & (frame["kind"] == "front")
     frame["pareto"] = False
     frame.loc[good, "pareto"] = non_dominated_mask(minimised(final[good], plan.objectives))
-    write_atomic(run.path / FRONT, frame.to_csv(index=False))
+    write_text(run.path / FRONT, frame.to_csv(index=False))
     return frame
 
 

@@ -133,7 +133,7 @@ def _take(plan: Plan, arch: Arch, supernet: Supernet | None) -> nn.Module:
     """The network of an architecture with the supernet's weights, or freshly initialised."""
     if supernet is None:
         return plan.space.build(arch)
-    return plan.make_evaluator(supernet).extract(arch)  # type: ignore[attr-defined, no-any-return]
+    return plan.make_evaluator(supernet).extract(arch)  # type: ignore[attr-defined]
 
 
 def _artifact(plan: Plan, candidate: Candidate, path: Path) -> Artifact:

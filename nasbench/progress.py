@@ -37,6 +37,11 @@ class Phase:
 
         return show
 
+    def steps(self, unit: str) -> Callable[[str, int, int], None]:
+        """A callback `(what, done, total)`, as calibration calls it."""
+        show = self.progress(unit)
+        return lambda what, done, total: show(done, total, what)
+
     def training(self) -> Callable[[Update], None]:
         """A callback for the training procedures of `nasbench.training`."""
         return lambda u: self._show(u.step, u.steps, str(u))

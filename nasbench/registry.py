@@ -56,7 +56,7 @@ def _load(path: str, what: str) -> type[Any]:
         raise UserError(f"{what}: cannot import {path!r}: {error}") from error
     if not callable(found):
         raise UserError(f"{what}: {path!r} is a {type(found).__name__}; a class or function was expected")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def resolve(family: str, name: str, where: Path | None = None) -> type[Any]:

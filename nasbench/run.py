@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
-import os
 import resource
 import sqlite3
 import sys
@@ -22,21 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hardware_profiles.paths import atomic, write_text
 from nasbench.archive import Archive
 from nasbench.config import Config, dump_config, parse_config
 from search_spaces.errors import UserError
 
 CONFIG, STATE, ARCHIVE = "config.toml", "run.json", "archive.sqlite"
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -54,9 +43,8 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         return value.item() if isinstance(value, np.generic) else value
 
     text = json.dumps(outline(state))
-    buffer = io.BytesIO()
-    np.savez(buffer, outline=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
-    write_atomic(path, buffer.getvalue())
+    with atomic(path) as temporary:
+        np.savez(temporary, **{"outline": np.frombuffer(text.encode(), dtype=np.uint8), **arrays})  # type: ignore[arg-type]
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -111,10 +99,10 @@ class Run:
                 raise UserError(f"{path}: the directory is not empty; name a new one with --output")
             _lock(path)
             state = {"status": "started", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions()}
-            write_atomic(path / STATE, json.dumps(state, indent=2))
+            write_text(path / STATE, json.dumps(state, indent=2))
             archive = Archive(path / ARCHIVE)
             # The configuration is written last: a directory with one is a run that can be resumed.
-            write_atomic(path / CONFIG, dump_config(config))
+            write_text(path / CONFIG, dump_config(config))
         except OSError as error:
             raise UserError(f"{path}: cannot write the run there: {error.strerror}") from error
         return cls(path, config, archive)
@@ -135,7 +123,7 @@ class Run:
 
     def mark(self, **entries: Any) -> None:
         """Update `run.json`."""
-        write_atomic(self.path / STATE, json.dumps(self.state | entries, indent=2))
+        write_text(self.path / STATE, json.dumps(self.state | entries, indent=2))
 
     @property
     def state(self) -> dict[str, Any]:

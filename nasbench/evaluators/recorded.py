@@ -79,7 +79,7 @@ class RecordedEvaluator(Evaluator):
         values[status != Status.OK] = np.nan
         return Evaluation(values, status, limits, messages=messages)
 
-    def _row(self, proposal: Proposals, costs: np.ndarray) -> tuple[list[float], int, str]:  # type: ignore[type-arg]
+    def _row(self, proposal: Proposals, costs: np.ndarray) -> tuple[list[float], int, str]:
         """The evaluated objectives of one proposal, its status and why it failed."""
         id, arch = int(proposal.ids[0]), arch_text(proposal.archs[0])
         names = [self.metrics[c] for c in self._columns]

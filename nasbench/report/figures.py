@@ -105,8 +105,8 @@ def _draw_stages(axes: Axes, view: RunView, across: Objective, up: Objective) ->
     if not {across.metric, up.metric} <= set(rows.columns):
         return
     first = rows[rows["step"] == 0].set_index("network")
-    for (step, stage), group in rows[rows["step"] > 0].groupby(["step", "stage"]):
-        index = (int(step) - 1) % len(STAGES)
+    for _, group in rows[rows["step"] > 0].groupby("step"):
+        stage, index = group["stage"].iloc[0], (int(group["step"].iloc[0]) - 1) % len(STAGES)
         axes.scatter(group[across.metric], group[up.metric], marker=MARKERS[index], s=46, c=STAGES[index], zorder=6,
                      edgecolors="white", lw=0.6, label=f"after {stage}, measured")  # fmt: skip
     last = rows[rows["step"] == rows["step"].max()].set_index("network")

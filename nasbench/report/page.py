@@ -13,9 +13,10 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
+from hardware_profiles.paths import atomic, write_text
 from nasbench.config import dump_config
 from nasbench.report.figures import objectives_of, pareto_figure, prediction_figure, training_figure
-from nasbench.run import RunView, load_run, write_atomic
+from nasbench.run import RunView, load_run
 
 
 def write_report(path: Path) -> Path:
@@ -34,10 +35,11 @@ def write_report(path: Path) -> Path:
     ):
         if figure is not None:
             png = _png(figure)
-            write_atomic(path / "figures" / f"{name}.png", png)
+            with atomic(path / "figures" / f"{name}.png") as temporary:
+                temporary.write_bytes(png)
             figures[name] = base64.b64encode(png).decode()
     page = _template().render(figures=figures, **_contents(view))
-    write_atomic(path / "report.html", page)
+    write_text(path / "report.html", page)
     return path / "report.html"
 
 

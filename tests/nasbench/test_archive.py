@@ -156,7 +156,7 @@ def test_an_archive_of_another_experiment_is_refused(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/run: cannot write the run there: Not a directory"):
+    with pytest.raises(UserError, match="cannot write"):
         Run.create(tmp_path / "file" / "run", parse_config({}))
 
 
