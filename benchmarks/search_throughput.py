@@ -65,7 +65,7 @@ class MLPAccuracy(BoundPredictor):
     @torch.inference_mode()
     def forward(self, inputs: torch.Tensor) -> NDArray[np.float64]:
         """`(n,)` predictions."""
-        return self.network(inputs).numpy()[:, 0].astype(np.float64)  # type: ignore[no-any-return]
+        return self.network(inputs).numpy()[:, 0].astype(np.float64)
 
     def predict(self, archs: Archs) -> Estimate:
         mean = self.forward(self.inputs(archs))
@@ -84,7 +84,7 @@ def pymoo_nsga2(space: SearchSpace, accuracy: BoundPredictor, latency: BoundPred
     from pymoo.operators.repair.rounding import RoundingRepair
     from pymoo.operators.sampling.rnd import IntegerRandomSampling
 
-    class Searching(Problem):  # type: ignore[misc]
+    class Searching(Problem):
         def __init__(self) -> None:
             super().__init__(n_var=len(space.knobs), n_obj=2, xl=0, xu=space.cardinalities - 1, vtype=int)
 

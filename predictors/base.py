@@ -174,7 +174,7 @@ class BoundAdditive(BoundPredictor):
 
         like = probabilities[0]
         terms = []
-        for knobs, grid, rows in self._positions:
+        for knobs, grid, rows in self.positions:
             weight = torch.ones(len(grid), dtype=like.dtype, device=like.device)
             for column, k in enumerate(knobs):
                 weight = weight * probabilities[k][torch.as_tensor(grid[:, column], device=like.device)]
@@ -185,7 +185,7 @@ class BoundAdditive(BoundPredictor):
         return result
 
     @cached_property
-    def _positions(self) -> list[tuple[tuple[int, ...], NDArray[np.int64], Array]]:
+    def positions(self) -> list[tuple[tuple[int, ...], NDArray[np.int64], Array]]:
         """Per position: its knobs, all combinations of their choices `(m, knobs)`, and features of each `(m, F)`."""
         positions = []
         for position, knobs in enumerate(self.space.block_knobs):
