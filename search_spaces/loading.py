@@ -60,7 +60,9 @@ def load_space(name: str | Path, in_channels: int = 3, num_classes: int = 1000, 
         where, title = str(name), str(name)
         text = _tables()[title]
     else:
-        raise UserError(f"unknown space {str(name)!r}. {nearest(str(name), _tables())} A file of your own ends in .toml.")
+        raise UserError(
+            f"unknown space {str(name)!r}. {nearest(str(name), _tables())} A file of your own ends in .toml."
+        )
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

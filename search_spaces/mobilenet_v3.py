@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,7 +34,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 def _ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not values or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+    if not values or any(a >= b for a, b in pairwise(values)):
         raise ValueError("choices must be at least one, distinct and in ascending order")
     return values
 
@@ -108,13 +109,13 @@ class _Table(BaseModel):
 class MobileNetV3Space(SearchSpace):
     """MobileNetV3 with searchable depths, kernels, expansions, width and input resolution.
 
-    The family of once-for-all (Cai et al., ICLR 2020) on the network of Howard et al. (ICCV 2019): a 3x3 stem, stages of
-    inverted residuals with squeeze-and-excitation and hard-swish as the table says, a 1x1 convolution, pooling, a feature
-    layer and the classifier. Channels are rounded to multiples of 8 as in both reference implementations.
+    The family of once-for-all (Cai et al., ICLR 2020) on the network of Howard et al. (ICCV 2019): a 3x3 stem, stages
+    of inverted residuals with squeeze-and-excitation and hard-swish as the table says, a 1x1 convolution, pooling, a
+    feature layer and the classifier. Channels are rounded to multiples of 8 as in both reference implementations.
 
     Knobs, in this order and only where there is a choice: `resolution`, `width`, `stage<i>.depth`,
-    `stage<i>.block<j>.kernel`, `stage<i>.block<j>.expansion`, counted from zero as in the networks' module names. A space
-    without any choice keeps `resolution` as its only knob.
+    `stage<i>.block<j>.kernel`, `stage<i>.block<j>.expansion`, counted from zero as in the networks' module names. A
+    space without any choice keeps `resolution` as its only knob.
 
     Args:
         in_channels, num_classes: of the task.
@@ -150,11 +151,21 @@ class MobileNetV3Space(SearchSpace):
     ) -> None:
         self.name = name
         try:
-            self.table = _Table(
-                in_channels=in_channels, num_classes=num_classes, stages=stages, resolutions=resolutions, widths=widths,
-                stem_width=stem_width, stem_stride=stem_stride, final_width=final_width, feature_width=feature_width,
-                feature_bias=feature_bias, dropout=dropout,
-            )  # fmt: skip
+            self.table = _Table.model_validate(
+                {
+                    "in_channels": in_channels,
+                    "num_classes": num_classes,
+                    "stages": stages,
+                    "resolutions": resolutions,
+                    "widths": widths,
+                    "stem_width": stem_width,
+                    "stem_stride": stem_stride,
+                    "final_width": final_width,
+                    "feature_width": feature_width,
+                    "feature_bias": feature_bias,
+                    "dropout": dropout,
+                }
+            )
         except ValidationError as error:
             raise UserError(explain(error, name, Stage.model_fields)) from error
         self._layout = _Layout(self.table)

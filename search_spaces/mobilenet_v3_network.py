@@ -46,21 +46,19 @@ class InvertedResidual(nn.Module):
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
         self.residual = spec.residual
-        layers: dict[str, nn.Module] = {}
-        if spec.expand:
-            layers["expand"] = ConvNorm(spec.cin, spec.hidden, activation=spec.activation)
-        layers["depthwise"] = ConvNorm(
+        self.expand = ConvNorm(spec.cin, spec.hidden, activation=spec.activation) if spec.expand else None
+        self.depthwise = ConvNorm(
             spec.hidden, spec.hidden, spec.kernel, spec.stride, groups=spec.hidden, activation=spec.activation
         )
-        if spec.squeeze:
-            layers["se"] = SqueezeExcite(spec.hidden, spec.squeeze)
-        layers["project"] = ConvNorm(spec.hidden, spec.cout)
-        self.layers = nn.ModuleDict(layers)
+        self.se = SqueezeExcite(spec.hidden, spec.squeeze) if spec.squeeze else None
+        self.project = ConvNorm(spec.hidden, spec.cout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for layer in self.layers.values():
-            y = layer(y)
+        y = x if self.expand is None else self.expand(x)
+        y = self.depthwise(y)
+        if self.se is not None:
+            y = self.se(y)
+        y = self.project(y)
         return x + y if self.residual else y
 
 
@@ -84,7 +82,7 @@ class Head(nn.Module):
 class MobileNetV3(nn.Module):
     """One network of the family: `stem`, `stages[i][j]`, `head`.
 
-    Takes images `(batch, channels, resolution, resolution)` of its own `input_shape`; `(batch, classes)` logits come out.
+    Takes images `(batch, channels, resolution, resolution)` of its own `input_shape`, gives logits `(batch, classes)`.
     """
 
     def __init__(self, spec: NetworkSpec) -> None:
@@ -94,7 +92,7 @@ class MobileNetV3(nn.Module):
         self.stages = nn.Sequential(*(nn.Sequential(*map(InvertedResidual, blocks)) for blocks in spec.stages))
         self.head = Head(spec.head)
         initialise(self)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)))

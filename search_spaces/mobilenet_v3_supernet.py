@@ -41,14 +41,14 @@ class SuperMobileNetV3(Supernet):
     """Every network of a `MobileNetV3Space` in the weights of its largest.
 
     A subnet uses leading channels, kernel centres and each stage's leading blocks. Parameters that take no part in a
-    subnet get no gradient from it. `largest` holds the parameters under the names that they have in a stand-alone network,
-    so `extract` is a copy by name.
+    subnet get no gradient from it. `largest` holds the parameters under the names that they have in a stand-alone
+    network, so `extract` is a copy by name.
     """
 
     def __init__(self, space: MobileNetV3Space) -> None:
         super().__init__()
         self.space = space
-        self.largest = MobileNetV3(space.spec(space.cardinalities - 1))
+        self.largest = MobileNetV3(space.spec((space.cardinalities - 1).astype(space.dtype)))
         self._norm_names: dict[nn.Module, str] = {}
         for name, module in self.largest.named_modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -93,7 +93,8 @@ class SuperMobileNetV3(Supernet):
         x = resize(x, spec.resolution).contiguous(memory_format=torch.channels_last)
         x = _conv_norm(self.largest.stem, x, spec.stem, 3, spec.stem_stride, False, "hard_swish", normalise)
         for stage, blocks in zip(self.largest.stages, spec.stages, strict=True):
-            for module, block in zip(stage, blocks, strict=False):
+            for module, block in zip(stage.children(), blocks, strict=False):
+                assert isinstance(module, InvertedResidual)
                 x = _block(module, x, block, normalise)
         return _head(self.largest.head, x, spec.head, normalise, dropout)
 
@@ -163,28 +164,32 @@ def _conv_norm(
 
 
 def _block(module: InvertedResidual, x: Tensor, spec: BlockSpec, normalise: Normalise) -> Tensor:
-    layers, y = module.layers, x
-    if spec.expand:
-        y = _conv_norm(layers["expand"], y, spec.hidden, 1, 1, False, spec.activation, normalise)
-    y = _conv_norm(layers["depthwise"], y, spec.hidden, spec.kernel, spec.stride, True, spec.activation, normalise)
-    if spec.squeeze:
-        y = y * gates(layers["se"], y, spec.squeeze)
-    y = _conv_norm(layers["project"], y, spec.cout, 1, 1, False, "", normalise)
+    y = x
+    if module.expand is not None:
+        y = _conv_norm(module.expand, y, spec.hidden, 1, 1, False, spec.activation, normalise)
+    y = _conv_norm(module.depthwise, y, spec.hidden, spec.kernel, spec.stride, True, spec.activation, normalise)
+    if module.se is not None:
+        y = y * _gates(module.se, y, spec.squeeze)
+    y = _conv_norm(module.project, y, spec.cout, 1, 1, False, "", normalise)
     return x + y if spec.residual else y
 
 
-def gates(se: SqueezeExcite, x: Tensor, squeeze: int) -> Tensor:
+def _gates(se: SqueezeExcite, x: Tensor, squeeze: int) -> Tensor:
     """Squeeze-and-excitation gates `(batch, channels, 1, 1)` with `squeeze` inner channels."""
     channels = x.shape[1]
     y = F.adaptive_avg_pool2d(x, 1)
-    y = torch.relu(F.conv2d(y, crop(se.reduce.weight, squeeze, channels, 1, 1), crop(se.reduce.bias, squeeze)))
-    return F.hardsigmoid(F.conv2d(y, crop(se.expand.weight, channels, squeeze, 1, 1), crop(se.expand.bias, channels)))
+    y = torch.relu(F.conv2d(y, crop(se.reduce.weight, squeeze, channels, 1, 1), _bias(se.reduce, squeeze)))
+    return F.hardsigmoid(F.conv2d(y, crop(se.expand.weight, channels, squeeze, 1, 1), _bias(se.expand, channels)))
+
+
+def _bias(layer: nn.Conv2d | nn.Linear, channels: int) -> Tensor | None:
+    return None if layer.bias is None else crop(layer.bias, channels)
 
 
 def _head(module: Head, x: Tensor, spec: HeadSpec, normalise: Normalise, dropout: bool) -> Tensor:
     x = _conv_norm(module.final, x, spec.final, 1, 1, False, "hard_swish", normalise)
     x = F.adaptive_avg_pool2d(x, 1).flatten(1)
-    bias = None if module.features.bias is None else crop(module.features.bias, spec.features)
-    x = F.hardswish(F.linear(x, crop(module.features.weight, spec.features, spec.final), bias))
+    weight = crop(module.features.weight, spec.features, spec.final)
+    x = F.hardswish(F.linear(x, weight, _bias(module.features, spec.features)))
     x = F.dropout(x, spec.dropout, dropout)
     return F.linear(x, crop(module.classifier.weight, spec.classes, spec.features), module.classifier.bias)

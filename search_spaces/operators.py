@@ -1,8 +1,9 @@
 """Operators and workloads: what spaces and devices share, and all that they share.
 
-A workload lists the primitive operators of one network in execution order, with the tensors between them. Shapes are per
-sample (no batch dimension): `(channels, height, width)` for images, `(length, channels)` for sequences, `(features,)` for
-vectors. Operators are as the network defines them; which of them a device fuses is the device's business.
+A workload lists the primitive operators of one network in execution order, with the tensors between them. Shapes are
+per sample (no batch dimension): `(channels, height, width)` for images, `(length, channels)` for sequences,
+`(features,)` for vectors. Operators are as the network defines them; which of them a device fuses is the device's
+business.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,8 +46,8 @@ class Operator:
     Args:
         kind: `conv2d`, `depthwise_conv2d`, `linear`, `matmul`, `batch_norm`, `add`, `mul`, `relu`, `hard_swish`,
             `hard_sigmoid`, `global_avg_pool`, `avg_pool2d`, `max_pool2d`, `concat`, `resize`, ...
-        inputs: the activation tensors it reads (weights are not among them), in the shape it sees them: a reshaped view is
-            no operator of its own.
+        inputs: the activation tensors it reads (weights are not among them), in the shape it sees them: a reshaped
+            view is no operator of its own.
         output: the tensor it writes.
         kernel, stride: spatial, for convolutions and pooling.
         groups: of a convolution.

@@ -25,7 +25,7 @@ class NormStats:
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
-    """Images `(batch, channels, height, width)` at `resolution` pixels, bilinear; as they are where they fit already."""
+    """Images `(batch, channels, height, width)` at `resolution` pixels, bilinear; unchanged where they fit already."""
     if images.shape[-2:] == (resolution, resolution):
         return images
     return F.interpolate(images, (resolution, resolution), mode="bilinear", align_corners=False)
@@ -34,9 +34,9 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 class Supernet(nn.Module, ABC):
     """One network that contains every architecture of a space.
 
-    Called as `supernet(x, arch)` it normalises with the batch's own statistics (training); as `supernet(x, arch, stats)`
-    with the given ones (evaluation). The result depends on the arguments and the weights alone: nothing of a call
-    remains, and normalisation layers keep no running statistics.
+    Called as `supernet(x, arch)` it normalises with the batch's own statistics (training); as
+    `supernet(x, arch, stats)` with the given ones (evaluation). The result depends on the arguments and the weights
+    alone: nothing of a call remains, and normalisation layers keep no running statistics.
     """
 
     @abstractmethod
