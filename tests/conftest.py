@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,4 +41,110 @@ def data_dir() -> Path:
         pytest.skip("NASBENCH_DATA is not set")
     path = Path(os.environ["NASBENCH_DATA"])
     assert path.is_dir(), f"NASBENCH_DATA={path} is no directory"
+    return path
+
+
+TINY_SPACE = """
+family = "mobilenet_v3"
+description = "for tests: two stages of tiny blocks"
+resolutions = [12, 16]
+widths = [1.0]
+stem_width = 8
+stem_stride = 2
+final_width = 32
+feature_width = 32
+
+[[stages]]
+width = 8
+stride = 1
+depths = [1]
+kernels = [3]
+expansions = [1]
+se = false
+activation = "relu"
+
+[[stages]]
+width = 16
+stride = 2
+depths = [1, 2, 3]
+kernels = [3, 5]
+expansions = [2, 4]
+se = true
+activation = "hard_swish"
+"""
+
+TINY_EXPERIMENT = """
+name = "tiny"
+seed = 3
+threads = 1
+
+[task]
+name = "npz"
+path = "images.npz"
+
+[space]
+name = "space.toml"
+
+[supernet]
+epochs = 2
+batch_size = 64
+random_subnets = 1
+validation_images = 100
+
+[evaluator]
+samples = 24
+verify = 6
+calibration_images = 100
+
+[targets]
+calibration_networks = 10
+
+[strategy]
+evaluations = 3000
+batch = 500
+population = 100
+
+[selection]
+count = 2
+
+[[stages]]
+name = "finetune"
+epochs = 1
+
+[[stages]]
+name = "export"
+
+[[stages]]
+name = "quantize"
+images = 64
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment file of half a minute: 16x16 images in four classes that a tiny network can tell apart."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 1000)
+    rows, columns = np.mgrid[0:16, 0:16]
+    waves = np.stack(
+        [np.sin(rows / 2), np.sin(columns / 2), np.sin((rows + columns) / 2), np.sin((rows - columns) / 2)]
+    )
+    images = 128 + 50 * waves[labels] + rng.normal(0, 50, (1000, 16, 16))
+    np.savez(folder / "images.npz", images=images.clip(0, 255).astype(np.uint8), labels=labels)
+    (folder / "space.toml").write_text(TINY_SPACE)
+    (folder / "tiny.toml").write_text(TINY_EXPERIMENT)
+    return folder / "tiny.toml"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of the tiny experiment."""
+    from nasbench.config import load_config
+    from nasbench.experiment import run_experiment
+
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NASBENCH_HOME", str(tmp_path_factory.mktemp("home")))
+        run_experiment(load_config(tiny_experiment), path, where=tiny_experiment.parent)
     return path
