@@ -72,6 +72,7 @@ class Stage(ABC):
 
     accepts: frozenset[Form]
     produces: Form
+    once: bool = False  # a second time would do nothing good, whatever form it gets
 
     @abstractmethod
     def run(self, candidate: Candidate, context: StageContext) -> Candidate:
@@ -86,6 +87,8 @@ def check_order(stages: Sequence[tuple[str, Stage]], first: Form = Form.FLOAT) -
     """
     form = first
     for index, (name, stage) in enumerate(stages):
+        if stage.once and any(type(stage) is type(earlier) for _, earlier in stages[:index]):
+            raise UserError(f"stages[{index}] ({name!r}) stands there a second time; it can be done once")
         if form not in stage.accepts:
             wanted = " or ".join(sorted(f.value for f in stage.accepts))
             raise UserError(

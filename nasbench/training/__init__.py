@@ -14,10 +14,11 @@ from nasbench.training.evaluation import (
 )
 from nasbench.training.loop import Recipe
 from nasbench.training.network import subnet_teacher, train_network
-from nasbench.training.progress import ProgressBar, Update
+from nasbench.training.progress import ProgressCallback, Update
 from nasbench.training.supernet import sandwich_ends, train_supernet
 
 __all__ = [
-    "ProgressBar", "Recipe", "Update", "evaluate_network", "fit_size", "fixed_subset", "load_weights", "predict_logits",
-    "sandwich_ends", "save_weights", "subnet_accuracy", "subnet_teacher", "train_network", "train_supernet",
+    "ProgressCallback", "Recipe", "Update", "evaluate_network", "fit_size", "fixed_subset", "load_weights",
+    "predict_logits", "sandwich_ends", "save_weights", "subnet_accuracy", "subnet_teacher", "train_network",
+    "train_supernet",
 ]  # fmt: skip

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasbench.tasks.base import Split, SplitName, Task
 from search_spaces.base import Archs
-from search_spaces.supernet import Supernet, calibrate
+from search_spaces.errors import UserError
+from search_spaces.supernet import Supernet, calibrate, resize
 
 
 def fit_size(images: Tensor, input_shape: Sequence[int]) -> Tensor:
-    """Images `(n, c, h, w)` resized to the `(c, height, width)` a network takes, bilinear; unchanged if they fit."""
-    size = (int(input_shape[-2]), int(input_shape[-1]))
-    if tuple(images.shape[-2:]) == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+    """Images `(n, c, h, w)` at the size of a network's `(c, height, width)`, as a supernet resizes them.
+
+    Raises:
+        UserError: the network wants other channels, or images that are not square.
+    """
+    channels, height, width = input_shape
+    if channels != images.shape[1] or height != width:
+        raise UserError(f"a network for {tuple(input_shape)} cannot take square images of {images.shape[1]} channels")
+    return resize(images, height)
 
 
 def fixed_subset(split: Split, count: int, seed: int) -> Split:

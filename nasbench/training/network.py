@@ -59,10 +59,7 @@ def train_network(
         UserError: a value out of range, a loss that is no longer finite, or a checkpoint that does not fit.
     """
     recipe = Recipe(epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing)
-    if not 0 <= distillation <= 1:
-        raise UserError(f"distillation = {distillation}: expected a weight in 0..1")
-    if not temperature > 0:
-        raise UserError(f"temperature = {temperature}: expected above 0")
+    check_distillation(distillation, temperature)
     weight = distillation if teacher is not None else 0.0
 
     def backward(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
@@ -93,6 +90,14 @@ def train_network(
         save_every_s=save_every_s,
         progress=progress,
     )
+
+
+def check_distillation(weight: float, temperature: float) -> None:
+    """Raises UserError where a teacher's weight or temperature is out of range."""
+    if not 0 <= weight <= 1:
+        raise UserError(f"distillation = {weight}: expected a weight in 0..1")
+    if not temperature > 0:
+        raise UserError(f"temperature = {temperature}: expected above 0")
 
 
 def subnet_teacher(

@@ -1,4 +1,4 @@
-"""A space of 24 tiny networks with a real supernet, and small parts of the embedded images: enough to train in seconds."""
+"""A space of 24 tiny networks with a real supernet, and a part of the embedded images: enough to train in seconds."""
 
 from __future__ import annotations
 

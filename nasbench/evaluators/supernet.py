@@ -1,0 +1,92 @@
+"""Accuracy of architectures with the weights of a trained supernet."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
+from nasbench.tasks.base import Split, Task
+from nasbench.training.evaluation import batches, fixed_subset, subnet_accuracy
+from search_spaces import Archs, SearchSpace, UserError
+from search_spaces.supernet import Supernet, calibrate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class SupernetEvaluator(Evaluator):
+    """Accuracy on validation images, with normalisation statistics calibrated for each architecture.
+
+    The images are chosen once, from `seed`: a value depends on the architecture and the supernet's weights alone, not
+    on the order or the company in which it is asked for. A row whose evaluation raises, or whose logits are not finite,
+    is `FAILED`. The fidelity `images` sets the number of validation images of a row.
+
+    Args:
+        space: that the architectures come from.
+        task: gives training images for calibration and validation images to judge by.
+        supernet: trained.
+        calibration_images: training images for the statistics; 0 for all.
+        validation_images: 0 for all.
+        batch_size: images at a time.
+        seed: of the choice of images.
+    """
+
+    metrics = ("accuracy",)
+    expensive = True
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        task: Task,
+        supernet: Supernet,
+        *,
+        calibration_images: int = 500,
+        validation_images: int = 0,
+        batch_size: int = 250,
+        seed: int = 0,
+    ) -> None:
+        for key, value, least in (
+            ("calibration_images", calibration_images, 0),
+            ("validation_images", validation_images, 0),
+            ("batch_size", batch_size, 2),
+        ):
+            if value < least:
+                raise UserError(f"evaluator.{key} = {value}: expected {least} or more")
+        self.space = space
+        self.task = task
+        self.network = supernet
+        self.batch_size = batch_size
+        self.calibration = fixed_subset(task.split("train"), calibration_images, seed).images
+        self.validation = fixed_subset(task.split("val"), validation_images, seed)
+
+    def evaluate(self, proposals: Proposals) -> Evaluation:
+        n = len(proposals)
+        values, seconds = np.full((n, 1), np.nan), np.zeros(n)
+        status = np.full(n, Status.OK, dtype=np.uint8)
+        messages: dict[int, str] = {}
+        images = proposals.fidelity.get("images")
+        for row, arch in enumerate(self.space.canonical(proposals.archs)):
+            validation = self.validation
+            start = time.perf_counter()
+            try:
+                if images is not None:
+                    count = int(images[row])
+                    validation = Split(validation.images[:count], validation.labels[:count])
+                accuracy = subnet_accuracy(self.network, arch, self.task, self.calibration, validation, self.batch_size)
+                if math.isnan(accuracy):
+                    raise FloatingPointError("the logits are not finite")
+                values[row] = accuracy
+            except (UserError, RuntimeError, ValueError, ArithmeticError) as error:
+                status[row] = Status.FAILED
+                messages[row] = f"{type(error).__name__}: {error}"
+            seconds[row] = time.perf_counter() - start
+        return Evaluation(values, status, seconds=seconds, messages=messages)
+
+    def extract(self, arch: Archs) -> nn.Module:
+        """The stand-alone network of one architecture `(K,)` with the statistics that it is judged with."""
+        stats = calibrate(self.network, arch, batches(self.task, self.calibration, self.batch_size))
+        return self.network.extract(arch, stats)

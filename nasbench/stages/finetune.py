@@ -1,0 +1,82 @@
+"""Fine-tuning: a network with inherited weights is trained further on its own, with the supernet as its teacher."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, replace
+from typing import Literal
+
+from hardware_profiles.paths import write_text
+from nasbench.stages.base import Candidate, Form, Stage, StageContext
+from nasbench.training import Recipe, sandwich_ends, subnet_teacher, train_network
+from nasbench.training.network import check_distillation
+
+
+class FineTune(Stage):
+    """Trains a float network on the task's training images.
+
+    Where the run has a supernet, its largest architecture, with calibrated statistics, is the teacher. The training
+    history is left in `NAME-finetune.json`. A run that was killed continues from its checkpoint.
+
+    Args:
+        epochs: passes over the training images.
+        lr: peak learning rate.
+        batch_size: images a step.
+        optimizer: `sgd` with Nesterov momentum, or `adamw`.
+        weight_decay: on matrices and kernels.
+        label_smoothing: share of the target that is uniform.
+        distillation: weight of the teacher in the loss, 0..1; the labels have the rest.
+        temperature: softens the outputs of teacher and network.
+    """
+
+    accepts = frozenset({Form.FLOAT})
+    produces = Form.FLOAT
+
+    def __init__(
+        self,
+        *,
+        epochs: int = 3,
+        lr: float = 0.02,
+        batch_size: int = 64,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        weight_decay: float = 1e-4,
+        label_smoothing: float = 0.0,
+        distillation: float = 0.5,
+        temperature: float = 1.0,
+    ) -> None:
+        self.recipe = Recipe(
+            epochs, batch_size, lr, optimizer, weight_decay=weight_decay, label_smoothing=label_smoothing
+        )
+        check_distillation(distillation, temperature)
+        self.distillation = distillation
+        self.temperature = temperature
+
+    def run(self, candidate: Candidate, context: StageContext) -> Candidate:
+        """The candidate with a trained copy of its network.
+
+        Raises:
+            UserError: a loss that is no longer finite, or a checkpoint that cannot be read.
+        """
+        network = copy.deepcopy(candidate.network)
+        assert network is not None
+        teacher = None
+        if context.supernet is not None:
+            _, largest = sandwich_ends(context.space)
+            teacher = subnet_teacher(context.supernet, largest, context.task)
+        checkpoint = context.directory / f"{candidate.name}-finetune.safetensors"
+        history = train_network(
+            network,
+            context.task,
+            context.input_shape,
+            **asdict(self.recipe),
+            teacher=teacher,
+            distillation=self.distillation,
+            temperature=self.temperature,
+            seed=context.seed,
+            checkpoint=checkpoint,
+        )
+        write_text(context.directory / f"{candidate.name}-finetune.json", json.dumps(history, indent=1) + "\n")
+        # The runner keeps the network; a second fine-tuning of it must not take this one's state for its own.
+        checkpoint.unlink(missing_ok=True)
+        return replace(candidate, network=network, metrics={})
