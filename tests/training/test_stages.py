@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from onnx import numpy_helper
 from onnx import save as save_onnx
 from torch import nn
 
-from hardware_profiles import OnnxConverter, load_target
+from hardware_profiles import OnnxConverter, Target, load_target
 from hardware_profiles.meter import Artifact
 from nasbench.evaluators.supernet import SupernetEvaluator
 from nasbench.stages.artifacts import evaluate_artifact, run_artifact
@@ -133,13 +132,15 @@ def test_impossible_orders_are_refused_before_anything_runs():
 
 
 def test_networks_of_a_fixed_batch_size_run_on_any_number_of_images(candidate, task, tmp_path):
-    target = replace(load_target("host:fp32"), batch=4)
+    class InFours(Target):
+        batch = 4
+
+    host = load_target("host:fp32")
+    target = InFours(host.profile, host.operating_point)
     artifact = OnnxConverter().convert(candidate.network, target, (1, 32, 32), tmp_path / "four.onnx")
     images = task.split("val").images[:6]
     expected = predict_logits(candidate.network, task, images, (1, 32, 32)).numpy()
-    np.testing.assert_allclose(
-        run_artifact(Artifact(path, "onnx", "fp32", (1, 32, 32)), task, images), expected, atol=1e-3
-    )
+    np.testing.assert_allclose(run_artifact(artifact, task, images), expected, atol=1e-3)
 
 
 def test_files_that_cannot_be_run_are_named(task, tmp_path):
