@@ -22,7 +22,15 @@ from hardware_profiles.paths import user_data_dir, write_text
 from hardware_profiles.profile import Target
 from hardware_profiles.runtimes import converter_for, meter_for
 from predictors.base import Array
-from predictors.operator_model import FEATURES, LEAST_NETWORKS, Fit, OperatorModel, leave_one_out, network_totals
+from predictors.operator_model import (
+    FEATURES,
+    LEAST_NETWORKS,
+    Fit,
+    OperatorModel,
+    leave_one_out,
+    network_totals,
+    trusted,
+)
 from predictors.roofline import Roofline
 from search_spaces import SearchSpace, UserError
 from search_spaces.base import Archs
@@ -66,8 +74,8 @@ class Calibration(BaseModel):
         networks: all measured networks.
         features: names of `networks[i].totals`.
         model: the fitted numbers of `OperatorModel`.
-        quality: leave-one-out figures: `within_10_percent`, `spearman`, `rms_log_error`, `interval_90_coverage`,
-            and the number of `networks`, `failed` and `throttled`.
+        quality: leave-one-out figures `within_10_percent`, `spearman`, `median_error` (relative) and
+            `interval_90_coverage`, and how many `networks`, `failed` and `throttled` there were.
         seconds: what measuring took, by phase.
     """
 
@@ -200,10 +208,11 @@ def choose(space: SearchSpace, n: int, target: Target, rng: np.random.Generator)
     roofline = Roofline(target).bind(space)
     candidates = np.unique(space.sample(CANDIDATES, rng), axis=0)
     cost = roofline.predict(candidates).mean
-    ends = [_extreme(space, candidates[np.argmin(s * cost)], s, roofline) for s in (1.0, -1.0)]
-    order = np.argsort(cost, kind="stable")
-    middle = [candidates[rng.choice(part)] for part in np.array_split(order, max(1, n - 2)) if len(part)]
-    return np.unique(np.array([*ends, *middle]), axis=0)[:n]
+    ends = [_extreme(space, candidates[np.argmin(sign * cost)], sign, roofline) for sign in (1.0, -1.0)]
+    inner = ~(candidates[:, None] == ends).all(2).any(1)
+    order = np.flatnonzero(inner)[np.argsort(cost[inner], kind="stable")]
+    drawn = [candidates[rng.choice(part)] for part in np.array_split(order, max(1, n - 2)) if len(part)]
+    return np.unique(np.array([*ends, *drawn]), axis=0)
 
 
 def _extreme(space: SearchSpace, arch: Archs, sign: float, roofline: Any) -> Archs:
@@ -298,11 +307,11 @@ def _quality(model: OperatorModel, totals: Array, y: Array) -> dict[str, float]:
     """How well each measured network is predicted by a fit to all others."""
     from scipy.stats import spearmanr
 
-    logs = leave_one_out(totals, y, model.numbers.ridge)
+    logs = leave_one_out(totals, y, trusted(totals, y), model.numbers.ridge)
     return {
         "networks": len(y),
         "within_10_percent": float(np.mean(np.abs(np.expm1(-logs)) <= 0.1)),
         "spearman": float(spearmanr(y / np.exp(logs), y).statistic),
-        "rms_log_error": float(np.sqrt(np.mean(logs**2))),
+        "median_error": float(np.median(np.abs(np.expm1(-logs)))),
         "interval_90_coverage": float(np.mean(np.abs(logs) <= 1.645 * model.numbers.log_std)),
     }

@@ -1,0 +1,120 @@
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from hardware_profiles import list_profiles, load_profile, load_target
+from hardware_profiles.profile import parse_profile
+from search_spaces import UserError
+
+SHIPPED = ["coral_edge_tpu", "jetson_nano", "raspberry_pi_4"]
+
+
+def table(name: str = "jetson_nano") -> dict:
+    """A shipped profile as a table that a test may spoil."""
+    return tomllib.loads((resources.files("hardware_profiles") / "devices" / f"{name}.toml").read_text())
+
+
+def test_shipped_profiles_are_listed_and_host_comes_first() -> None:
+    assert list_profiles()[0] == "host"
+    assert set(SHIPPED) <= set(list_profiles())
+
+
+@pytest.mark.parametrize("name", ["host", *SHIPPED])
+def test_every_profile_says_where_its_figures_come_from(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.target().operating_point == profile.default
+    assert profile.roofline.estimated
+    assert profile.local == (name == "host")
+    for point in profile.operating_points:
+        assert load_target(f"{name}:{point}").name == f"{name}:{point}"
+    assert profile.measure
+
+
+@pytest.mark.parametrize("name", ["host", *SHIPPED])
+def test_a_profile_written_as_toml_reads_back_equal(name: str, tmp_path: Path) -> None:
+    profile = load_profile(name)
+    path = tmp_path / f"{name}.toml"
+    path.write_text(tomli_w.dumps(profile.model_dump(exclude_none=True)))
+    assert load_profile(path) == profile
+
+
+def test_a_precision_alone_means_the_first_operating_point_that_has_it() -> None:
+    assert load_target("jetson_nano:fp16").name == "jetson_nano:fp16-maxn"
+    assert load_target("jetson_nano").name == "jetson_nano:fp16-maxn"
+    assert load_target("coral_edge_tpu").itemsize == 1
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown device 'jetson_nan'.*'jetson_nano'"):
+        load_target("jetson_nan")
+    with pytest.raises(UserError, match=r"no operating point 'fp17'.*fp16-maxn"):
+        load_target("jetson_nano:fp17")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("operating_points", "fp16-maxn", "peak_gmac"), 1.0, r"peak_gmac: unknown key. Did you mean 'peak_gmacs'"),
+        (("roofline", "launchus"), 1.0, r"roofline.launchus: unknown key. Did you mean 'launch_us'"),
+        (("titel",), "x", r"titel: unknown key. Did you mean 'title'"),
+        (("operating_points", "fp16-maxn", "peak_gmacs"), -3, r"peak_gmacs: .*greater than 0, got -3"),
+        (("operating_points", "fp16-maxn", "bandwidth_gbs"), "fast", r"bandwidth_gbs: .*number.*got 'fast'"),
+        (("operating_points", "fp16-maxn", "batch"), 0, r"batch: .*greater than or equal to 1, got 0"),
+        (("operating_points", "fp16-maxn", "precision"), "fp8", r"precision: .*'int8', got 'fp8'"),
+        (("operating_points", "fp16-maxn", "power_w"), float("inf"), r"power_w: .*finite number"),
+        (("operating_points", "fp16-maxn", "source"), None, r"operating_points.fp16-maxn.source: this key is missing"),
+        (("roofline", "source"), None, r"roofline.source: this key is missing"),
+        (("operating_points", "fp16-maxn", "peak_gmacs"), None, r"peak_gmacs: this key is missing"),
+        (("roofline", "efficiency", "conv2d"), 1.5, r"efficiency.conv2d: .*less than or equal to 1, got 1.5"),
+        (("roofline", "efficiency", "other"), None, r"roofline: efficiency must name 'other'"),
+        (("roofline", "on_chip_bytes"), 8, r"on_chip_bytes needs host_link_gbs"),
+        (("default",), "fp61-maxn", r"default 'fp61-maxn' is no operating point. Did you mean 'fp16-maxn'"),
+        (("datasheet", 0, "unit"), "GB/m", r"datasheet.0.unit: .*'GB/s'.*got 'GB/m'"),
+        (("datasheet", 0, "source"), "", r"datasheet.0.source"),
+        (("references", 0, "operating_point"), "fp99", r"no operating point 'fp99'"),
+        (("name",), "Jetson Nano", r"name: .*pattern"),
+    ],
+)
+def test_a_wrong_profile_names_file_key_and_what_was_expected(path: tuple, value: object, message: str) -> None:
+    profile = table()
+    *parents, last = path
+    inner = profile
+    for key in parents:
+        inner = inner[key]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    with pytest.raises(UserError, match=message) as error:
+        parse_profile(profile, "mine.toml")
+    assert str(error.value).startswith("mine.toml: ")
+
+
+def test_files_that_are_no_profiles(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("name = 1\nkind = ?")
+    with pytest.raises(UserError, match=r"bad.toml: this is no valid TOML.*line 2"):
+        load_profile(bad)
+    with pytest.raises(UserError, match=r"gone.toml: cannot read"):
+        load_profile(tmp_path / "gone.toml")
+    other = tmp_path / "other.toml"
+    other.write_text(tomli_w.dumps(table()))
+    with pytest.raises(UserError, match=r"other.toml: name: is 'jetson_nano'"):
+        load_profile(other)
+
+
+def test_the_users_own_profiles_are_found_and_cannot_hide_shipped_ones(own_home: Path) -> None:
+    devices = own_home / "devices"
+    devices.mkdir(parents=True)
+    mine = {**table(), "name": "my_board", "title": "My board"}
+    (devices / "my_board.toml").write_text(tomli_w.dumps(mine))
+    assert "my_board" in list_profiles()
+    assert load_target("my_board:fp32").profile.title == "My board"
+
+    (devices / "jetson_nano.toml").write_text(tomli_w.dumps(table()))
+    with pytest.raises(UserError, match=r"jetson_nano.toml: .*comes with the package"):
+        load_profile("jetson_nano")

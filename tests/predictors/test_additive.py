@@ -1,0 +1,161 @@
+"""What every predictor of additive features must do, on every space."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from hardware_profiles import load_profile, load_target
+from predictors import Count, OperatorModel, Roofline, predictor_for
+from predictors.base import AdditivePredictor
+from predictors.operator_model import FEATURES, Fit
+from search_spaces import MobileNetV3Space, SearchSpace, UserError, Workload, load_space
+
+
+def fixed_model() -> OperatorModel:
+    weights = tuple((np.arange(len(FEATURES)) + 1) * 1e-8)
+    return OperatorModel(
+        Fit(
+            features=FEATURES, weights=weights, offset_ms=0.01, log_std=0.02, lowest_ms=1e-3, highest_ms=1e3,
+            seen=(True,) * len(FEATURES), ridge=1e-2,
+        )
+    )  # fmt: skip
+
+
+PREDICTORS = {
+    **{f"{device}-{metric}": Roofline(load_target(device), metric)
+       for device in ("raspberry_pi_4", "coral_edge_tpu", "jetson_nano") for metric in ("latency_ms", "energy_mj")},
+    "macs": Count("macs"),
+    "params": Count("params"),
+    "peak_memory": Count("peak_memory_bytes", itemsize=1),
+    "operator_model": fixed_model(),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["small", "quickstart", "ofa_mobilenet_v3"])
+def space(request: pytest.FixtureRequest, small_space: MobileNetV3Space) -> SearchSpace:
+    return small_space if request.param == "small" else load_space(request.param)
+
+
+@pytest.fixture(params=list(PREDICTORS))
+def predictor(request: pytest.FixtureRequest) -> AdditivePredictor:
+    return PREDICTORS[request.param]
+
+
+def one_hot(arch: np.ndarray, space: SearchSpace) -> list[torch.Tensor]:
+    return [
+        torch.nn.functional.one_hot(torch.tensor(int(choice)), int(count)).double()
+        for choice, count in zip(arch, space.cardinalities, strict=True)
+    ]
+
+
+def test_a_bound_population_and_single_workloads_agree(predictor: AdditivePredictor, space: SearchSpace) -> None:
+    archs = space.sample(30, np.random.default_rng(0))
+    bound = predictor.bind(space)
+    workloads = [space.workload(a) for a in archs]
+    got, single = bound.predict(archs), predictor.predict(workloads)
+    np.testing.assert_allclose(got.mean, single.mean, rtol=1e-9)
+    np.testing.assert_allclose(got.std, single.std, rtol=1e-9)
+    assert got.lognormal == single.lognormal
+    np.testing.assert_allclose(bound.totals(archs), [predictor.block_features(w) for w in workloads], rtol=1e-9)
+    assert (got.mean > 0).all()
+    assert (got.quantile(0.95) >= got.quantile(0.5)).all()
+
+
+def test_expected_cost_of_certain_choices_is_the_prediction(predictor: AdditivePredictor, space: SearchSpace) -> None:
+    archs = space.sample(5, np.random.default_rng(1))
+    bound = predictor.bind(space)
+    expected = [bound.expected(one_hot(a, space)).item() for a in archs]
+    np.testing.assert_allclose(expected, bound.predict(archs).mean, rtol=1e-6)
+
+
+def test_coefficients_are_the_head(predictor: AdditivePredictor, space: SearchSpace) -> None:
+    bound = predictor.bind(space)
+    archs = space.sample(10, np.random.default_rng(2))
+    if predictor.coefficients is None:
+        assert predictor.reduce == "max" or "coral" in predictor.target.name  # type: ignore[attr-defined]
+        return
+    weights, offset = predictor.coefficients
+    np.testing.assert_allclose(bound.totals(archs) @ weights + offset, bound.predict(archs).mean, rtol=1e-9)
+
+
+def test_the_expectation_of_a_linear_predictor_is_exact_and_differentiable(small_space: MobileNetV3Space) -> None:
+    counts = [int(c) for c in small_space.cardinalities]
+    rows = np.array(list(itertools.product(*(range(c) for c in counts))), dtype=small_space.dtype)
+    rng = np.random.default_rng(3)
+    logits = [torch.tensor(rng.normal(size=c), requires_grad=True) for c in counts]
+    probabilities = [torch.softmax(x, 0) for x in logits]
+    chance = np.prod([p.detach().numpy()[rows[:, k]] for k, p in enumerate(probabilities)], axis=0)
+    for predictor in (Count("macs"), Roofline(load_target("raspberry_pi_4")), fixed_model()):
+        bound = predictor.bind(small_space)
+        expected = bound.expected(probabilities)
+        assert expected.item() == pytest.approx(chance @ bound.predict(small_space.canonical(rows)).mean, rel=1e-9)
+        gradients: Sequence[torch.Tensor] = torch.autograd.grad(expected, logits, retain_graph=True)
+        assert all(g.abs().sum() > 0 for g in gradients)
+
+
+def test_counts_are_those_of_the_operators(space: SearchSpace) -> None:
+    archs = space.sample(10, np.random.default_rng(4))
+    workloads = [space.workload(a) for a in archs]
+    np.testing.assert_array_equal(Count("macs").bind(space).predict(archs).mean, [w.macs for w in workloads])
+    np.testing.assert_array_equal(Count("params").bind(space).predict(archs).mean, [w.params for w in workloads])
+    for itemsize in (1, 4):
+        peak = Count("peak_memory_bytes", itemsize).bind(space).predict(archs)
+        np.testing.assert_array_equal(peak.mean, [w.at(itemsize).peak_memory_bytes for w in workloads])
+        assert (peak.std == 0).all()
+        np.testing.assert_array_equal(peak.quantile(0.9), peak.mean)
+
+
+def test_the_right_predictor_for_each_metric() -> None:
+    assert isinstance(predictor_for("coral_edge_tpu", "latency_ms"), Roofline)
+    assert isinstance(predictor_for("", "macs"), Count)
+    memory = predictor_for("coral_edge_tpu", "peak_memory_bytes")
+    assert isinstance(memory, Count)
+    assert memory.itemsize == 1
+    with pytest.raises(UserError, match=r"'latency'.*'latency_ms'"):
+        predictor_for("host", "latency")
+    with pytest.raises(UserError, match="nasbench devices calibrate"):
+        predictor_for("host", "latency_ms")
+    with pytest.raises(UserError, match="needs a target"):
+        predictor_for("", "latency_ms")
+    with pytest.raises(UserError, match=r"host:fp32: energy needs power_w"):
+        predictor_for("host", "energy_mj")
+    with pytest.raises(UserError, match="unknown device"):
+        predictor_for("pi", "macs")
+
+
+def test_empty_populations_are_no_special_case(small_space: MobileNetV3Space) -> None:
+    none = small_space.sample(0, np.random.default_rng(0))
+    for predictor in PREDICTORS.values():
+        assert predictor.bind(small_space).predict(none).mean.shape == (0,)
+        assert predictor.predict([]).mean.shape == (0,)
+
+
+DEVICES = ("raspberry_pi_4", "coral_edge_tpu", "jetson_nano")
+
+
+@pytest.mark.parametrize(("device", "index"), [(d, i) for d in DEVICES for i in range(len(load_profile(d).references))])
+def test_an_uncalibrated_roofline_is_near_published_latencies(device: str, index: int, published: dict) -> None:
+    reference = load_profile(device).references[index]
+    target = load_profile(device).target(reference.operating_point)
+    workload: Workload = published[reference.network](reference.resolution)
+    estimate = Roofline(target).predict([workload])
+    assert estimate.quantile(0.05)[0] < reference.latency_ms < estimate.quantile(0.95)[0]
+    assert "not calibrated" in estimate.warning
+    if reference.energy_mj:
+        assert Roofline(target, "energy_mj").predict([workload]).mean[0] == pytest.approx(reference.energy_mj, rel=0.5)
+
+
+def test_the_roofline_says_what_a_device_cannot_run_and_charges_what_does_not_fit(published: dict) -> None:
+    tpu = Roofline(load_target("coral_edge_tpu"))
+    assert "hard_swish" in tpu.predict([published["MobileNetV3-Large 1.0"](224)]).warning
+    assert "hard_swish" not in tpu.predict([published["MobileNetV2 1.0"](224)]).warning
+
+    resnet = published["ResNet-50"](224)
+    roof = tpu.target.profile.roofline
+    roomy = tpu.target.profile.model_copy(update={"roofline": roof.model_copy(update={"on_chip_bytes": 10**9})})
+    spilt_ms = 1e3 * (resnet.params - roof.on_chip_bytes) / (roof.host_link_gbs * 1e9)
+    saved = tpu.predict([resnet]).mean[0] - Roofline(roomy.target()).predict([resnet]).mean[0]
+    assert saved == pytest.approx(spilt_ms)
