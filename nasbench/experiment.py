@@ -78,7 +78,7 @@ def run_experiment(
         run = Run.resume(path)
     else:
         run = Run.create(path or new_directory(config.name), plan.config)
-    run.mark(status="running", where=str(where.resolve()) if where else "", pid_threads=torch.get_num_threads())
+    run.mark(status="running", where=str(where.resolve()) if where else "", threads=torch.get_num_threads(), error="")
     try:
         _procedure(plan, run, report)
     except KeyboardInterrupt:

@@ -87,6 +87,8 @@ def run_stages(plan: Plan, run: Run, chosen: Mapping[str, Arch], supernet: Super
     Step 0 is the network as the search left it. Every step of every network becomes an ONNX artifact, and it is the
     artifact that is measured. What an earlier process recorded is not done again.
     """
+    if supernet is None and not plan.stages:
+        return  # freshly initialised networks are nobody's result
     candidates: dict[str, Candidate] = {}
     artifacts: dict[tuple[str, int], Artifact] = {}
     for step, (stage_name, stage) in enumerate([("search", None), *plan.stages]):
