@@ -56,7 +56,8 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
                      label=f"sampled ({len(cloud)}): {up.metric} evaluated, {across.metric} predicted")  # fmt: skip
     networks = frame[frame["kind"] == "front"]
     known = networks[[across.name, up.name]].notna().all(axis=1)
-    if (predicted := _predicted(networks, across, up)) is not None:
+    predicted = _predicted(networks, across, up)
+    if predicted is not None:
         axes.plot([predicted[0], networks[across.name]], [predicted[1], networks[up.name]],
                   c=FRONT, lw=0.6, alpha=0.45, zorder=2)  # fmt: skip
         axes.scatter(
@@ -65,12 +66,11 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
     other = networks[known & ~networks["pareto"]]
     axes.scatter(other[across.name], other[up.name], s=22, c=FRONT, alpha=0.4, lw=0, zorder=3)
     best = networks[known & networks["pareto"]].sort_values(across.name)
-    drawn = "measured" if f"{across.name}_measured" in networks else "verified"
     _staircase(axes, best[across.name].to_numpy(), best[up.name].to_numpy(), across, up)
-    axes.scatter(best[across.name], best[up.name], s=34, c=FRONT, zorder=5, label=f"front, {drawn}")
+    axes.scatter(best[across.name], best[up.name], s=34, c=FRONT, zorder=5, label="front")
     references = frame[frame["kind"] == "reference"]
     axes.scatter(references[across.name], references[up.name], marker="D", s=34, c=REFERENCE, zorder=4,
-                 label=f"references, {drawn}")  # fmt: skip
+                 label="references")  # fmt: skip
     for _, row in references.iterrows():
         axes.annotate(row["name"], (row[across.name], row[up.name]), xytext=(5, -10), textcoords="offset points",
                       fontsize=7, color=REFERENCE)  # fmt: skip
@@ -80,14 +80,22 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
             line(
                 objective.limit, c=LIMIT, ls="--", lw=1.2, label=f"limit {objective.limit:g} {objective.unit}".rstrip()
             )
-    axes.set_xlabel(across.label)
-    axes.set_ylabel(up.label + (" (validation)" if up.metric == "accuracy" else ""))
+    axes.set_xlabel(f"{across.label}, {source_of(frame, across)}")
+    axes.set_ylabel(f"{up.label}, {source_of(frame, up)}")
     _zoom(axes, frame, up)
     axes.grid(alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=7.5, loc="lower right", frameon=True, framealpha=0.9)
     axes.set_title(f"{view.config.name}: {up.metric} against {across.metric}", loc="left", fontsize=11)
     return figure
+
+
+def source_of(frame: pd.DataFrame, objective: Objective) -> str:
+    """What the best known values of an objective in a front are: measured, evaluated on validation data, or predicted."""
+    for source in ("measured", "evaluated"):
+        if f"{objective.name}_{source}" in frame:
+            return source if objective.metric != "accuracy" else "validation images"
+    return "predicted"
 
 
 def _predicted(networks: pd.DataFrame, across: Objective, up: Objective) -> tuple[Any, Any] | None:
