@@ -19,8 +19,11 @@ _FLAGS = (*_MACS_PER_CYCLE, "fma", "f16c", "avx512_vnni", "avx_vnni", "amx_int8"
 
 @lru_cache(maxsize=1)
 def _cpuinfo() -> tuple[str, frozenset[str], float]:
-    """Model name, instruction set flags and clock in GHz, as far as the system tells."""
-    model, flags, mhz = "", frozenset[str](), 0.0
+    """Model name, instruction set flags and highest clock in GHz (0 where unknown), as far as the system tells.
+
+    The present clock would differ from call to call, and with it everything reckoned from it.
+    """
+    model, flags = "", frozenset[str]()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = (part.strip() for part in line.partition(":"))
@@ -28,19 +31,15 @@ def _cpuinfo() -> tuple[str, frozenset[str], float]:
                 model = model or value
             elif key in ("flags", "Features"):
                 flags = flags or frozenset(value.split())
-            elif key == "cpu MHz":
-                mhz = max(mhz, float(value))
     except OSError:
         pass
     if not flags and platform.machine().lower() in ("arm64", "aarch64"):
         flags = frozenset({"asimd"})
-    if not mhz:
-        try:
-            clock = psutil.cpu_freq()
-        except (OSError, NotImplementedError, RuntimeError):
-            clock = None
-        mhz = (clock.max or clock.current) if clock else 0.0
-    return model or platform.processor() or platform.machine(), flags, mhz / 1000
+    try:
+        clock = psutil.cpu_freq()
+    except (OSError, NotImplementedError, RuntimeError):
+        clock = None
+    return model or platform.processor() or platform.machine(), flags, (clock.max if clock else 0.0) / 1000
 
 
 def host_name() -> str:

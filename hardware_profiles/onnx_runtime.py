@@ -109,7 +109,7 @@ class OnnxRuntimeMeter(Meter):
         budget_s: no further pass begins after this many seconds.
         open_mb: sessions are opened in groups of at most this many MB of files, to bound memory.
         seed: of the input values and of the orders.
-        progress: called with (passes done, passes planned) after each pass.
+        progress: called with (done, total) passes; unconfirmed networks may take more passes than planned.
     """
 
     runtime = "onnxruntime"
@@ -123,7 +123,7 @@ class OnnxRuntimeMeter(Meter):
         warmup: int = 2,
         tolerance: float = 0.02,
         budget_s: float = 60.0,
-        open_mb: float = 800.0,
+        open_mb: float = 600.0,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -171,7 +171,7 @@ class OnnxRuntimeMeter(Meter):
                     self._take(todo[i])
                 passes += 1
                 if self.progress:
-                    self.progress(passes, self.passes)
+                    self.progress(passes, max(passes, self.passes))
                 if passes >= self.passes:
                     todo = [r for r in alive if not r.repeated(self.tolerance)]
         finally:

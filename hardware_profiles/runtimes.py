@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hardware_profiles.meter import Converter, Meter
 from hardware_profiles.profile import Target
 from search_spaces.errors import UserError
@@ -20,8 +22,11 @@ def converter_for(target: Target) -> Converter:
     raise UserError(f"{target.name}: cannot convert for runtime {target.runtime!r}; this version writes ONNX only")
 
 
-def meter_for(target: Target) -> Meter:
+def meter_for(target: Target, progress: Callable[[int, int], None] | None = None) -> Meter:
     """The meter of a target that can be measured on this machine.
+
+    Args:
+        progress: called with (done, total) passes while it measures.
 
     Raises:
         UserError: the device is another machine, or this version cannot drive its runtime; says what to do instead.
@@ -32,5 +37,5 @@ def meter_for(target: Target) -> Meter:
     if target.runtime == "onnxruntime":
         from hardware_profiles.onnx_runtime import OnnxRuntimeMeter
 
-        return OnnxRuntimeMeter()
+        return OnnxRuntimeMeter(progress=progress)
     raise UserError(f"{target.name}: cannot measure with runtime {target.runtime!r}; known here: onnxruntime.{recipe}")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,7 +148,7 @@ def calibrate(
         networks: number to measure, 8 at least.
         seed: of the choice of networks and of their weights.
         cache: directory of earlier calibrations; None means `calibrations` in the user's data directory.
-        progress: called with (phase, done, total); phases are `convert` and `measure`.
+        progress: called with (phase, done, total): `convert`, counted in networks, then `measure`, in passes.
         max_age_days: older calibrations are not reused.
 
     Raises:
@@ -158,7 +159,8 @@ def calibrate(
         raise UserError(
             f"calibration.networks: {networks} for {len(spaces)} spaces; at least {LEAST_NETWORKS} per space are needed"
         )
-    meter, converter = meter_for(target), converter_for(target)
+    meter = meter_for(target, partial(progress, "measure") if progress else None)
+    converter = converter_for(target)
     shares = [len(part) for part in np.array_split(np.arange(networks), len(spaces))]
     chosen = [
         (space, arch)
@@ -184,8 +186,6 @@ def calibrate(
                 progress("convert", i + 1, len(chosen))
         converted = time.perf_counter()
         measurements = meter.measure(artifacts, target)
-        if progress:
-            progress("measure", len(chosen), len(chosen))
     seconds = {"convert": converted - start, "measure": time.perf_counter() - converted}
     calibration = _fit(target, key, chosen, totals, measurements, seconds)
     calibration.save(path)
@@ -239,7 +239,7 @@ def _key(target: Target, chosen: Sequence[tuple[SearchSpace, Archs]], totals: Ar
         "format": FORMAT,
         "host": host_fingerprint(),
         "target": target.name,
-        "point": target.point.model_dump(),
+        "point": [target.precision, target.runtime, target.threads, target.batch, target.point.power_mode],
         "runtime": onnxruntime.__version__,
         "features": FEATURES,
         "spaces": [(space.name, arch.tolist()) for space, arch in chosen],

@@ -118,3 +118,12 @@ def test_the_users_own_profiles_are_found_and_cannot_hide_shipped_ones(own_home:
     (devices / "jetson_nano.toml").write_text(tomli_w.dumps(table()))
     with pytest.raises(UserError, match=r"jetson_nano.toml: .*comes with the package"):
         load_profile("jetson_nano")
+
+
+def test_the_host_is_the_same_whenever_it_is_detected() -> None:
+    from hardware_profiles import host, host_fingerprint
+
+    first, fingerprint = load_profile("host"), host_fingerprint()
+    host._cpuinfo.cache_clear()
+    assert load_profile("host") == first
+    assert host_fingerprint() == fingerprint

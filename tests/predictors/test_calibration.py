@@ -1,5 +1,5 @@
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,12 @@ class FakeMeter(Meter):
     calls = 0
     failures = 0
 
+    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+        self.progress = progress or (lambda done, total: None)
+
     def measure(self, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
         FakeMeter.calls += 1
+        self.progress(2, 2)
         protocol = Protocol("onnxruntime", "0", "fp32", 1, 1, 1, 2, 1, "minimum", "nowhere")
         out = []
         for i, a in enumerate(artifacts):
@@ -47,7 +51,7 @@ class FakeMeter(Meter):
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeMeter]:
     """Measuring without a runtime."""
-    monkeypatch.setattr(module, "meter_for", lambda target: FakeMeter())
+    monkeypatch.setattr(module, "meter_for", lambda target, progress=None: FakeMeter(progress))
     monkeypatch.setattr(module, "converter_for", lambda target: FakeConverter())
     FakeMeter.calls = FakeMeter.failures = 0
     return FakeMeter
@@ -166,7 +170,7 @@ def test_several_spaces_are_fitted_together(
     calibration = calibrate(host, [small_space, other], 17, cache=tmp_path, progress=lambda *a: progress.append(a))
     assert [n.space for n in calibration.networks] == ["small"] * 9 + [other.name] * 8
     assert progress[0] == ("convert", 1, 17)
-    assert progress[-1] == ("measure", 17, 17)
+    assert progress[-2:] == [("convert", 17, 17), ("measure", 2, 2)]
     for network in calibration.networks[:3]:
         assert small_space.decode(small_space.encode(network.architecture)) == network.architecture
 
