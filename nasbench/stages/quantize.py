@@ -38,7 +38,8 @@ class Quantize(Stage):
             latter two keep all activations of all calibration images in memory.
         per_channel: one scale per output channel of a weight, instead of one per weight.
         reduce_range: 7 bits for weights. x86 processors without VNNI add pairs of 8-bit products in 16 bits, which
-            overflow: with 8 bits the output's signal-to-noise ratio fell from 13 to 4 dB there, at equal speed.
+            overflow: there, 8 bits cost the logits of MobileNetV3-like networks 5 dB of signal-to-noise ratio (28 to
+            22 dB) and gained no speed.
     """
 
     accepts = frozenset({Form.FLOAT, Form.ARTIFACT})

@@ -90,7 +90,7 @@ class TinySupernet(Supernet):
                 norm.bias.copy_(self.shift[i][:width])
                 norm.running_mean.copy_(stats.mean[f"norm{i}"])
                 norm.running_var.copy_(stats.var[f"norm{i}"])
-        return network
+        return network.eval()
 
 
 class TinyNetwork(nn.Module):
