@@ -91,7 +91,7 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
 
 
 def source_of(frame: pd.DataFrame, objective: Objective) -> str:
-    """What the best known values of an objective in a front are: measured, evaluated on validation data, or predicted."""
+    """What the best known values of an objective in a front are: measured, evaluated, or predicted."""
     for source in ("measured", "evaluated"):
         if f"{objective.name}_{source}" in frame:
             return source if objective.metric != "accuracy" else "validation images"
