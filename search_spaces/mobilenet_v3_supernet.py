@@ -37,6 +37,16 @@ def crop(weight: Tensor, *shape: int) -> Tensor:
     return weight.as_strided(shape, strides, weight.storage_offset() + offset)
 
 
+def shared_weights(space: MobileNetV3Space) -> MobileNetV3:
+    """The largest network of a space, freshly initialised; its normalisation layers keep no running statistics."""
+    largest = MobileNetV3(space.spec((space.cardinalities - 1).astype(space.dtype)))
+    for module in largest.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return largest
+
+
 class SuperMobileNetV3(Supernet):
     """Every network of a `MobileNetV3Space` in the weights of its largest.
 
@@ -48,13 +58,10 @@ class SuperMobileNetV3(Supernet):
     def __init__(self, space: MobileNetV3Space) -> None:
         super().__init__()
         self.space = space
-        self.largest = MobileNetV3(space.spec((space.cardinalities - 1).astype(space.dtype)))
-        self._norm_names: dict[nn.Module, str] = {}
-        for name, module in self.largest.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.track_running_stats = False
-                module.running_mean = module.running_var = module.num_batches_tracked = None
-                self._norm_names[module] = name
+        self.largest = shared_weights(space)
+        self._norm_names: dict[nn.Module, str] = {
+            module: name for name, module in self.largest.named_modules() if isinstance(module, nn.BatchNorm2d)
+        }
 
     def forward(self, x: Tensor, arch: Archs, stats: NormStats | None = None) -> Tensor:
         if stats is None:
@@ -171,13 +178,13 @@ def _block(module: InvertedResidual, x: Tensor, spec: BlockSpec, normalise: Norm
     if module.se is not None:
         y = y * _gates(module.se, y, spec.squeeze)
     y = _conv_norm(module.project, y, spec.cout, 1, 1, False, "", normalise)
-    return x + y if spec.residual else y
+    return y + x if spec.residual else y
 
 
 def _gates(se: SqueezeExcite, x: Tensor, squeeze: int) -> Tensor:
     """Squeeze-and-excitation gates `(batch, channels, 1, 1)` with `squeeze` inner channels."""
     channels = x.shape[1]
-    y = F.adaptive_avg_pool2d(x, 1)
+    y = F.avg_pool2d(x, x.shape[-2:])
     y = torch.relu(F.conv2d(y, crop(se.reduce.weight, squeeze, channels, 1, 1), _bias(se.reduce, squeeze)))
     return F.hardsigmoid(F.conv2d(y, crop(se.expand.weight, channels, squeeze, 1, 1), _bias(se.expand, channels)))
 
@@ -188,7 +195,7 @@ def _bias(layer: nn.Conv2d | nn.Linear, channels: int) -> Tensor | None:
 
 def _head(module: Head, x: Tensor, spec: HeadSpec, normalise: Normalise, dropout: bool) -> Tensor:
     x = _conv_norm(module.final, x, spec.final, 1, 1, False, "hard_swish", normalise)
-    x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+    x = F.avg_pool2d(x, x.shape[-2:]).flatten(1)
     weight = crop(module.features.weight, spec.features, spec.final)
     x = F.hardswish(F.linear(x, weight, _bias(module.features, spec.features)))
     x = F.dropout(x, spec.dropout, dropout)

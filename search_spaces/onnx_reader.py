@@ -1,0 +1,301 @@
+"""The workload of an ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import helper, numpy_helper, shape_inference
+
+from search_spaces.errors import UserError
+from search_spaces.operators import Shape, Tensor, Workload, WorkloadBuilder
+
+# ONNX operator -> operator kind; those with shapes or weights to look at are in `_READERS`, others keep their name.
+_KINDS = {
+    "Relu": "relu",
+    "HardSwish": "hard_swish",
+    "HardSigmoid": "hard_sigmoid",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "Gelu": "gelu",
+    "Swish": "silu",
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
+    "Add": "add",
+    "Sub": "sub",
+    "Mul": "mul",
+    "Div": "div",
+    "Concat": "concat",
+    "Resize": "resize",
+    "GlobalAveragePool": "global_avg_pool",
+    "BatchNormalization": "batch_norm",
+    "LayerNormalization": "layer_norm",
+    "GroupNormalization": "group_norm",
+    "Gather": "embedding",
+    "QuantizeLinear": "quantize",
+}
+_VIEWS = frozenset(
+    {
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "Cast",
+        "Dropout",
+        "Slice",
+        "Split",
+        "Expand",
+    }
+)
+# Input positions that hold learned values; of other operators, every constant that is no single number.
+_LEARNED = {
+    "BatchNormalization": (1, 2),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (3,),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (1, 2),
+    "Gather": (0,),
+    **dict.fromkeys(("Clip", "Resize", "Pad", "ReduceMean", "QuantizeLinear", "TopK", "Tile", "CumSum", "Pow"), ()),
+}
+
+
+def read_onnx(source: str | Path | onnx.ModelProto) -> Workload:
+    """The operators of an ONNX model, per sample.
+
+    The batch must be 1 or dynamic, every other size fixed. Views, transpositions and casts are no operators. In a model
+    with QuantizeLinear / DequantizeLinear pairs the tensors between two operators count in their quantised type and the
+    pairs are no operators, as runtimes fuse them; quantisation of a graph input, or of a tensor that is also read
+    unquantised, is an operator `quantize`. Weights count as the parameters of the operator that reads them first.
+
+    Raises:
+        UserError: no such file, not an ONNX model, a size that is not fixed, or a batch above 1.
+    """
+    where = "ONNX model" if isinstance(source, onnx.ModelProto) else f"ONNX file {source}"
+    return _Reader(_fixed_shapes(_load(source, where), where), where).read()
+
+
+def _load(source: str | Path | onnx.ModelProto, where: str) -> onnx.ModelProto:
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+    else:
+        try:
+            model = onnx.load(str(source))
+        except FileNotFoundError as error:
+            raise UserError(f"{where}: no such file: {error.filename or source}") from error
+        except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
+            raise UserError(f"{where}: cannot be read as an ONNX model: {error}") from error
+    if not model.graph.node:
+        raise UserError(f"{where}: holds no operators; it is empty or not an ONNX model")
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def _fixed_shapes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """The model with batch 1 and the shape of every tensor inferred."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            fixed = dim.HasField("dim_value") and dim.dim_value > 0
+            if axis == 0 and (not fixed or dim.dim_value == 1):
+                dim.dim_value = 1
+            elif axis == 0:
+                raise UserError(
+                    f"{where}: input {value.name!r} has batch {dim.dim_value}; export with batch 1 or dynamic"
+                )
+            elif not fixed:
+                raise UserError(
+                    f"{where}: input {value.name!r}: dimension {axis} is not fixed; export with fixed sizes"
+                )
+    # What was inferred for a dynamic batch would contradict batch 1.
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        return shape_inference.infer_shapes(model, data_prop=True)
+    except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
+        raise UserError(f"{where}: shapes cannot be inferred: {str(error).strip().splitlines()[0]}") from error
+
+
+@dataclass
+class _Node:
+    """One node with what a reader asks about it."""
+
+    op: str
+    inputs: list[str]
+    attributes: dict[str, Any]
+    shapes: dict[str, Shape]
+    activations: dict[str, int]
+    arrays: dict[str, np.ndarray[Any, Any]] = field(repr=False)
+
+    def array(self, position: int) -> np.ndarray[Any, Any] | None:
+        """Values of a constant input."""
+        return self.arrays.get(self.inputs[position]) if position < len(self.inputs) else None
+
+
+class _Reader:
+    def __init__(self, model: onnx.ModelProto, where: str) -> None:
+        self._graph, self._where = model.graph, where
+        self._builder = WorkloadBuilder()
+        self._types: dict[str, Tensor] = {}
+        self._full_shape: dict[str, Shape] = {}
+        for value in [*self._graph.input, *self._graph.value_info, *self._graph.output]:
+            self._describe(value)
+        self._sizes: dict[str, int] = {}  # learned tensors that no operator has been charged with yet
+        self._from: dict[str, frozenset[str]] = {}  # constants, and the learned tensors that they come from
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+        for tensor in self._graph.initializer:
+            self._from[tensor.name] = frozenset({tensor.name})
+            self._sizes[tensor.name] = prod(tensor.dims)
+            self._full_shape[tensor.name] = tuple(tensor.dims)
+            if prod(tensor.dims) <= 16:
+                self._arrays[tensor.name] = numpy_helper.to_array(tensor)
+        self._activations: dict[str, int] = {}  # name -> tensor that it is, or is a view of
+        self._readers: dict[str, list[str]] = {}
+        for node in self._graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node.op_type)
+
+    def _describe(self, value: onnx.ValueInfoProto) -> None:
+        kind = value.type.tensor_type
+        if not kind.HasField("shape") or any(not d.HasField("dim_value") for d in kind.shape.dim):
+            return
+        shape = tuple(d.dim_value for d in kind.shape.dim)
+        self._full_shape[value.name] = shape
+        itemsize = helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+        self._types[value.name] = Tensor(shape[1:] if len(shape) > 1 and shape[0] == 1 else shape, itemsize)
+
+    def _type(self, name: str) -> Tensor:
+        if name not in self._types:
+            raise UserError(f"{self._where}: the size of tensor {name!r} is not fixed; export with fixed sizes")
+        return self._types[name]
+
+    def read(self) -> Workload:
+        for value in self._graph.input:
+            if value.name not in self._from:
+                self._activations[value.name] = self._builder.input(self._type(value.name))
+        for node in self._graph.node:
+            self._read_node(node)
+        outputs = [self._activations[v.name] for v in self._graph.output if v.name in self._activations]
+        return self._builder.build(list(dict.fromkeys(outputs)))
+
+    def _read_node(self, node: onnx.NodeProto) -> None:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Constant":
+            self._from[node.output[0]] = frozenset()
+            if isinstance(value := attributes.get("value"), onnx.TensorProto) and prod(value.dims) <= 16:
+                self._arrays[node.output[0]] = numpy_helper.to_array(value)
+            return
+        reads = [name for name in node.input if name in self._activations]
+        if not reads or node.op_type == "Shape":
+            learned = frozenset().union(*(self._from.get(name, frozenset()) for name in node.input[:1]))
+            self._from.update((name, learned) for name in node.output)
+            return
+        source = self._activations[reads[0]]
+        if node.op_type in _VIEWS or node.op_type == "DequantizeLinear" or self._fused_quantize(node):
+            # A dequantised tensor is the quantised one: that is what is stored, and what fused operators read.
+            for name in filter(None, node.output):
+                self._activations[name] = source
+                if node.op_type == "DequantizeLinear":
+                    self._types[name] = Tensor(self._type(name).shape, self._type(node.input[0]).itemsize)
+            return
+        known = _Node(
+            node.op_type, list(node.input), attributes, self._full_shape, self._activations, self._arrays
+        )  # fmt: skip
+        kind, fields = _READERS.get(node.op_type, _plain)(known)
+        output = self._type(node.output[0])
+        written = self._builder.add(
+            kind,
+            [self._activations[name] for name in reads],
+            output.shape,
+            params=self._learned(node),
+            inputs=[self._type(name) for name in reads],
+            itemsize=self._stored_itemsize(node.output[0]),
+            **fields,
+        )
+        self._activations.update((name, written) for name in node.output if name)
+
+    def _learned(self, node: onnx.NodeProto) -> int:
+        positions = _LEARNED.get(node.op_type, range(len(node.input)))
+        names = frozenset().union(
+            *(self._from.get(node.input[p], frozenset()) for p in positions if p < len(node.input))
+        )
+        # A single number is a constant of the formula, such as the 6 of a clip.
+        return sum(self._sizes.pop(name, 0) for name in names if self._sizes.get(name, 0) > 1)
+
+    def _stored_itemsize(self, name: str) -> int:
+        """Bytes per element as stored: quantised where nobody reads the tensor otherwise."""
+        readers = self._readers.get(name, [])
+        if readers and all(reader == "QuantizeLinear" for reader in readers):
+            quantised = next(n for n in self._graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name)
+            return self._type(quantised.output[0]).itemsize
+        return self._type(name).itemsize
+
+    def _fused_quantize(self, node: onnx.NodeProto) -> bool:
+        """Whether a QuantizeLinear disappears into the operator that writes its input."""
+        if node.op_type != "QuantizeLinear" or self._activations[node.input[0]] in self._builder.inputs:
+            return False
+        return all(reader == "QuantizeLinear" for reader in self._readers[node.input[0]])
+
+
+_Read = tuple[str, dict[str, Any]]
+
+
+def _plain(node: _Node) -> _Read:
+    return _KINDS.get(node.op, node.op), {}
+
+
+def _convolution(node: _Node) -> _Read:
+    weight = node.shapes[node.inputs[3 if node.op == "QLinearConv" else 1]]
+    kernel, groups = weight[2:], int(node.attributes.get("group", 1))
+    stride = tuple(node.attributes.get("strides", (1,) * len(kernel)))
+    channels = node.shapes[node.inputs[0]][1]
+    depthwise = groups > 1 and groups == channels
+    kind = "conv_transpose2d" if node.op == "ConvTranspose" else "depthwise_conv2d" if depthwise else "conv2d"
+    return kind, {"kernel": kernel, "stride": stride, "groups": groups}
+
+
+def _product(node: _Node) -> _Read:
+    second = node.inputs[3 if node.op == "QLinearMatMul" else 1]
+    return "matmul" if second in node.activations else "linear", {}
+
+
+def _pool(node: _Node) -> _Read:
+    kernel = tuple(node.attributes["kernel_shape"])
+    stride = tuple(node.attributes.get("strides", (1,) * len(kernel)))
+    if node.op == "AveragePool" and kernel == node.shapes[node.inputs[0]][2:]:
+        return "global_avg_pool", {}
+    return {"MaxPool": "max_pool2d", "AveragePool": "avg_pool2d"}[node.op], {"kernel": kernel, "stride": stride}
+
+
+def _mean(node: _Node) -> _Read:
+    axes = node.attributes.get("axes")
+    if axes is None and (given := node.array(1)) is not None:
+        axes = given.tolist()
+    rank = len(node.shapes[node.inputs[0]])
+    dims = sorted(int(a) % rank for a in (range(rank) if axes is None else axes))
+    return "global_avg_pool" if rank == 4 and dims == [2, 3] else "mean", {}
+
+
+def _clip(node: _Node) -> _Read:
+    low, high = node.array(1), node.array(2)
+    return "relu6" if low is not None and high is not None and (low, high) == (0, 6) else "clip", {}
+
+
+_READERS: dict[str, Callable[[_Node], _Read]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "QLinearConv"), _convolution),
+    **dict.fromkeys(("Gemm", "MatMul", "QLinearMatMul"), _product),
+    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    "ReduceMean": _mean,
+    "Clip": _clip,
+}

@@ -1,0 +1,216 @@
+"""The workload of any torch module, from one pass over tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from search_spaces.errors import UserError
+from search_spaces.operators import Shape, Workload, WorkloadBuilder
+from search_spaces.operators import Tensor as TensorSpec
+
+# aten name (without a trailing underscore) -> operator kind. Others keep their aten name.
+_KINDS = {
+    "native_batch_norm": "batch_norm",
+    "_native_batch_norm_legit": "batch_norm",
+    "_native_batch_norm_legit_no_training": "batch_norm",
+    "cudnn_batch_norm": "batch_norm",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "hardswish": "hard_swish",
+    "hardsigmoid": "hard_sigmoid",
+    "_softmax": "softmax",
+    "_safe_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "cat": "concat",
+    "max_pool2d_with_indices": "max_pool2d",
+    "_adaptive_avg_pool2d": "avg_pool2d",
+    "upsample_nearest2d": "resize",
+    "upsample_bilinear2d": "resize",
+    "upsample_bicubic2d": "resize",
+    "_upsample_bilinear2d_aa": "resize",
+}
+# Copies and casts that change neither values nor their number: seen as the tensor they come from, like views.
+_ALIASES = frozenset({"clone", "contiguous", "detach", "_to_copy", "_unsafe_view", "lift_fresh", "copy"})
+# In place, these change a tensor's view of its data, and torch does not count them among the views.
+_ALIASES |= {"as_strided", "squeeze", "unsqueeze", "transpose", "t"}
+
+
+def trace(module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Workload:
+    """The operators that `module` runs in inference on one sample of `input_shape`.
+
+    Shapes alone are computed: no weight is copied, the module and torch's random state stay as they are. Views,
+    reshapes, casts and copies are no operators; an operator that is not known keeps its aten name and counts zero
+    multiply-accumulates. Attention is seen as its products and softmax.
+
+    Args:
+        input_shape: per sample, without the batch dimension.
+        dtype: of the input; `torch.long` for tokens.
+
+    Raises:
+        UserError: the module does not run on that shape, or its path depends on the data.
+    """
+    recorder = _Recorder(module)
+    try:
+        with _inference(module), sdpa_kernel(SDPBackend.MATH), FakeTensorMode(allow_non_fake_inputs=True):
+            sample = torch.empty((1, *input_shape), dtype=dtype)
+            recorder.source(sample)
+            with recorder:
+                result = module(sample)
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot trace {type(module).__name__} with input {tuple(input_shape)} (no batch): {first_line}"
+        ) from error
+    return recorder.workload(result)
+
+
+@contextmanager
+def _inference(module: nn.Module) -> Iterator[None]:
+    """The module in eval mode without gradients, and as it was afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        module.eval()
+        # One fused encoder operator would hide what is in it.
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for m, training in modes:
+            m.training = training
+
+
+def _per_sample(tensor: Tensor) -> Shape:
+    """Shape without the batch dimension: batch is 1, so a leading 1 is it, or tells nothing."""
+    shape = tuple(int(s) for s in tensor.shape)
+    return shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every aten operator that reads an activation."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._builder = WorkloadBuilder()
+        self._index: dict[int, int] = {}  # id of a tensor -> index of the activation that it is, or is a view of
+        self._from_params: dict[int, frozenset[int]] = {}  # id of a tensor -> parameters that it is computed from
+        self._sizes: dict[int, int] = {}  # parameters that no operator has been charged with yet
+        self._alive: list[Tensor] = []  # keeps ids from being used twice
+        for parameter in module.parameters():
+            self._from_params[id(parameter)] = frozenset({id(parameter)})
+            self._sizes[id(parameter)] = parameter.numel()
+
+    def source(self, tensor: Tensor) -> None:
+        """Declare the graph's input."""
+        self._alive.append(tensor)
+        self._index[id(tensor)] = self._builder.input(TensorSpec(_per_sample(tensor), tensor.element_size()))
+
+    def workload(self, result: Any) -> Workload:
+        """What was recorded, with the activations in `result` as outputs."""
+        outputs = [self._index[id(leaf)] for leaf in tree_leaves(result) if id(leaf) in self._index]
+        return self._builder.build(list(dict.fromkeys(outputs)))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        # Before the call: an operator in place returns the very tensor that it read.
+        reads = [t for t in given if id(t) in self._index]
+        seen = [(self._index[id(t)], TensorSpec(_per_sample(t), t.element_size())) for t in reads]
+        params = frozenset().union(*(self._from_params.get(id(t), frozenset()) for t in given))
+        out = func(*args, **kwargs)
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self._alive += made
+        if not made:
+            return out
+        name = func._schema.name.partition("::")[2].removesuffix("_")  # in place or not
+        if not seen:  # computed from weights and constants alone, so once and not per sample
+            self._from_params.update((id(t), params) for t in made)
+            return out
+        if func.is_view or name in _ALIASES:
+            written = seen[0][0]
+        else:
+            written = self._record(name, args, seen, made[0], sum(self._sizes.pop(p, 0) for p in params))
+        self._index.update((id(t), written) for t in made)
+        return out
+
+    def _record(self, name: str, args: Any, seen: list[tuple[int, TensorSpec]], out: Tensor, params: int) -> int:
+        kind, attributes = _READERS.get(name, _plain)(name, args, self._index)
+        return self._builder.add(
+            kind,
+            [index for index, _ in seen],
+            _per_sample(out),
+            params=params,
+            inputs=[spec for _, spec in seen],
+            itemsize=out.element_size(),
+            **attributes,
+        )
+
+
+_Read = tuple[str, dict[str, Any]]
+_Activations = dict[int, int]
+
+
+def _plain(name: str, args: Any, activations: _Activations) -> _Read:
+    return _KINDS.get(name, name), {}
+
+
+def _convolution(name: str, args: Any, activations: _Activations) -> _Read:
+    x, weight, _, stride, _, _, transposed, _, groups = args[:9]
+    depthwise = groups > 1 and groups == x.shape[1]
+    kind = "conv_transpose2d" if transposed else "depthwise_conv2d" if depthwise else "conv2d"
+    kernel = tuple(weight.shape[2:])
+    return kind, {"kernel": kernel, "stride": _fill(stride, len(kernel)), "groups": groups}
+
+
+def _product(name: str, args: Any, activations: _Activations) -> _Read:
+    second = args[2] if name in ("addmm", "baddbmm") else args[1]
+    return "matmul" if id(second) in activations else "linear", {}
+
+
+def _pool(name: str, args: Any, activations: _Activations) -> _Read:
+    kernel = _fill(args[1], 2)
+    stride = _fill(args[2], 2) if len(args) > 2 and args[2] else kernel
+    if name == "avg_pool2d" and kernel == tuple(args[0].shape[2:]):
+        return "global_avg_pool", {}
+    return _KINDS.get(name, name), {"kernel": kernel, "stride": stride}
+
+
+def _adaptive_pool(name: str, args: Any, activations: _Activations) -> _Read:
+    size = tuple(args[0].shape[2:])
+    stride = tuple(s // o for s, o in zip(size, _fill(args[1], len(size)), strict=True))
+    return "avg_pool2d", {"kernel": stride, "stride": stride}
+
+
+def _mean(name: str, args: Any, activations: _Activations) -> _Read:
+    rank = args[0].dim()
+    dims = sorted(d % rank for d in args[1] or range(rank)) if len(args) > 1 else list(range(rank))
+    return "global_avg_pool" if rank == 4 and dims == [2, 3] else "mean", {}
+
+
+def _clamp(name: str, args: Any, activations: _Activations) -> _Read:
+    return "relu6" if tuple(args[1:3]) == (0, 6) else name, {}
+
+
+def _fill(values: Any, length: int) -> tuple[int, ...]:
+    values = (values,) if isinstance(values, int) else tuple(values)
+    return values * length if len(values) == 1 else values
+
+
+_READERS: dict[str, Callable[[str, Any, _Activations], _Read]] = {
+    "convolution": _convolution,
+    **dict.fromkeys(("addmm", "mm", "bmm", "baddbmm"), _product),
+    **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d"), _pool),
+    "_adaptive_avg_pool2d": _adaptive_pool,
+    "mean": _mean,
+    **dict.fromkeys(("hardtanh", "clamp"), _clamp),
+}
