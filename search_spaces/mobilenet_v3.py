@@ -227,6 +227,19 @@ class MobileNetV3Space(SearchSpace):
     def block_knobs(self) -> tuple[tuple[int, ...], ...]:
         return tuple(self._layout.position_knobs)
 
+    @property
+    def references(self) -> dict[str, Archs]:
+        """The two ends, and what a person would try first: at full resolution the middle choice of every other knob, at
+        each width multiplier (`uniform-x0.75`)."""
+        middle = (self.cardinalities - 1) // 2
+        found = super().references
+        for index, width in enumerate(self.table.widths):
+            for name, choice in (("width", index), ("resolution", len(self.table.resolutions) - 1)):
+                if (column := self._layout.column(name)) is not None:
+                    middle[column] = choice
+            found[f"uniform-x{width:g}"] = self.canonical(middle[None])[0]
+        return found if self.size > 1 else {"largest": found["largest"]}
+
     def spec(self, arch: Archs) -> NetworkSpec:
         """The network that architecture `(K,)` stands for, as plain data."""
         layout, arch = self._layout, np.asarray(arch)
@@ -384,7 +397,11 @@ class _Layout:
                 self.radix[self._column[f"stage{s}.depth"], positions + position] = 1
                 self.position_knobs[position] += (self._column[f"stage{s}.depth"],)
 
+    def column(self, name: str) -> int | None:
+        """Column of the named decision, None where it is no knob."""
+        return self._column.get(name)
+
     def choice(self, name: str, arch: Archs) -> int:
         """Index of the choice that `arch` makes for the named decision, 0 where it is no knob."""
-        column = self._column.get(name)
+        column = self.column(name)
         return 0 if column is None else int(arch[column])
