@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import optuna
 import pytest
 
 from nasbench.evaluators.base import Status
 from nasbench.pareto import constrained_ranks, hypervolume
 from nasbench.strategies.nsga2 import NSGA2
+from nasbench.strategies.optuna_strategy import OptunaStrategy
 from nasbench.strategies.random_search import RandomSearch
 from nasbench.strategies.regularized_evolution import RegularizedEvolution
 from nasbench.variation import row_keys
@@ -19,8 +21,12 @@ STRATEGIES = {
     "random": RandomSearch,
     "regularized_evolution": lambda *args: RegularizedEvolution(*args, population_size=20, sample_size=5),
     "nsga2": lambda *args: NSGA2(*args, population_size=20),
+    "optuna_tpe": lambda *args: OptunaStrategy(*args, sampler_options={"n_startup_trials": 25, "n_ei_candidates": 4}),
+    "optuna_nsga2": lambda *args: OptunaStrategy(
+        *args, sampler="NSGAIISampler", sampler_options={"population_size": 10}
+    ),
 }
-LEARNING = [name for name in STRATEGIES if name != "random"]
+LEARNING = ["regularized_evolution", "nsga2"]
 
 
 @pytest.fixture(params=STRATEGIES)
@@ -208,3 +214,56 @@ def test_aging_forgets_the_oldest_even_if_best(space):
 def test_bad_settings_name_their_key(space, strategy, options, key):
     with pytest.raises(UserError, match=f"strategy.{key}"):
         strategy(space, 0, None, **options)
+
+
+def test_optuna_learns(space):
+    problem = Problem(space, 1)
+    best = []
+    for strategy in (OptunaStrategy(space, 0), RandomSearch(space, 0)):
+        _, values, _ = run(strategy, problem, 6)
+        best.append(np.sort(values[:, 0])[:10].mean())
+    assert best[0] < best[1]
+
+
+def test_optuna_writes_a_study_that_survives_an_interruption(space, tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    problem = Problem(space, limit=2.0, failing=0.2)
+
+    def start(seed=0):
+        return OptunaStrategy(space, seed, sampler="RandomSampler", storage=url)
+
+    strategy = start()
+    run(strategy, problem, 1, n=5)
+    state = strategy.state_dict()
+    run(strategy, problem, 1, n=3)  # told, but killed before the state was saved
+    again = start()
+    again.load_state_dict(state)
+    archs, values, _ = run(again, problem, 2, n=3)
+
+    study = optuna.load_study(study_name="nasbench", storage=url)
+    assert [t.number for t in study.trials] == list(range(11))
+    for trial, arch, value in zip(study.trials[5:], archs, values, strict=True):
+        np.testing.assert_array_equal(space.encode(trial.params), arch)
+        assert (trial.values is None) == bool(np.isnan(value).any())
+        if trial.values:
+            np.testing.assert_array_equal(trial.values, value)
+    with pytest.raises(UserError, match="another search; give another study_name"):
+        run(start(seed=1), problem, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "TPESampler2"}, "Did you mean 'TPESampler'"),
+        ({"sampler_options": {"candidates": 3}}, "sampler_options: TPESampler.*candidates"),
+    ],
+)
+def test_optuna_settings_are_checked(space, options, message):
+    with pytest.raises(UserError, match=message):
+        OptunaStrategy(space, 0, **options)
+
+
+def test_optuna_storage_that_cannot_be_used_is_named(space):
+    strategy = OptunaStrategy(space, 0, storage="sqlite:////no/such/directory/study.db")
+    with pytest.raises(UserError, match=r"strategy\.storage"):
+        run(strategy, Problem(space), 1)
