@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 Array = NDArray[np.float64]
+
+log = logging.getLogger(__name__)
+
+# A catalog of this many blocks or fewer is visited at once.
+EAGER_BLOCKS = 10**6
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class BoundAdditive(BoundPredictor):
 
     Args:
         predictor: whose features and head.
-        space: every block of its catalog is visited once.
+        space: its catalog is visited once; of one with more than `EAGER_BLOCKS` blocks, those that are asked for.
 
     Attributes:
         table: `(blocks + 1, F)` float64; the last row, all zero, is the absent block with index -1.
@@ -139,24 +145,49 @@ class BoundAdditive(BoundPredictor):
     def __init__(self, predictor: AdditivePredictor, space: SearchSpace) -> None:
         self.predictor = predictor
         self.space = space
-        rows = [predictor.block_features(block.workload) for block in space.catalog]
-        self.table = np.vstack([*rows, np.zeros_like(rows[0])])
-        self.warning = predictor.doubts(self.table)
+        blocks = len(space.catalog)
+        first = predictor.block_features(space.catalog[0].workload)
+        self.table = np.zeros((blocks + 1, len(first)))
+        self.warning = ""
         linear = predictor.coefficients if predictor.reduce == "sum" else None
         # One column is enough where the head is linear: what each block adds to the metric.
-        self._column = self.table @ linear[0] if linear else self.table[:, 0] if self.table.shape[1] == 1 else None
+        self._weights: Array = linear[0] if linear else np.ones(1)
         self._offset = linear[1] if linear else None
+        self._column = np.zeros(blocks + 1) if linear or len(first) == 1 else None
+        self._missing: NDArray[np.bool_] | None = np.arange(blocks + 1) < blocks
+        if blocks <= EAGER_BLOCKS:
+            self._fill(np.arange(blocks))
+            self._missing = None
+        else:
+            log.warning("%s has %d distinct blocks: their features are computed on demand", space.name, blocks)
+
+    def _fill(self, ids: NDArray[np.integer[Any]]) -> None:
+        """Compute the rows of blocks that were never asked for."""
+        for i in ids:
+            self.table[i] = self.predictor.block_features(self.space.catalog[int(i)].workload)
+        if self._column is not None:
+            self._column[ids] = self.table[ids] @ self._weights
+        self.warning = self.warning or self.predictor.doubts(self.table[ids])
+
+    def _blocks(self, archs: Archs) -> NDArray[np.int32]:
+        """`(n, P)` block ids whose rows of the table are there."""
+        ids = self.space.blocks(archs)
+        if self._missing is not None and self._missing[ids].any():
+            new = np.unique(ids[self._missing[ids]])
+            self._fill(new)
+            self._missing[new] = False
+        return ids
 
     def totals(self, archs: Archs) -> Array:
         """`(n, F)` features of whole networks."""
-        picked = self.table[self.space.blocks(archs)]
+        picked = self.table[self._blocks(archs)]
         return picked.sum(1) if self.predictor.reduce == "sum" else picked.max(1)
 
     def predict(self, archs: Archs) -> Estimate:
         if self._column is None:
             mean = self.predictor.head(self.totals(archs))
         else:
-            picked = self._column[self.space.blocks(archs)]
+            picked = self._column[self._blocks(archs)]
             if self._offset is not None:
                 mean = picked.sum(1) + self._offset
             else:
@@ -194,5 +225,5 @@ class BoundAdditive(BoundPredictor):
             grid = np.indices(counts).reshape(len(knobs), prod(counts)).T
             archs = np.zeros((len(grid), len(self.space.knobs)), dtype=self.space.dtype)
             archs[:, list(knobs)] = grid
-            positions.append((knobs, grid, self.table[self.space.blocks(archs)[:, position]]))
+            positions.append((knobs, grid, self.table[self._blocks(archs)[:, position]]))
         return positions

@@ -159,3 +159,21 @@ def test_the_roofline_says_what_a_device_cannot_run_and_charges_what_does_not_fi
     spilt_ms = 1e3 * (resnet.params - roof.on_chip_bytes) / (roof.host_link_gbs * 1e9)
     saved = tpu.predict([resnet]).mean[0] - Roofline(roomy.target()).predict([resnet]).mean[0]
     assert saved == pytest.approx(spilt_ms)
+
+
+def test_blocks_of_a_huge_space_are_computed_on_demand(
+    small_space: MobileNetV3Space, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    archs = small_space.sample(50, np.random.default_rng(0))
+    for predictor in PREDICTORS.values():
+        eager = predictor.bind(small_space)
+        with monkeypatch.context() as patch:
+            patch.setattr("predictors.base.EAGER_BLOCKS", 3)
+            lazy = predictor.bind(small_space)
+        assert not lazy.table.any()
+        for part in (archs[:1], archs):
+            np.testing.assert_array_equal(lazy.predict(part).mean, eager.predict(part).mean)
+        np.testing.assert_array_equal(lazy.totals(archs), eager.totals(archs))
+        half = [torch.full((int(c),), 1 / int(c)) for c in small_space.cardinalities]
+        torch.testing.assert_close(lazy.expected(half), eager.expected(half))
+    assert "computed on demand" in caplog.text
