@@ -71,7 +71,7 @@ class OnnxConverter(Converter):
                 torch.onnx.export(network, (example,), path, opset_version=OPSET, dynamo=False, **names)
             except (TypeError, AttributeError):  # a torch without the older exporter
                 torch.onnx.export(network, (example,), path, external_data=False, verbose=False, **names)
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{type(network).__name__}: cannot be written as ONNX: {reason}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ FEATURES = (
     "depthwise3_macs",  # depthwise convolutions by kernel size, up to 3, up to 5, above
     "depthwise5_macs",
     "depthwise7_macs",
+    "border_macs",  # of depthwise convolutions: those of outputs whose window reaches over the edge, a slower path
     "vector_macs",  # linear layers, matrix products and convolutions on single pixels
     "conv_values",  # activations read and written by convolutions
     "depthwise_values",
@@ -54,6 +56,8 @@ def operator_features(op: Operator) -> Array:
     if op.kind == "depthwise_conv2d":
         size = max(op.kernel)
         row[_COLUMN[f"depthwise{3 if size <= 3 else 5 if size <= 5 else 7}_macs"]] = op.macs
+        inner = prod(max(0, n - k + 1) / n for n, k in zip(op.output.shape[1:], op.kernel, strict=True))
+        row[_COLUMN["border_macs"]] = op.macs * (1 - inner)
         row[_COLUMN["depthwise_values"]] = values
         row[_COLUMN["convolutions"]] = 1
     elif op.kind == "conv2d" and op.output.size > op.output.shape[0]:
