@@ -25,7 +25,8 @@ class MixtureMobileNetV3(MixtureSupernet):
     Each decision is mixed where that costs least: kernels in the weight, since a convolution is linear in it,
     expansions and widths by weighted masks over leading channels (as in FBNetV2, Wan et al., CVPR 2020), depths by the
     weighted sum of a stage's outputs, resolutions by the weighted sum of logits. Time and memory are those of the
-    largest network, once per resolution. A resolution whose weight is zero is not computed, and so gets no gradient either.
+    largest network, once per resolution. A resolution whose weight is zero is not computed, and so gets no gradient
+    either.
     """
 
     def __init__(self, space: MobileNetV3Space) -> None:
