@@ -111,8 +111,8 @@ class SearchSpace(ABC):
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """The smallest unsigned integer that holds every choice index."""
-        return np.dtype(np.uint8 if self.cardinalities.max() <= 256 else np.uint16)
+        """The smallest unsigned integer that holds every choice index and one value more."""
+        return np.dtype(np.uint8 if self.cardinalities.max() <= 255 else np.uint16)
 
     def sample(self, n: int, rng: np.random.Generator) -> Archs:
         """Draw `n` architectures, each knob uniform and independent; `(n, K)` canonical."""
@@ -129,7 +129,7 @@ class SearchSpace(ABC):
 
     @property
     def references(self) -> dict[str, Archs]:
-        """Named architectures `(K,)` that a front is compared with and a search may start from; the two ends by default."""
+        """Named architectures `(K,)` to compare a front with, or to start a search from; the two ends by default."""
         ends = np.stack([np.zeros_like(self.cardinalities), self.cardinalities - 1])
         smallest, largest = self.canonical(ends)
         return {"smallest": smallest, "largest": largest}
@@ -187,18 +187,18 @@ class SearchSpace(ABC):
 
     @cached_property
     def _feature_columns(self) -> tuple[NDArray[np.intp], Archs]:
-        """Knob and choice `(D,)` that each column of `features` tells of."""
-        columns = [(k, choice) for k in self.feature_knobs for choice in range(self.cardinalities[k])]
+        """Knob and choice plus one, `(D,)` each, that a column of `features` tells of."""
+        columns = [(k, choice + 1) for k in self.feature_knobs for choice in range(self.cardinalities[k])]
         knobs, choices = np.array(columns, dtype=np.intp).reshape(-1, 2).T
         return knobs, choices.astype(self.dtype)
 
     def features(self, archs: Archs) -> NDArray[np.float32]:
         """One-hot rows `(n, D)` float32 of the knobs in `feature_knobs`, all zero where a knob is inactive."""
         knobs, choices = self._feature_columns
-        archs = np.asarray(archs)
-        shown = np.take(archs, knobs, axis=1) == choices
-        shown &= np.take(self.active(archs), knobs, axis=1)
-        return shown.astype(np.float32)
+        archs = np.asarray(archs, dtype=self.dtype)
+        # Shifted by one, so that an inactive knob, then zero, equals no choice.
+        marked = (archs + self.dtype.type(1)) * self.active(archs)
+        return (np.take(marked, knobs, axis=1, mode="clip") == choices).astype(np.float32)
 
     @property
     @abstractmethod

@@ -231,7 +231,7 @@ class MobileNetV3Space(SearchSpace):
     def references(self) -> dict[str, Archs]:
         """The two ends, and what a person would try first: at full resolution the middle choice of every other knob, at
         each width multiplier (`uniform-x0.75`)."""
-        middle = (self.cardinalities - 1) // 2
+        middle = ((self.cardinalities - 1) // 2).astype(self.dtype)
         found = super().references
         for index, width in enumerate(self.table.widths):
             for name, choice in (("width", index), ("resolution", len(self.table.resolutions) - 1)):
