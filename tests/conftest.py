@@ -87,7 +87,7 @@ name = "space.toml"
 
 [supernet]
 epochs = 2
-batch_size = 64
+batch_size = 32
 random_subnets = 1
 validation_images = 100
 
@@ -102,7 +102,7 @@ calibration_networks = 10
 [strategy]
 evaluations = 3000
 batch = 500
-population = 100
+population_size = 100
 
 [selection]
 count = 2
@@ -130,7 +130,7 @@ def tiny_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     waves = np.stack(
         [np.sin(rows / 2), np.sin(columns / 2), np.sin((rows + columns) / 2), np.sin((rows - columns) / 2)]
     )
-    images = 128 + 50 * waves[labels] + rng.normal(0, 50, (1000, 16, 16))
+    images = 128 + 50 * waves[labels] + rng.normal(0, 90, (1000, 16, 16))
     np.savez(folder / "images.npz", images=images.clip(0, 255).astype(np.uint8), labels=labels)
     (folder / "space.toml").write_text(TINY_SPACE)
     (folder / "tiny.toml").write_text(TINY_EXPERIMENT)

@@ -148,7 +148,7 @@ def test_interrupting_says_how_to_go_on(tiny_experiment: Path, finished_run: Pat
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["strategy.populaton=10"], ["strategy: unknown key 'populaton'", "'population'"]),
+        (["strategy.population=10"], ["strategy: unknown key 'population'", "'population_size'"]),
         (["space.name=quickstrat"], ["'quickstrat'", "quickstart"]),
         (["task.path=nowhere.npz"], ["nowhere.npz"]),
         (["stages.0.epoch=3"], ["stages[0]: unknown key 'epoch'", "'epochs'"]),
@@ -261,7 +261,7 @@ def test_help_is_answered_without_torch(tmp_path: Path) -> None:
     [
         (["spaces"], ["quickstart", "mobile96"]),
         (["spaces", "ofa_mobilenet_v3"], ["21,758,655,492,572,485,851"]),
-        (["strategies"], ["nsga2", "population"]),
+        (["strategies"], ["nsga2", "population_size"]),
         (["stages"], ["quantize"]),
         (["devices", "list"], ["host", "raspberry_pi_4", "coral_edge_tpu", "jetson_nano"]),
         (["devices", "show", "jetson_nano"], ["source"]),
