@@ -180,8 +180,8 @@ def trained() -> Supernet:
 
     torch.manual_seed(0)
     supernet = TinySupernet()
-    task = FewImages(train=3000)
-    train_supernet(supernet, TinySpace(), task, epochs=4, batch_size=50, random_subnets=1, lr=0.1, validation_images=0)
+    task = FewImages(train=2000)
+    train_supernet(supernet, TinySpace(), task, epochs=3, batch_size=40, random_subnets=1, lr=0.1, validation_images=0)
     return supernet
 
 

@@ -230,12 +230,12 @@ def test_a_student_learns_what_the_teacher_says(space, task):
 
 
 def test_in_place_distillation_follows_the_largest(space, task):
-    """Trained on shuffled labels, small subnets agree with the largest more where it teaches them."""
+    """The smallest answers more like the largest where it is taught by it."""
 
     def agreement(distillation):
         torch.manual_seed(0)
         supernet = space.supernet()
-        train_supernet(supernet, space, task, **{**SHORT, "epochs": 6}, lr=0.05, distillation=distillation)
+        train_supernet(supernet, space, task, **{**SHORT, "epochs": 3}, lr=0.1, distillation=distillation)
         smallest, largest = sandwich_ends(space)
         images = task.split("val").images
         answers = []
