@@ -40,6 +40,7 @@ from predictors import BoundPredictor, Calibration, calibrate, predictor_for
 from search_spaces import SearchSpace, UserError
 
 if TYPE_CHECKING:
+    from nasbench.training import Update
     from search_spaces.supernet import Supernet
 
 SUPERNET, SEARCH, FRONT = "supernet.safetensors", "search.npz", "front.csv"
@@ -190,7 +191,13 @@ def train(plan: Plan, run: Run, report: Reporter) -> Supernet:
         load_weights(supernet, Path(plan.config.supernet.checkpoint))
     if plan.training_options.get("epochs") == 0:
         return supernet
-    with report.phase("train supernet") as phase, run.phase("train supernet", "epochs") as done:
+    with report.phase("train supernet") as phase, run.phase("train supernet", "steps") as done:
+        show = phase.training()
+
+        def progress(update: Update) -> None:
+            done[0] += 1
+            show(update)
+
         history = train_supernet(
             supernet,
             plan.space,
@@ -198,11 +205,9 @@ def train(plan: Plan, run: Run, report: Reporter) -> Supernet:
             **plan.training_options,
             seed=plan.config.seed,
             checkpoint=run.path / SUPERNET,
-            progress=phase.training(),
+            progress=progress,
         )
-        frame = pd.DataFrame(history)
-        write_text(run.path / "training.csv", frame.to_csv(index=False))
-        done[0] = len(history)
+        write_text(run.path / "training.csv", pd.DataFrame(history).to_csv(index=False))
     return supernet
 
 
@@ -215,19 +220,22 @@ def fit_predictors(
     archs = spread_sample(plan.space, plan.config.evaluator.samples, plan.config.seed, costs)
     proposals = Proposals(np.arange(len(archs), dtype=np.int64), archs)
     values, ok = _evaluate(plan, run, "sample", evaluator, costs, proposals, report)
-    fitted: dict[str, BoundPredictor] = {}
-    quality: dict[str, Any] = {}
-    with report.phase("fit accuracy predictor") as phase, run.phase("fit accuracy predictor", "predictors") as done:
-        for column, objective in enumerate(plan.objectives):
-            if objective.metric in plan.evaluator_metrics:
-                predictor = AccuracyPredictor(plan.space, plan.config.seed)
-                predictor.fit(archs[ok], values[ok, column])
-                fitted[objective.name] = predictor
-                quality[objective.name] = predictor.report
-                done[0] += 1
-                phase.done(f"{objective.name}: held-out Kendall tau {predictor.report['kendall_tau']:.2f}")
-        write_text(run.path / "predictors.json", json.dumps(quality, indent=2))
-    return fitted
+    fitted: dict[str, AccuracyPredictor] = {}
+    for column, objective in enumerate(plan.objectives):
+        if objective.metric not in plan.evaluator_metrics:
+            continue
+        file = run.path / f"predictor-{objective.name}.safetensors"
+        if file.is_file():
+            fitted[objective.name] = AccuracyPredictor.load(file, plan.space)
+            continue
+        title = f"fit {objective.name} predictor"
+        with report.phase(title) as phase, run.phase(title, "architectures") as done:
+            predictor = AccuracyPredictor(plan.space, plan.config.seed).fit(archs[ok], values[ok, column])
+            predictor.save(file)
+            fitted[objective.name], done[0] = predictor, int(ok.sum())
+            phase.done(f"held-out Kendall tau {predictor.report['kendall_tau']:.2f}")
+    write_text(run.path / "predictors.json", json.dumps({k: p.report for k, p in fitted.items()}, indent=2) + "\n")
+    return dict(fitted)
 
 
 def spread_sample(
