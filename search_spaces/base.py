@@ -134,7 +134,7 @@ class SearchSpace(ABC):
         smallest, largest = self.canonical(ends)
         return {"smallest": smallest, "largest": largest}
 
-    def check(self, archs: Archs) -> Archs:
+    def check(self, archs: NDArray[Any]) -> Archs:
         """`archs` as a `(n, K)` array of this space's dtype.
 
         Raises:

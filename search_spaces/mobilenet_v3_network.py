@@ -113,8 +113,8 @@ class MobileNetV3(nn.Module):
 def initialise(network: nn.Module) -> None:
     """He initialisation: by fan-out for convolutions as in MobileNetV3's references, by fan-in for linear layers.
 
-    The references' N(0, 0.01) for linear layers lets nearly no gradient through the two of a narrow head: a network of 32
-    features stays at chance for its first hundreds of steps.
+    The references' N(0, 0.01) for linear layers lets nearly no gradient through the two of a narrow head: a network of
+    32 features stays at chance for its first hundreds of steps.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

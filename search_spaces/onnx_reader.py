@@ -161,10 +161,10 @@ class _Reader:
             if prod(tensor.dims) <= 16:
                 self._arrays[tensor.name] = numpy_helper.to_array(tensor)
         self._activations: dict[str, int] = {}  # name -> tensor that it is, or is a view of
-        self._readers: dict[str, list[str]] = {}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self._graph.node:
             for name in node.input:
-                self._readers.setdefault(name, []).append(node.op_type)
+                self._readers.setdefault(name, []).append(node)
 
     def _describe(self, value: onnx.ValueInfoProto) -> None:
         kind = value.type.tensor_type
@@ -220,7 +220,7 @@ class _Reader:
             output.shape,
             params=self._learned(node),
             inputs=[self._type(name) for name in reads],
-            itemsize=self._stored_itemsize(node.output[0]),
+            itemsize=self._quantised_itemsize(node.output[0]) or output.itemsize,
             **fields,
         )
         self._activations.update((name, written) for name in node.output if name)
@@ -233,19 +233,23 @@ class _Reader:
         # A single number is a constant of the formula, such as the 6 of a clip.
         return sum(self._sizes.pop(name, 0) for name in names if self._sizes.get(name, 0) > 1)
 
-    def _stored_itemsize(self, name: str) -> int:
-        """Bytes per element as stored: quantised where nobody reads the tensor otherwise."""
-        readers = self._readers.get(name, [])
-        if readers and all(reader == "QuantizeLinear" for reader in readers):
-            quantised = next(n for n in self._graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name)
-            return self._type(quantised.output[0]).itemsize
-        return self._type(name).itemsize
+    def _quantised_itemsize(self, name: str) -> int | None:
+        """Bytes per element where a tensor is read through QuantizeLinear alone, views included; None otherwise."""
+        sizes: set[int | None] = set()
+        for node in self._readers.get(name, []):
+            if node.op_type == "QuantizeLinear":
+                sizes.add(self._type(node.output[0]).itemsize)
+            elif node.op_type in _VIEWS:
+                sizes.update(self._quantised_itemsize(output) for output in node.output)
+            else:
+                return None
+        return sizes.pop() if len(sizes) == 1 else None
 
     def _fused_quantize(self, node: onnx.NodeProto) -> bool:
         """Whether a QuantizeLinear disappears into the operator that writes its input."""
         if node.op_type != "QuantizeLinear" or self._activations[node.input[0]] in self._builder.inputs:
             return False
-        return all(reader == "QuantizeLinear" for reader in self._readers[node.input[0]])
+        return self._quantised_itemsize(node.input[0]) is not None
 
 
 _Read = tuple[str, dict[str, Any]]

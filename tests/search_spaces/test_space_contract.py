@@ -1,0 +1,178 @@
+"""What every search space promises; a new space is tested by adding one line to `SPACES`."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from search_spaces import MobileNetV3Space, SearchSpace, UserError, load_space, trace
+
+TINY: list[dict[str, Any]] = [
+    {"width": 8, "expansions": [1]},
+    {"width": 16, "stride": 2, "depths": [1, 3], "kernels": [3, 5], "expansions": [2, 4], "se": True},
+    {"width": 24, "depths": [1, 2], "kernels": [3, 5], "hidden": [40, 72], "activation": "hard_swish"},
+]
+
+
+def tiny(**options: Any) -> MobileNetV3Space:
+    """A space small enough to be enumerated, with every kind of stage and knob."""
+    table = {"stages": TINY, "resolutions": [8, 13], "widths": [0.5, 1.0], "final_width": 32, "feature_width": 24}
+    return MobileNetV3Space(1, 4, **{**table, **options}, name="tiny")
+
+
+def depths_only() -> MobileNetV3Space:
+    """Depths without other knobs in their blocks: nothing else tells them."""
+    return tiny(stages=[{"width": 8, "depths": [1, 2, 4], "expansions": [2]}, {"width": 16, "expansions": [2, 3]}])
+
+
+SPACES: dict[str, Callable[[], SearchSpace]] = {
+    "tiny": tiny,
+    "depths_only": depths_only,
+    "quickstart": lambda: load_space("quickstart", 1, 10),
+    "mobile96": lambda: load_space("mobile96"),
+    "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3"),
+    "mobilenet_v3_large": lambda: load_space("mobilenet_v3_large"),
+    "mobilenet_v3_small": lambda: load_space("mobilenet_v3_small"),
+}
+
+
+@pytest.fixture(params=SPACES, scope="module")
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    return SPACES[request.param]()
+
+
+def sample(space: SearchSpace, n: int, seed: int = 0) -> np.ndarray:
+    return space.sample(n, np.random.default_rng(seed))
+
+
+def test_samples_are_canonical_rows_of_the_space(space: SearchSpace) -> None:
+    archs = sample(space, 500)
+    assert archs.shape == (500, len(space.knobs))
+    assert archs.dtype == space.dtype
+    assert archs.flags.c_contiguous
+    assert (space.check(archs) == archs).all()
+    assert (space.canonical(archs) == archs).all()
+    assert not archs[~space.active(archs)].any()
+
+
+def test_sampling_is_uniform_per_active_knob(space: SearchSpace) -> None:
+    archs = sample(space, 20_000)
+    active = space.active(archs)
+    for column, knob in enumerate(space.knobs):
+        drawn = archs[active[:, column], column]
+        expected = len(drawn) / len(knob.choices)
+        counts = np.bincount(drawn, minlength=len(knob.choices))
+        assert np.abs(counts - expected).max() < 5 * np.sqrt(expected) + 1e-9, knob.name
+
+
+def test_canonical_rows_of_one_network_are_one(space: SearchSpace) -> None:
+    archs = sample(space, 200)
+    noise = sample(space, 200, seed=1)
+    changed = np.where(space.active(archs), archs, noise)
+    assert (space.canonical(changed) == archs).all()
+    assert (space.blocks(changed) == space.blocks(archs)).all()
+    assert (space.features(changed) == space.features(archs)).all()
+
+
+def test_decode_and_encode_are_inverse(space: SearchSpace) -> None:
+    for arch in sample(space, 20):
+        choices = space.decode(arch)
+        assert list(choices) == [k.name for k, on in zip(space.knobs, space.active(arch[None])[0], strict=True) if on]
+        assert (space.encode(choices) == arch).all()
+
+
+def test_encode_names_what_is_wrong(space: SearchSpace) -> None:
+    choices = space.decode(sample(space, 1)[0])
+    name = next(iter(choices))
+    with pytest.raises(UserError, match=f"Did you mean '{name}'"):
+        space.encode({**choices, name + "x": 1})
+    with pytest.raises(UserError, match=f"{name}.*no choice 'huge'"):
+        space.encode({**choices, name: "huge"})
+    with pytest.raises(UserError, match=f"no choice given for .*{name}"):
+        space.encode({k: v for k, v in choices.items() if k != name})
+
+
+def test_check_refuses_foreign_rows(space: SearchSpace) -> None:
+    archs = sample(space, 3).astype(np.int64)
+    archs[1, -1] = space.cardinalities[-1]
+    with pytest.raises(UserError, match=f"row 1, knob '{space.knobs[-1].name}': index {archs[1, -1]}"):
+        space.check(archs)
+    with pytest.raises(UserError, match="knobs, got shape"):
+        space.check(archs[:, 1:])
+    with pytest.raises(UserError, match="index -1"):
+        space.check(np.full((1, len(space.knobs)), -1))
+
+
+def test_features_are_one_hot_and_tell_architectures_apart(space: SearchSpace) -> None:
+    archs = np.unique(sample(space, 1000), axis=0)
+    features = space.features(archs)
+    shown = list(space.feature_knobs)
+    assert features.dtype == np.float32
+    assert features.shape == (len(archs), space.cardinalities[shown].sum())
+    start = 0
+    for knob in shown:
+        stop = start + space.cardinalities[knob]
+        part = features[:, start:stop]
+        assert (part.sum(1) == space.active(archs)[:, knob]).all()
+        assert (part.argmax(1) == archs[:, knob]).all()
+        start = stop
+    if shown:
+        assert len(np.unique(features, axis=0)) == len(archs)
+
+
+def test_blocks_depend_on_their_knobs_alone(space: SearchSpace) -> None:
+    archs, others = sample(space, 300), sample(space, 300, seed=1)
+    blocks = space.blocks(archs)
+    assert blocks.dtype == np.int32
+    assert blocks.shape == (300, len(space.block_knobs))
+    assert blocks.min() >= -1
+    assert blocks.max() < len(space.catalog)
+    for position, knobs in enumerate(space.block_knobs):
+        mixed = others.copy()
+        mixed[:, list(knobs)] = archs[:, list(knobs)]
+        assert (space.blocks(mixed)[:, position] == blocks[:, position]).all()
+
+
+def test_operators_equal_a_trace_of_the_built_network(space: SearchSpace) -> None:
+    for arch in sample(space, 2):
+        network = space.build(arch)
+        workload = space.workload(arch)
+        assert workload == trace(network, network.input_shape)
+        assert workload.params == sum(p.numel() for p in network.parameters())
+
+
+def test_costs_add_up_over_blocks(space: SearchSpace) -> None:
+    for arch in sample(space, 5):
+        blocks = [space.catalog[i].workload for i in space.blocks(arch[None])[0] if i >= 0]
+        workload = space.workload(arch)
+        assert workload.macs == sum(b.macs for b in blocks)
+        assert workload.params == sum(b.params for b in blocks)
+        assert workload.bytes_moved == sum(b.bytes_moved for b in blocks)
+        # Blocks meet at one tensor, so that the whole network's peak is that of its worst block.
+        assert workload.peak_memory_bytes == max(b.peak_memory_bytes for b in blocks)
+
+
+def test_references_are_canonical_and_named(space: SearchSpace) -> None:
+    for name, arch in space.references.items():
+        assert name
+        assert (space.canonical(space.check(arch)) == arch).all()
+
+
+@pytest.mark.parametrize("make", [tiny, depths_only])
+def test_size_counts_distinct_canonical_rows(make: Callable[[], SearchSpace]) -> None:
+    space = make()
+    rows = np.array(list(product(*(range(c) for c in space.cardinalities))), dtype=space.dtype)
+    assert space.size == len(np.unique(space.canonical(rows), axis=0))
+
+
+def test_catalog_is_lazy_and_reaches_every_id() -> None:
+    space = tiny()
+    rows = np.array(list(product(*(range(c) for c in space.cardinalities))), dtype=space.dtype)
+    used = np.unique(space.blocks(space.canonical(rows)))
+    assert set(used) - {-1} == set(range(len(space.catalog)))
+    assert space.catalog[-1] is space.catalog[len(space.catalog) - 1]
+    assert [b.name for b in space.catalog[:2]] == ["stem", "stem"]
+    with pytest.raises(IndexError):
+        space.catalog[len(space.catalog)]

@@ -1,0 +1,204 @@
+"""What every supernet and mixture supernet promises; a new one is tested by adding one line to `SPACES`."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from search_spaces import MobileNetV3Space, SearchSpace, UserError, calibrate, load_space
+from search_spaces.supernet import Supernet, resize
+
+STAGES = [
+    {"width": 8, "expansions": [1], "se": True},
+    {"width": 16, "stride": 2, "depths": [1, 2, 3], "kernels": [3, 5, 7], "expansions": [2, 4], "se": True},
+    {"width": 24, "depths": [1, 2], "kernels": [3], "hidden": [40, 72], "activation": "hard_swish"},
+]
+SPACES: dict[str, Callable[[], SearchSpace]] = {
+    "tiny": lambda: MobileNetV3Space(2, 5, stages=STAGES, resolutions=[9, 16], widths=[0.5, 1.0], final_width=32),
+    "quickstart": lambda: load_space("quickstart", 1, 10),
+    "mobile96": lambda: load_space("mobile96", 3, 10, resolutions=[32, 40]),
+    "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3", 3, 10, resolutions=[32]),
+}
+
+
+@pytest.fixture(params=SPACES, scope="module")
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    return SPACES[request.param]()
+
+
+@pytest.fixture(scope="module")
+def supernet(space: SearchSpace) -> Supernet:
+    torch.manual_seed(0)
+    supernet = space.supernet()
+    with torch.no_grad():
+        for parameter in supernet.parameters():
+            if parameter.dim() == 1:  # scales, shifts and biases away from where they are initialised
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return supernet
+
+
+def sample(space: SearchSpace, n: int, seed: int = 0) -> list[np.ndarray]:
+    ends = [space.references["smallest"], space.references["largest"]]
+    return [*ends, *space.sample(n, np.random.default_rng(seed))]
+
+
+def images(space: SearchSpace, n: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, *space.input_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-4) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+def test_extracted_network_equals_the_subnet(space: SearchSpace, supernet: Supernet) -> None:
+    for arch in sample(space, 3):
+        stats = calibrate(supernet, arch, [images(space, 6), images(space, 3, seed=1)])
+        network = supernet.extract(arch, stats)
+        x = images(space, 4, seed=2)
+        with torch.no_grad():
+            assert close(network(resize(x, network.input_shape[1])), supernet(x, arch, stats))
+        assert not network.training
+        assert [p.shape for p in network.parameters()] == [p.shape for p in space.build(arch).parameters()]
+
+
+def test_nothing_of_a_call_remains(space: SearchSpace, supernet: Supernet) -> None:
+    archs = sample(space, 2)
+    before = {k: v.clone() for k, v in supernet.state_dict().items()}
+    x = images(space, 4)
+    random_state = torch.get_rng_state()
+    with torch.no_grad():
+        stats = [calibrate(supernet, arch, x) for arch in archs]
+        first = [(supernet(x, arch), supernet(x, arch, s)) for arch, s in zip(archs, stats, strict=True)]
+        for arch, s in zip(reversed(archs), reversed(stats), strict=True):
+            batch, fixed = first.pop()
+            supernet.extract(arch, s)
+            assert torch.equal(supernet(x, arch), batch)
+            assert torch.equal(supernet(x, arch, s), fixed)
+            again = calibrate(supernet, arch, x)
+            assert all(torch.equal(again.mean[k], s.mean[k]) and torch.equal(again.var[k], s.var[k]) for k in s.mean)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    after = supernet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert not dict(supernet.named_buffers())
+
+
+def test_statistics_of_one_batch_give_the_result_of_training(space: SearchSpace, supernet: Supernet) -> None:
+    x = images(space, 12)
+    for arch in sample(space, 1):
+        with torch.no_grad():
+            # Statistics are rounded on the way, and dividing by small variances makes that visible.
+            assert close(supernet(x, arch, calibrate(supernet, arch, x)), supernet(x, arch), 1e-3)
+
+
+def test_gradients_are_those_of_the_extracted_network(space: SearchSpace, supernet: Supernet) -> None:
+    x, labels = images(space, 8), torch.arange(8) % 5
+    for arch in sample(space, 2):
+        network = supernet.extract(arch, calibrate(supernet, arch, x)).train()
+        F.cross_entropy(network(resize(x, network.input_shape[1])), labels).backward()
+        supernet.zero_grad(set_to_none=True)
+        F.cross_entropy(supernet(x, arch), labels).backward()
+        own = {name: p.grad for name, p in network.named_parameters()}
+        scale = max(float(g.abs().max()) for g in own.values() if g is not None)
+        for name, parameter in supernet.named_parameters():
+            expected = own.get(name.removeprefix("largest."))
+            if expected is None:
+                assert parameter.grad is None, name
+                continue
+            assert parameter.grad is not None
+            inside = tuple(
+                slice(0, small) if axis < 2 else slice((full - small) // 2, (full + small) // 2)
+                for axis, (full, small) in enumerate(zip(parameter.shape, expected.shape, strict=True))
+            )
+            assert torch.allclose(parameter.grad[inside], expected, rtol=1e-3, atol=1e-4 * scale), name
+            outside = parameter.grad.clone()
+            outside[inside] = 0
+            assert not outside.any(), name
+
+
+def test_extracted_network_shares_no_memory(space: SearchSpace, supernet: Supernet) -> None:
+    arch = space.references["largest"]
+    x = images(space, 4)
+    network = supernet.extract(arch, calibrate(supernet, arch, x))
+    before = {k: v.clone() for k, v in supernet.state_dict().items()}
+    with torch.no_grad():
+        for tensor in [*network.parameters(), *network.buffers()]:
+            tensor.fill_(7)
+    assert all(torch.equal(v, before[k]) for k, v in supernet.state_dict().items())
+
+
+def test_calibration_pools_unequal_batches_exactly() -> None:
+    space = SPACES["tiny"]()
+    supernet = space.supernet()
+    x = images(space, 11)
+    arch = space.references["largest"]
+    pooled = calibrate(supernet, arch, [x[:8], x[8:]])
+    whole = calibrate(supernet, arch, x)
+    # The first layer sees the same values either way; deeper ones depend on the batch that normalised before them.
+    assert torch.allclose(pooled.mean["stem.norm"], whole.mean["stem.norm"], atol=1e-6)
+    assert torch.allclose(pooled.var["stem.norm"], whole.var["stem.norm"], rtol=1e-5)
+
+
+def test_calibration_needs_values_to_pool() -> None:
+    space = SPACES["ofa_mobilenet_v3"]()
+    supernet, arch = space.supernet(), space.references["smallest"]
+    with pytest.raises(UserError, match="no images"):
+        calibrate(supernet, arch, [])
+    with pytest.raises(UserError, match="two images or more"):  # 32 pixels end in maps of one pixel
+        calibrate(supernet, arch, images(space, 1))
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    space = MobileNetV3Space(2, 5, stages=STAGES, resolutions=[16], dropout=0.5)
+    supernet, arch, x = space.supernet(), space.references["largest"], images(space, 4)
+    assert not torch.equal(supernet.train()(x, arch), supernet(x, arch))
+    stats = calibrate(supernet, arch, x)
+    assert torch.equal(supernet(x, arch, stats), supernet(x, arch, stats))
+    assert torch.equal(supernet.eval()(x, arch), supernet(x, arch))
+
+
+def one_hot(space: SearchSpace, arch: np.ndarray) -> list[Tensor]:
+    return [F.one_hot(torch.tensor(int(c)), len(k.choices)).float() for c, k in zip(arch, space.knobs, strict=True)]
+
+
+def test_mixture_with_one_hot_weights_is_the_subnet(space: SearchSpace, supernet: Supernet) -> None:
+    mixture = space.mixture_supernet()
+    mixture.load_state_dict(supernet.state_dict())
+    x = images(space, 6)
+    for arch in sample(space, 4):
+        with torch.no_grad():
+            assert close(mixture(x, one_hot(space, arch)), supernet(x, arch))
+
+
+def test_mixture_gives_gradients_to_all_weights(space: SearchSpace) -> None:
+    torch.manual_seed(0)
+    mixture = space.mixture_supernet()
+    weights = [torch.full((len(k.choices),), 1 / len(k.choices), requires_grad=True) for k in space.knobs]
+    F.cross_entropy(mixture(images(space, 4), weights), torch.arange(4)).backward()
+    for knob, weight in zip(space.knobs, weights, strict=True):
+        assert weight.grad is not None
+        assert weight.grad.all(), knob.name
+    assert all(p.grad is not None for p in mixture.parameters())
+
+
+def test_mixture_gives_gradients_to_paths_not_taken() -> None:
+    """Straight-through estimators need the gradient of every choice while the forward pass takes one."""
+    space = SPACES["quickstart"]()
+    mixture = space.mixture_supernet()
+    weights = [w.requires_grad_() for w in one_hot(space, space.references["smallest"])]
+    mixture(images(space, 4), weights).square().sum().backward()
+    depth = next(i for i, k in enumerate(space.knobs) if k.name.endswith("depth"))
+    assert weights[depth].grad.all()  # type: ignore[union-attr]
+
+
+def test_mixture_refuses_weights_of_another_space() -> None:
+    space = SPACES["tiny"]()
+    mixture, x = space.mixture_supernet(), images(space, 2)
+    weights = one_hot(space, space.references["smallest"])
+    with pytest.raises(UserError, match="one weight vector per knob"):
+        mixture(x, weights[:-1])
+    with pytest.raises(UserError, match="all resolutions have weight zero"):
+        mixture(x, [torch.zeros(2), *weights[1:]])
