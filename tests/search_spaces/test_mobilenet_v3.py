@@ -14,7 +14,7 @@ STAGE: dict[str, Any] = {"width": 16, "expansions": [2, 4], "kernels": [3, 5], "
 
 @pytest.mark.parametrize(
     ("name", "params", "macs"),
-    # Parameters as torchvision counts them; the multiply-accumulates of its published 0.22 and 0.06 GFLOPS at 224 pixels:
+    # Parameters as torchvision counts them; multiply-accumulates of its published 0.22 and 0.06 GFLOPS at 224 pixels:
     # convolutions and linear layers, squeeze-and-excitation included, without normalisation, pooling and biases.
     [("mobilenet_v3_large", 5_483_032, 216_589_760), ("mobilenet_v3_small", 2_542_856, 56_510_400)],
 )
