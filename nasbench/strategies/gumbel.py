@@ -26,10 +26,10 @@ class GumbelSearch(GradientStrategy):
 
     Every knob has a vector of logits. The paths of the mixture supernet are weighted with a Gumbel-softmax sample of
     them (Jang et al., ICLR 2017), whose temperature falls from epoch to epoch, so that the mixture becomes a choice. An
-    epoch trains the weights on the first half of the training images, then, after a warm-up, the logits on the second half. The logits' loss is
-    the task's plus the cost that the predictors expect under independent choices: `limit_weight` times the relative
-    excess where an objective has a limit, else `cost_weight` times its logarithm, as FBNet's loss has it. A limit's
-    quantile counts when proposals are ordered; in the loss it is the mean.
+    epoch trains the weights on the first half of the training images, then, after a warm-up, the logits on the second
+    half. The logits' loss is the task's plus the cost that the predictors expect under independent choices:
+    `limit_weight` times the relative excess where an objective has a limit, else `cost_weight` times its logarithm, as
+    FBNet's loss has it. A limit's quantile counts when proposals are ordered; in the loss it is the mean.
 
     Args:
         epochs: passes over the training images, warm-up included.
