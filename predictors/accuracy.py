@@ -42,10 +42,10 @@ class AccuracyPredictor(BoundPredictor):
 
     The kernel is the sum of two squared exponentials, one of the Hamming distance between architectures (so that every
     knob and their interactions count) and one of the totals (so that size counts across knobs), plus noise; parameters
-    by maximum a posteriori (Rasmussen & Williams, 2006, ch. 5). Held-out Kendall tau with 100 samples, beside a ridge and
-    an ensemble of perceptrons: 0.29, 0.17, 0.21 on a briefly trained supernet; 0.57, 0.54, 0.58 on NAS-Bench-201. It is
-    fitted in a second. Any metric will do, since targets are standardised. Standard deviations are scaled so that 90 %
-    intervals cover 90 % of out-of-fold residuals.
+    by maximum a posteriori (Rasmussen & Williams, 2006, ch. 5). Held-out Kendall tau with 100 samples, beside a ridge
+    and an ensemble of perceptrons: 0.29, 0.17, 0.21 on a briefly trained supernet; 0.57, 0.54, 0.58 on NAS-Bench-201.
+    It is fitted in a second. Any metric will do, since targets are standardised. Standard deviations are scaled so that
+    90 % intervals cover 90 % of out-of-fold residuals.
 
     Life: `fit` once, or `load`; then `predict`. It is tied to its space: another needs samples of its own. Beyond 2,000
     samples so many are used, chosen at random.
