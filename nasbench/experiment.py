@@ -96,10 +96,13 @@ def run_experiment(
 def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
     from nasbench.report import write_report
 
+    # Made first, trained later: data that are missing and options that make no sense are told before anything costs time.
+    supernet = new_supernet(plan) if plan.needs_supernet else None
+    evaluator = plan.make_evaluator(supernet)
     costs = bind_costs(plan, run, report)
     check_feasible(plan, costs, report)
-    supernet = train(plan, run, report) if plan.needs_supernet else None
-    evaluator = plan.make_evaluator(supernet)
+    if supernet is not None:
+        train(plan, run, supernet, report)
     if plan.gradient:
         front = gradient_search(plan, run, evaluator, costs, report)
         predicted = None
@@ -179,18 +182,22 @@ def check_feasible(plan: Plan, costs: dict[str, BoundPredictor], report: Reporte
             check_limits(plan.space, plan.predicted, costs, seed=plan.config.seed)
 
 
-def train(plan: Plan, run: Run, report: Reporter) -> Supernet:
-    """The trained supernet: from its checkpoint as far as that goes."""
+def new_supernet(plan: Plan) -> Supernet:
+    """The supernet of the space, initialised from the run's seed."""
     import torch
 
+    torch.manual_seed(plan.config.seed)
+    return plan.space.supernet()
+
+
+def train(plan: Plan, run: Run, supernet: Supernet, report: Reporter) -> None:
+    """Train the supernet in place, from its checkpoint as far as that goes."""
     from nasbench.training import load_weights, train_supernet
 
-    torch.manual_seed(plan.config.seed)
-    supernet = plan.space.supernet()
     if plan.config.supernet.checkpoint and not (run.path / SUPERNET).is_file():
         load_weights(supernet, Path(plan.config.supernet.checkpoint))
-    if plan.training_options.get("epochs") == 0:
-        return supernet
+    if plan.training_options["epochs"] == 0:
+        return
     with report.phase("train supernet") as phase, run.phase("train supernet", "steps") as done:
         show = phase.training()
 
@@ -208,7 +215,6 @@ def train(plan: Plan, run: Run, report: Reporter) -> Supernet:
             progress=progress,
         )
         write_text(run.path / "training.csv", pd.DataFrame(history).to_csv(index=False))
-    return supernet
 
 
 def fit_predictors(

@@ -78,6 +78,7 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         raise UserError(f"strategy.name = {config.strategy.name!r} is no Strategy or GradientStrategy")
     strategy_options = options(strategy, config.strategy.options, "strategy")
     config.strategy = config.strategy.model_copy(update=_plain(strategy_options))
+    strategy(space, config.seed, **strategy_options)  # told now, not after hours of training
 
     stages: list[tuple[str, Stage]] = []
     for index, section in enumerate(config.stages):

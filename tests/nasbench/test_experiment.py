@@ -238,7 +238,13 @@ def test_a_gradient_strategy_runs_in_the_same_procedure(
 ) -> None:
     calibration = finished_run / "calibration" / "host-fp32.json"
     config = load_config(
-        tiny_experiment, ["strategy={name='gumbel', epochs=1}", "stages=[]", "evaluator.samples=0", "supernet.epochs=1"]
+        tiny_experiment,
+        [
+            "strategy={name='gumbel', epochs=2, warmup_epochs=1}",
+            "stages=[]",
+            "evaluator.samples=0",
+            "supernet.epochs=1",
+        ],
     )
     config.targets.calibration = {"host:fp32": str(calibration)}
     view = run_experiment(config, tmp_path / "run", where=tiny_experiment.parent)
