@@ -22,7 +22,8 @@ class RegularizedEvolution(PopulationStrategy):
     feasible rows win over infeasible ones, and these by total violation (Deb 2000).
 
     Args:
-        population_size: members of the queue (the paper's P).
+        population_size: members of the queue (the paper's P). Several objectives want a large one, some 1,000: a small
+            queue soon forgets the parts of the front that are hard to reach.
         sample_size: members that compete, with replacement, to be a parent (the paper's S).
         mutation_rate: chance of each further knob to change beside the one that always does; 0 is the paper's mutation.
     """
