@@ -48,14 +48,15 @@ class FashionMNIST(ArrayTask):
         path: directory with the four original `.gz` files; empty for the embedded images.
         download: fetch the four files into the user's data directory, once, and use them.
         url: where to download from; any mirror will do, since checksums are pinned.
-        shift: largest random shift of a training image in pixels.
+        shift: largest random shift of a training image in pixels. The garments are centred: shifting them helps long
+            training only (after 3 epochs, 2 pixels cost a network of 6 M MACs 2.5 points of accuracy).
         flip: mirror training images at random.
     """
 
     name = "fashion_mnist"
 
     def __init__(
-        self, *, path: str = "", download: bool = False, url: str = URL, shift: int = 2, flip: bool = True
+        self, *, path: str = "", download: bool = False, url: str = URL, shift: int = 0, flip: bool = True
     ) -> None:
         super().__init__(shift=shift, flip=flip)
         if path and download:
