@@ -37,7 +37,7 @@ class FineTune(Stage):
         self,
         *,
         epochs: int = 3,
-        lr: float = 0.02,
+        lr: float = 0.1,
         batch_size: int = 64,
         optimizer: Literal["sgd", "adamw"] = "sgd",
         weight_decay: float = 1e-4,

@@ -151,7 +151,7 @@ def test_ctrl_c_saves_the_state_of_the_last_whole_step(supernet, space, task, tm
 def test_a_checkpoint_of_other_settings_is_refused(supernet, space, task, tmp_path):
     path = tmp_path / "supernet.safetensors"
     train_supernet(supernet, space, task, checkpoint=path, **SHORT)
-    with pytest.raises(UserError, match=r"begun with lr = 0.1, now it is 0.2"):
+    with pytest.raises(UserError, match=r"begun with lr = 0.3, now it is 0.2"):
         train_supernet(supernet, space, task, checkpoint=path, lr=0.2, **SHORT)
 
 
