@@ -4,7 +4,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 TORCH ?= $(if $(CONSTRAINTS),$(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(CONSTRAINTS)),torch)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --constraint .venv/torch.txt
+PIP := $(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt
 ALL_EXTRAS := test,notebook,bench,dev
 
 .PHONY: install install-full demo test test-full lint bench clean
@@ -12,12 +12,13 @@ ALL_EXTRAS := test,notebook,bench,dev
 install: .venv/installed
 install-full: .venv/installed-full
 
-# torch goes first and alone, and what was taken (CPU or CUDA build) is held from then on.
+# torch goes first and alone; the build that was taken (or was there already) is held from then on.
 .venv/installed: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "pip>=25,<26.2"
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > .venv/torch.txt
+	sed '/^torch==/d' $(or $(CONSTRAINTS),/dev/null) > .venv/constraints.txt
+	$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" >> .venv/constraints.txt
 	$(PIP) --editable ".[test]"
 	touch $@
 

@@ -96,7 +96,7 @@ def run_experiment(
 def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
     from nasbench.report import write_report
 
-    # Made first, trained later: data that are missing and options that make no sense are told before anything costs time.
+    # Made first, trained later: missing data and options that make no sense are told before anything costs time.
     supernet = new_supernet(plan) if plan.needs_supernet else None
     evaluator = plan.make_evaluator(supernet)
     costs = bind_costs(plan, run, report)

@@ -170,7 +170,8 @@ def _restore(plan: Plan, run: Run, name: str, arch: Arch, row: Any, weights: Pat
     """A candidate as an earlier process left it."""
     form = Form(row["form"])
     workload = read_onnx(run.path / row["file"])
-    precision = "int8" if workload.tensors[workload.inputs[0]].itemsize == 1 else "fp32"
+    # A quantised file still takes and gives fp32; its tensors inside are int8.
+    precision = "int8" if min(t.itemsize for t in workload.tensors) == 1 else "fp32"
     artifact = Artifact(run.path / row["file"], "onnx", precision, workload.tensors[workload.inputs[0]].shape)
     if form is Form.ARTIFACT:
         return Candidate(name, arch, form, artifact=artifact), artifact

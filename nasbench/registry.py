@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from search_spaces.errors import UserError, nearest
+from search_spaces.errors import UserError, explain, nearest
 
 # One line per component. Importing this module imports none of them.
 REGISTRY: dict[str, dict[str, str]] = {
@@ -108,12 +108,3 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
     except ValidationError as error:
         raise UserError(explain(error, where)) from error
     return {name: getattr(parsed, name) for name in [*fields, *(k for k in given if k not in fields)]}
-
-
-def explain(error: ValidationError, where: str) -> str:
-    """The first problem of a validation error as one sentence: key, value, what was expected."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return f"{where}: key {key!r} is missing"
-    return f"{where}.{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

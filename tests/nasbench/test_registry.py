@@ -38,7 +38,7 @@ def test_options_come_from_keyword_only_parameters() -> None:
         options(Part, {"siez": 1, "rate": 1.0}, "strategy")
     with pytest.raises(UserError, match="'rate' is missing"):
         options(Part, {}, "strategy")
-    with pytest.raises(UserError, match=r"strategy\.size: .*got 'big'"):
+    with pytest.raises(UserError, match=r"strategy: size: .*got 'big'"):
         options(Part, {"size": "big", "rate": 1.0}, "strategy")
     with pytest.raises(UserError, match="unknown key 'space'"):
         options(Part, {"space": 1, "rate": 1.0}, "strategy")
