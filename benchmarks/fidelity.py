@@ -23,6 +23,7 @@ from nasbench.experiment import SUPERNET, spread_sample
 from nasbench.plan import make_plan
 from nasbench.run import load_run_config
 from nasbench.training import evaluate_network, load_weights, train_network, train_supernet
+from predictors.calibration import network_input_shape
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
         torch.manual_seed(index)
         network = plan.space.build(arch)
         workload = plan.space.workload(arch)
-        shape = workload.tensors[workload.inputs[0]].shape
+        shape = network_input_shape(plan.space, arch)
         train_network(network, plan.task, shape, epochs=arguments.epochs, seed=index)
         alone[index] = evaluate_network(network, plan.task, "val", shape)
         seconds = time.perf_counter() - start

@@ -34,7 +34,8 @@ from nasbench.run import RunView, load_run
 from nasbench.stages.artifacts import evaluate_artifact
 from nasbench.stages.base import Candidate, Form, StageContext
 from nasbench.training import train_network
-from search_spaces import load_space
+from predictors.calibration import network_input_shape
+from search_spaces import load_space, read_onnx
 
 WIDTHS = (0.35, 0.5, 0.65, 0.8, 1.0, 1.25)
 COLOURS = {"searched": "#0072B2", "random": "#9A9A9A", "hand_made": "#D55E00"}
@@ -69,11 +70,11 @@ def hand_made(config: Config, folder: Path, networks: int, report: Reporter) -> 
             arch = space.encode(middle | {"width": width, "resolution": max(plan.space.knobs[0].choices)})
             torch.manual_seed(index)
             network = space.build(arch)
-            shape = network.input_shape
+            shape = network_input_shape(space, arch)
             with report.phase(f"train width {width}") as phase:
                 train_network(network, plan.task, shape, epochs=epochs, seed=index, progress=phase.training())
             name = f"width-{width}"
-            context = StageContext(plan.task, space, folder, seed=index, input_shape=shape)
+            context = StageContext(plan.task, space, folder, seed=index, input_shape=shape)  # type: ignore[arg-type]
             candidate = Candidate(name, arch, Form.FLOAT, network=network.eval())
             files: list[dict[str, object]] = []
             for precision, (_, stage) in zip(("fp32", "int8"), plan.stages[-2:], strict=True):
@@ -121,8 +122,6 @@ def main() -> None:
 
 def load_shape(file: str) -> tuple[int, ...]:
     """Input shape per sample of an ONNX file."""
-    from search_spaces import read_onnx
-
     workload = read_onnx(Path(file))
     return workload.tensors[workload.inputs[0]].shape
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from search_spaces.errors import UserError
+from search_spaces.errors import UserError, nearest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -83,10 +83,13 @@ def runs(
         rows = front[front["pareto"]].sort_values(names[-1])[columns]
         _table(columns, rows.itertuples(index=False, name=None))
         return
-    found = []
+    found: list[tuple[object, ...]] = []
     for path in sorted(p.parent for p in below.glob("*/config.toml")):
-        view = load_run(path)
-        found.append((str(path), view.state["status"], view.state["created"], len(view.evaluations())))
+        try:
+            view = load_run(path)
+            found.append((str(path), view.state["status"], view.state["created"], len(view.evaluations())))
+        except (UserError, OSError, ValueError) as error:
+            found.append((str(path), f"unreadable: {error}", "", ""))
     _table(("run", "status", "created", "evaluations"), found)
 
 
@@ -148,7 +151,7 @@ def devices_show(name: Annotated[str, typer.Argument(help="A device, or the path
 
 @devices_app.command("calibrate")
 def devices_calibrate(
-    name: Annotated[str, typer.Argument(help="A target that is here, such as host or host:int8.")] = "host",
+    name: Annotated[str, typer.Argument(help="A target that is here.")] = "host",
     space: Annotated[list[str] | None, typer.Option(help="Spaces whose networks are measured.")] = None,
     networks: Annotated[int, typer.Option(help="How many networks of each.")] = 32,
     output: Annotated[Path | None, typer.Option(help="Write the calibration here too.")] = None,
@@ -198,7 +201,10 @@ def predict(
     else:
         chosen = load_space(str(space))
         names = chosen.references
-        row = names[arch] if arch in names else chosen.check(arch_row(arch or "")[None])[0]
+        digits = (arch or "").replace(" ", "").isdigit()
+        if arch not in names and not digits:
+            raise UserError(f"--arch {arch!r}: neither choice indices nor a reference. {nearest(arch or '', names)}")
+        row = names[arch] if arch in names else chosen.check(arch_row(str(arch))[None])[0]
         workload = chosen.workload(row)
     if metric == "latency_ms" and device.profile.local:
         calibration = calibrate(device, [load_space(space or "quickstart")])

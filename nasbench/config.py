@@ -218,6 +218,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     parts = key.strip().split(".")
+    if parts[0] == "objectives" and "objectives" not in data:
+        data["objectives"] = {"accuracy": {}, "latency_ms": {}}  # the default, which is changed and not replaced
     here: Any = data
     for index, part in enumerate(parts):
         if isinstance(here, list) and not (part.isdigit() and int(part) < len(here)):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -34,7 +33,7 @@ from nasbench.plan import Plan, make_plan
 from nasbench.progress import Reporter
 from nasbench.run import Run, RunView, load_run, load_state, peak_memory_mb, save_state
 from nasbench.search import search
-from nasbench.selection import select
+from nasbench.selection import named_networks, select
 from nasbench.strategies.base import GradientStrategy, Strategy
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
 from search_spaces import SearchSpace, UserError
@@ -89,7 +88,7 @@ def run_experiment(
         run.mark(status="failed", error=str(error))
         raise
     finally:
-        run.archive.close()
+        run.close()
     return load_run(run.path)
 
 
@@ -114,11 +113,11 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
         predicted = None
     verified = verify(plan, run, front, evaluator, predicted or costs, report)
     chosen = choose(plan, verified)
-    run_stages(plan, run, chosen, supernet, report)
+    run_stages(plan, run, chosen, evaluator if supernet else None, report)
     run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
+    run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     with report.phase("report"):
         write_report(run.path)
-    run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
 
 def new_directory(name: str) -> Path:
@@ -137,7 +136,7 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
     for name in sorted({o.target for o in plan.predicted if o.metric == "latency_ms"}):
         target = plan.targets[name]
         file = run.directory("calibration") / f"{name.replace(':', '-')}.json"
-        given = plan.config.targets.calibration.get(name) or plan.config.targets.calibration.get(target.profile.name)
+        given = plan.config.targets.calibration.get(name)
         if file.is_file():
             calibrations[name] = Calibration.load(file)
         elif given:
@@ -192,11 +191,16 @@ def new_supernet(plan: Plan) -> Supernet:
 
 def train(plan: Plan, run: Run, supernet: Supernet, report: Reporter) -> None:
     """Train the supernet in place, from its checkpoint as far as that goes."""
-    from nasbench.training import load_weights, train_supernet
+    from nasbench.training import load_weights, save_weights, train_supernet
 
-    if plan.config.supernet.checkpoint and not (run.path / SUPERNET).is_file():
+    frozen = run.path / SUPERNET
+    if plan.config.supernet.checkpoint and not frozen.is_file():
         load_weights(supernet, Path(plan.config.supernet.checkpoint))
     if plan.training_options["epochs"] == 0:
+        if frozen.is_file():
+            load_weights(supernet, frozen)
+        else:
+            save_weights(frozen, supernet)
         return
     with report.phase("train supernet") as phase, run.phase("train supernet", "steps") as done:
         show = phase.training()
@@ -286,6 +290,7 @@ def predicted_search(
         strategy.load_state_dict(state["strategy"])
         archive.load_state_dict(state["archive"])
     total, earlier = plan.config.strategy.evaluations, archive.evaluated
+    batch = plan.config.strategy.batch or strategy.preferred_batch
     saved = time.monotonic()
 
     def save() -> None:
@@ -308,7 +313,7 @@ def predicted_search(
                 PredictedEvaluator(plan.objectives, bound),
                 plan.objectives,
                 evaluations=total,
-                batch=plan.config.strategy.batch or 1000,
+                batch=batch,
                 archive=archive,
                 on_batch=on_batch,
             )
@@ -339,7 +344,7 @@ def evaluated_search(
             on_batch=lambda *_: progress(archive.evaluated, total),
         )
         done[0] = recorded.evaluated
-        phase.done(f"{total} architectures evaluated, {len(archive)} on the front")
+        phase.done(f"{archive.evaluated} architectures evaluated, {len(archive)} on the front")
     if not len(archive):
         raise UserError("no architecture within all limits was found; see `message` in the archive's evaluations")
     return archive.archs
@@ -410,9 +415,12 @@ def verify(
     count = plan.config.evaluator.verify
     estimates = {name: predictor.predict(front).mean for name, predictor in bound.items()}
     if len(front) > count:
-        known = [o for o in plan.objectives if o.name in estimates]
-        values = np.stack([estimates[o.name] for o in known], axis=1)
-        front = front[select(values, tuple(known), "spread", count)]
+        known = tuple(o for o in plan.objectives if o.name in estimates)
+        if known:
+            chosen = select(np.stack([estimates[o.name] for o in known], axis=1), known, "spread", count)
+        else:
+            chosen = np.linspace(0, len(front) - 1, count).round().astype(int).tolist()
+        front = front[chosen]
     references = plan.space.references
     archs = np.vstack([front, *(a[None] for a in references.values())])
     frame = pd.DataFrame(
@@ -439,11 +447,9 @@ def verify(
             for column_name in latency:
                 frame[f"{column_name}_measured"] = [measured[n] for n in frame["name"]]
     for objective in plan.objectives:
-        best = pd.Series(np.nan, index=frame.index)
-        for source in ("measured", "evaluated", "predicted"):
-            if f"{objective.name}_{source}" in frame:
-                best = best.fillna(frame[f"{objective.name}_{source}"])
-        frame[objective.name] = best
+        # The strongest kind of value that there is; a network without one is on no front, whatever was predicted of it.
+        kinds = (f"{objective.name}_{source}" for source in ("measured", "evaluated", "predicted"))
+        frame[objective.name] = frame[next(kind for kind in kinds if kind in frame)]
     final = frame[[o.name for o in plan.objectives]].to_numpy(dtype=float)
     frame["violation"] = violations(final, plan.objectives).sum(1)
     good = (frame["violation"] == 0) & ~np.isnan(final).any(1) & (frame["kind"] == "front")
@@ -466,24 +472,3 @@ def choose(plan: Plan, verified: pd.DataFrame) -> dict[str, np.ndarray[Any, np.d
     values = front[[o.name for o in plan.objectives]].to_numpy(dtype=float)
     rows = select(values, plan.objectives, section.rule, section.count, section.objective)
     return {front.iloc[i]["name"]: arch_row(front.iloc[i]["arch"]).astype(plan.space.dtype) for i in rows}
-
-
-def named_networks(space: SearchSpace, networks: Sequence[str | dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """Architectures by reference name, or as `{knob: choice}`.
-
-    Raises:
-        UserError: an unknown name, knob or choice, or none named.
-    """
-    from search_spaces import nearest
-
-    chosen: dict[str, np.ndarray[Any, Any]] = {}
-    for index, network in enumerate(networks):
-        if isinstance(network, dict):
-            chosen[f"named-{index:02d}"] = space.encode(network)
-        elif network in space.references:
-            chosen[network] = space.references[network]
-        else:
-            raise UserError(f"selection.networks: unknown network {network!r}. {nearest(network, space.references)}")
-    if not chosen:
-        raise UserError("selection.rule = 'named' needs selection.networks")
-    return chosen

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hardware_profiles import Artifact, Target, converter_for, load_target, meter_for
+from nasbench.evaluators.base import Evaluator
 from nasbench.plan import Plan
 from nasbench.progress import Reporter
 from nasbench.run import Run
@@ -21,8 +22,6 @@ from search_spaces import UserError, read_onnx
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from search_spaces.supernet import Supernet
 
 Arch = np.ndarray[Any, np.dtype[Any]]
 
@@ -81,13 +80,17 @@ def input_shape(network: nn.Module, plan: Plan) -> tuple[int, int, int]:
     return shape
 
 
-def run_stages(plan: Plan, run: Run, chosen: Mapping[str, Arch], supernet: Supernet | None, report: Reporter) -> None:
+def run_stages(plan: Plan, run: Run, chosen: Mapping[str, Arch], source: Evaluator | None, report: Reporter) -> None:
     """Take networks through the stages; after each, accuracy, size, memory and latency are measured, and recorded.
 
     Step 0 is the network as the search left it. Every step of every network becomes an ONNX artifact, and it is the
     artifact that is measured. What an earlier process recorded is not done again.
+
+    Args:
+        source: the evaluator whose supernet gives the networks their weights; None for freshly initialised ones.
     """
-    if supernet is None and not plan.stages:
+    supernet = None if source is None else getattr(source, "network", None)
+    if source is None and not plan.stages:
         return  # freshly initialised networks are nobody's result
     candidates: dict[str, Candidate] = {}
     artifacts: dict[tuple[str, int], Artifact] = {}
@@ -105,7 +108,7 @@ def run_stages(plan: Plan, run: Run, chosen: Mapping[str, Arch], supernet: Super
                 else:
                     before = candidates.get(name)
                     if stage is None or before is None:
-                        candidate = Candidate(name, arch, Form.FLOAT, network=_take(plan, arch, supernet))
+                        candidate = Candidate(name, arch, Form.FLOAT, network=_take(plan, arch, source, index))
                     else:
                         context = StageContext(
                             task=plan.task,
@@ -120,22 +123,26 @@ def run_stages(plan: Plan, run: Run, chosen: Mapping[str, Arch], supernet: Super
                     if candidate.network is not None:
                         save_weights(weights, candidate.network)
                     file = str(artifact.path.relative_to(run.path))
-                    untrained = supernet is None and step == 0
+                    untrained = source is None and step == 0
                     metrics = _figures(plan, artifact, untrained)
                     run.archive.record_stage(name, step, stage_name, candidate.form.value, file, metrics)
                     done[0] += 1
                 candidates[name], artifacts[name, step] = candidate, artifact
                 progress(index + 1, len(chosen))
-            if done[0]:
-                _measure_all(plan, run, artifacts)
+            _measure_all(plan, run, artifacts)
     _test_once(plan, run, artifacts, report)
 
 
-def _take(plan: Plan, arch: Arch, supernet: Supernet | None) -> nn.Module:
-    """The network of an architecture with the supernet's weights, or freshly initialised."""
-    if supernet is None:
+def _take(plan: Plan, arch: Arch, source: Evaluator | None, index: int) -> nn.Module:
+    """The network of an architecture as the evaluator judged it, or freshly initialised from the run's seed."""
+    import torch
+
+    if source is not None and hasattr(source, "extract"):
+        network: nn.Module = source.extract(arch)
+        return network
+    with torch.random.fork_rng():
+        torch.manual_seed(plan.config.seed + index)
         return plan.space.build(arch)
-    return plan.make_evaluator(supernet).extract(arch)  # type: ignore[attr-defined]
 
 
 def _artifact(plan: Plan, candidate: Candidate, path: Path) -> Artifact:
@@ -181,9 +188,15 @@ def _restore(plan: Plan, run: Run, name: str, arch: Arch, row: Any, weights: Pat
 
 
 def _measure_all(plan: Plan, run: Run, artifacts: Mapping[tuple[str, int], Artifact]) -> None:
-    """Measure every artifact so far in interleaved passes, so that ratios between steps are fair."""
-    for index, target in enumerate(t for t in plan.targets.values() if t.profile.local):
-        key = "latency_ms" if index == 0 else f"latency_ms@{target.name}"
+    """Measure every artifact so far in interleaved passes, so that ratios between steps are fair.
+
+    Nothing is measured where every artifact has its latency from an earlier process.
+    """
+    rows = run.archive.stages()
+    for target in (t for t in plan.targets.values() if t.profile.local):
+        key = f"latency_ms@{target.name}"
+        if key in rows and rows[key].notna().all():
+            continue
         named = {f"{name}/{step}": artifact for (name, step), artifact in artifacts.items()}
         for label, latency in measure_artifacts(run, target, named, "stages").items():
             name, _, step = label.rpartition("/")

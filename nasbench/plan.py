@@ -13,9 +13,11 @@ from nasbench.config import Config
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import METRICS, Objective, make_objective
 from nasbench.registry import options, resolve
+from nasbench.selection import named_networks
 from nasbench.stages.base import Stage, check_order
 from nasbench.strategies.base import GradientStrategy, Strategy
-from search_spaces import SearchSpace, UserError, load_space, presets
+from predictors.accuracy import MIN_SAMPLES
+from search_spaces import SearchSpace, UserError, load_space, nearest, presets
 
 if TYPE_CHECKING:
     from nasbench.tasks.base import Task
@@ -80,6 +82,11 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     config.strategy = config.strategy.model_copy(update=_plain(strategy_options))
     strategy(space, config.seed, **strategy_options)  # told now, not after hours of training
 
+    if issubclass(strategy, GradientStrategy) and type(space).mixture_supernet is SearchSpace.mixture_supernet:
+        space.mixture_supernet()  # says that there is none
+    _check_selection(config, space, objectives)
+    _settle_paths(config, targets, where)
+
     stages: list[tuple[str, Stage]] = []
     for index, section in enumerate(config.stages):
         stages.append((section.name, _component("stage", section.name, section, f"stages[{index}]", where)))
@@ -112,15 +119,57 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
 _RUNNER_KEYS = {"seed", "checkpoint", "progress"}
 
 
+def _check_selection(config: Config, space: SearchSpace, objectives: tuple[Objective, ...]) -> None:
+    """Refuse what would only fail after the search."""
+    section = config.selection
+    if section.rule == "named":
+        named_networks(space, section.networks)
+    names = [o.name for o in objectives]
+    if section.objective is not None and section.objective not in names:
+        raise UserError(
+            f"selection.objective = {section.objective!r} is no objective. {nearest(section.objective, names)}"
+        )
+    if 0 < config.evaluator.samples < MIN_SAMPLES:
+        raise UserError(
+            f"evaluator.samples = {config.evaluator.samples}: an accuracy predictor needs {MIN_SAMPLES} or more; "
+            "0 evaluates every proposal instead"
+        )
+
+
+def _settle_paths(config: Config, targets: dict[str, Target], where: Path | None) -> None:
+    """Make paths absolute, so that the run can be resumed from anywhere, and calibrations go by full target names."""
+    if config.supernet.checkpoint:
+        config.supernet.checkpoint = str(_find(config.supernet.checkpoint, where))
+    calibrations = {}
+    for name, file in config.targets.calibration.items():
+        full = load_target(name).name
+        if full not in targets:
+            raise UserError(f"targets.calibration: {name!r} is not among targets.devices = {list(targets)}")
+        calibrations[full] = str(_find(file, where))
+    config.targets.calibration = calibrations
+
+
+def _find(path: str, where: Path | None) -> Path:
+    """The absolute path of a file or folder named in an experiment: from here, or beside the experiment's file.
+
+    Raises:
+        UserError: neither is there.
+    """
+    here = Path(path).expanduser()
+    found = [p for p in (here, *([where / here] if where else [])) if p.exists()]
+    if not found:
+        raise UserError(f"{path}: no such file or folder" + (f", here or in {where}" if where else ""))
+    return found[0].resolve()
+
+
 def make_space(config: Config, task: Task, where: Path | None) -> SearchSpace:
     """The space of a configuration, for the task's channels and classes."""
     section = config.space
     shape = (task.input_shape[0], task.num_classes)
+    if section.name.endswith(".toml"):
+        section.name = str(_find(section.name, where))
     if section.name in presets() or section.name.endswith(".toml"):
-        path = section.name
-        if path.endswith(".toml") and where is not None and not Path(path).is_file():
-            path = str(where / path)
-        return load_space(path, *shape, **section.options)
+        return load_space(section.name, *shape, **section.options)
     try:
         space_class = resolve("space", section.name, where)
     except UserError as error:
@@ -135,9 +184,8 @@ def _component(family: str, name: str, section: Any, where: str, directory: Path
     """Build a component from its section, and write its defaults into the section."""
     component = resolve(family, name, directory)
     given = dict(section.options)
-    if directory is not None and isinstance(given.get("path"), str) and not Path(given["path"]).exists():
-        beside = directory / given["path"]
-        given["path"] = str(beside) if beside.exists() else given["path"]
+    if isinstance(given.get("path"), str):
+        given["path"] = str(_find(given["path"], directory))
     complete = options(component, given, where)
     section.__pydantic_extra__.update(_plain(complete))
     return component(**complete)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
@@ -52,8 +52,8 @@ def _load(path: str, what: str) -> type[Any]:
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{what}: cannot import {path!r}: {error}") from error
+    except Exception as error:  # whatever a user's module may raise
+        raise UserError(f"{what}: cannot import {path!r}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UserError(f"{what}: {path!r} is a {type(found).__name__}; a class or function was expected")
     return found
@@ -87,13 +87,12 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
     """
     signature = inspect.signature(component)
     target = component.__init__ if inspect.isclass(component) else component
-    hints = get_type_hints(target)
     fields: dict[str, Any] = {}
     takes_any = False
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[name] = (hints.get(name, Any), default)
+            fields[name] = (_hint(parameter.annotation, target, f"{where}: key {name!r}"), default)
         takes_any |= parameter.kind is inspect.Parameter.VAR_KEYWORD
     unknown = [] if takes_any else [key for key in given if key not in fields]
     if unknown:
@@ -108,3 +107,15 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
     except ValidationError as error:
         raise UserError(explain(error, where)) from error
     return {name: getattr(parsed, name) for name in [*fields, *(k for k in given if k not in fields)]}
+
+
+def _hint(annotation: Any, function: Any, where: str) -> Any:
+    """A parameter's type; only keys of the configuration are looked at, so the others may name what is not imported."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, function.__globals__)  # the component's own source, which has just been imported
+    except Exception as error:
+        raise UserError(f"{where}: its type {annotation!r} cannot be resolved: {error}") from error

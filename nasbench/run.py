@@ -95,7 +95,9 @@ class Run:
                     f"{path}: a run is there already; continue it with `nasbench run --resume {path}`, "
                     "or name another directory with --output"
                 )
-            if any(path.iterdir()):
+            # What a process that was killed while it made this directory may have left is no reason to refuse it.
+            started = {STATE, ".lock", *(ARCHIVE + end for end in ("", "-wal", "-shm"))}
+            if any(p.name not in started and not p.name.startswith(f".{CONFIG}") for p in path.iterdir()):
                 raise UserError(f"{path}: the directory is not empty; name a new one with --output")
             _lock(path)
             state = {"status": "started", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions()}
@@ -120,6 +122,11 @@ class Run:
         except OSError as error:
             raise UserError(f"{path}: cannot write to this run: {error.strerror}") from error
         return cls(path, config, Archive(path / ARCHIVE))
+
+    def close(self) -> None:
+        """Close the archive and let other processes run this run."""
+        self.archive.close()
+        _LOCKS.pop(self.path.resolve()).close()
 
     def mark(self, **entries: Any) -> None:
         """Update `run.json`."""

@@ -1,13 +1,16 @@
-"""Which networks of a front go on: rules over the verified values."""
+"""Which networks go on to the stages: rules over the verified front, or by name."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nasbench.objectives import Objective, minimised
 from nasbench.pareto import knee
-from search_spaces.errors import UserError
+from search_spaces import SearchSpace, UserError, nearest
 
 
 def select(
@@ -55,3 +58,22 @@ def select(
         free = [i for i in range(len(order)) if i not in chosen]
         chosen.append(min(free, key=lambda i: abs(along[i] - position)))
     return order[chosen].tolist()
+
+
+def named_networks(space: SearchSpace, networks: Sequence[str | dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Architectures by reference name, or as `{knob: choice}`.
+
+    Raises:
+        UserError: an unknown name, knob or choice, or none named.
+    """
+    chosen: dict[str, np.ndarray[Any, Any]] = {}
+    for index, network in enumerate(networks):
+        if isinstance(network, dict):
+            chosen[f"named-{index:02d}"] = space.encode(network)
+        elif network in space.references:
+            chosen[network] = space.references[network]
+        else:
+            raise UserError(f"selection.networks: unknown network {network!r}. {nearest(network, space.references)}")
+    if not chosen:
+        raise UserError("selection.rule = 'named' needs selection.networks")
+    return chosen

@@ -149,7 +149,10 @@ class AccuracyPredictor(BoundPredictor):
         }
         tensors = self._fitted().samples
         with atomic(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={"about": json.dumps(about)})
+            try:
+                save_file(tensors, temporary, metadata={"about": json.dumps(about)})
+            except SafetensorError as error:
+                raise UserError(f"{path}: cannot write it: {error}") from error
 
     @classmethod
     def load(cls, path: Path, space: SearchSpace) -> AccuracyPredictor:

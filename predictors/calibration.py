@@ -188,7 +188,10 @@ def calibrate(
         measurements = meter.measure(artifacts, target)
     seconds = {"convert": converted - start, "measure": time.perf_counter() - converted}
     calibration = _fit(target, key, chosen, totals, measurements, seconds)
-    calibration.save(path)
+    try:
+        calibration.save(path)
+    except UserError as error:
+        warnings.warn(f"{error} The calibration is used, but not kept for later runs.", stacklevel=2)
     return calibration
 
 

@@ -66,8 +66,8 @@ class Evaluator(ABC):
     """Turns proposals into objective values.
 
     Life: built once per run; `evaluate` is called with batches in ask order. It never proposes, and one bad
-    architecture never stops a batch: its row gets a status. `expensive` says that a row costs seconds and is to be recorded and
-    committed one by one; cheap evaluators take whole populations.
+    architecture never stops a batch: its row gets a status. `expensive` says that a row costs seconds and is to be
+    recorded and committed one by one; cheap evaluators take whole populations.
     """
 
     metrics: tuple[str, ...]

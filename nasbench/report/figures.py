@@ -110,17 +110,19 @@ def _staircase(axes: Axes, x: Any, y: Any, across: Objective, up: Objective) -> 
 
 def _draw_stages(axes: Axes, view: RunView, across: Objective, up: Objective) -> None:
     rows = view.stages()
-    if not {across.metric, up.metric} <= set(rows.columns):
+    # Stages have validation accuracy, counts, and latency per target: only what is an axis here may be drawn.
+    x, y = (f"{o.metric}@{o.target}" if o.target else o.metric for o in (across, up))
+    if not {x, y} <= set(rows.columns):
         return
     first = rows[rows["step"] == 0].set_index("network")
     for _, group in rows[rows["step"] > 0].groupby("step"):
         stage, index = group["stage"].iloc[0], (int(group["step"].iloc[0]) - 1) % len(STAGES)
-        axes.scatter(group[across.metric], group[up.metric], marker=MARKERS[index], s=46, c=STAGES[index], zorder=6,
+        axes.scatter(group[x], group[y], marker=MARKERS[index], s=46, c=STAGES[index], zorder=6,
                      edgecolors="white", lw=0.6, label=f"after {stage}, measured")  # fmt: skip
     last = rows[rows["step"] == rows["step"].max()].set_index("network")
     for name in first.index.intersection(last.index) if rows["step"].max() > 0 else []:
         path = rows[rows["network"] == name].sort_values("step")
-        axes.plot(path[across.metric], path[up.metric], c="#444444", lw=0.7, ls=":", zorder=5)
+        axes.plot(path[x], path[y], c="#444444", lw=0.7, ls=":", zorder=5)
 
 
 def _zoom(axes: Axes, frame: pd.DataFrame, up: Objective) -> None:

@@ -96,9 +96,9 @@ def _stage_table(stages: pd.DataFrame) -> pd.DataFrame:
             table[column] = stages[source]
     for column in stages.columns:
         if column.startswith("latency_ms"):
-            table[f"{column} (measured)"] = stages[column]
+            table[f"{column.replace('@', ' on ')} (measured)"] = stages[column]
             first = stages[stages["step"] == 0].set_index("network")[column]
-            table[f"{column} / first"] = stages[column] / stages["network"].map(first)
+            table["ratio to first"] = stages[column] / stages["network"].map(first)
     table["file KiB"] = stages["file_bytes"] / 1024
     table["peak activations KiB"] = stages["peak_memory_bytes"] / 1024
     table["file"] = stages["file"]

@@ -41,6 +41,11 @@ class Strategy(ABC):
         self.next_id = 0
         self.initial = space.canonical(space.check(initial)) if initial is not None and len(initial) else None
 
+    @property
+    def preferred_batch(self) -> int:
+        """How many to ask for at a time where evaluation is cheap."""
+        return 1000
+
     def _proposals(self, archs: Archs) -> Proposals:
         """Number new architectures in ask order."""
         ids = np.arange(self.next_id, self.next_id + len(archs), dtype=np.int64)

@@ -113,7 +113,12 @@ class OptunaStrategy(Strategy):
             for row in range(n):
                 if row < len(given):
                     self._study.enqueue_trial(dict(self.space.decode(given[row])))
-                archs[row] = self._suggested(self._study.ask())
+                try:
+                    archs[row] = self._suggested(self._study.ask())
+                except ValueError as error:
+                    raise UserError(
+                        f"strategy.sampler = {self._sampler_name!r} cannot do this search: {error}"
+                    ) from error
         return self._proposals(archs)
 
     def _suggested(self, trial: optuna.Trial) -> Archs:

@@ -46,6 +46,11 @@ class RegularizedEvolution(PopulationStrategy):
         self.sample_size = sample_size
         self.mutation_rate = mutation_rate
 
+    @property
+    def preferred_batch(self) -> int:
+        """The population's size: of a larger batch only the newest would ever be parents."""
+        return self.population_size
+
     def _select(self) -> slice:
         return slice(max(len(self.archs) - self.population_size, 0), None)
 

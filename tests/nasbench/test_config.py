@@ -58,6 +58,12 @@ def test_overrides_reach_sections_lists_and_new_keys() -> None:
     assert config.targets.devices == ["jetson_nano"]
 
 
+def test_an_override_of_a_default_objective_keeps_the_other(tmp_path: Path) -> None:
+    file = tmp_path / "short.toml"
+    file.write_text('name = "short"\n')
+    assert list(load_config(file, ["objectives.latency_ms.limit=2.5"]).objectives) == ["accuracy", "latency_ms"]
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -33,6 +33,7 @@ def nasbench(*arguments: object, **options: object) -> subprocess.CompletedProce
 def test_a_run_leaves_everything_a_person_wants_to_see(finished_run: Path) -> None:
     view = load_run(finished_run)
     assert view.state["status"] == "finished"
+    assert " · finished · " in (finished_run / "report.html").read_text()
     front = view.front()
     assert {"accuracy_predicted", "accuracy_evaluated", "latency_ms_predicted", "latency_ms_measured"} <= set(front)
     values = minimised(front.loc[front["kind"] == "front", ["accuracy", "latency_ms"]].to_numpy(), objectives_of(view))
@@ -53,9 +54,9 @@ def test_stages_are_measured_as_files_and_tested_once(finished_run: Path) -> Non
     rows = load_run(finished_run).stages()
     assert len(rows) == 2 * 4
     assert rows["stage"].tolist()[:4] == ["search", "finetune", "export", "quantize"]
-    figures = ["accuracy", "test_accuracy", "latency_ms", "file_bytes", "peak_memory_bytes"]
+    figures = ["accuracy", "test_accuracy", "latency_ms@host:fp32", "file_bytes", "peak_memory_bytes"]
     assert rows[figures].notna().all().all()
-    assert (rows["latency_ms"] > 0).all()
+    assert (rows["latency_ms@host:fp32"] > 0).all()
     by_stage = rows.groupby("stage")[["file_bytes", "peak_memory_bytes"]].mean()
     assert by_stage.loc["quantize", "peak_memory_bytes"] < 0.5 * by_stage.loc["export", "peak_memory_bytes"]
     for file in rows["file"]:
@@ -115,6 +116,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tiny_experiment: Path, finish
         (resume, lambda: count(path, "evaluations") >= 5),
         (resume, lambda: (path / "search.npz").exists()),
         (resume, lambda: count(path, "stages") >= 1),
+        (resume, lambda: count(path, "stages") >= 8),  # all done, the last of them not yet measured
     ]
     earlier: dict[tuple[str, int], float] = {}
     for arguments, ready in moments:
@@ -132,6 +134,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tiny_experiment: Path, finish
     assert np.array_equal(ours["archs"], theirs["archs"])
     assert np.array_equal(ours["values"], theirs["values"])
     pd.testing.assert_frame_equal(archived(path), archived(finished_run))
+    assert load_run(path).stages()["latency_ms@host:fp32"].notna().all()
 
 
 def test_interrupting_says_how_to_go_on(tiny_experiment: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -161,6 +164,11 @@ def test_interrupting_says_how_to_go_on(tiny_experiment: Path, finished_run: Pat
         (["objectives.speed.direction=maximise"], ["nothing gives the metric 'speed'"]),
         (["objectives.latency_ms.limit=-1"], ["objectives.latency_ms.limit = -1"]),
         (["targets.calibration={host = 'none.json'}"], ["none.json"]),
+        (["targets.calibration={jetson_nano = 'tiny.toml'}"], ["targets.calibration", "jetson_nano"]),
+        (["selection={rule = 'named', networks = ['larget']}"], ["'larget'", "'largest'"]),
+        (["selection={rule = 'best', objective = 'latency'}"], ["'latency'", "'latency_ms'"]),
+        (["evaluator.samples=5"], ["evaluator.samples = 5"]),
+        (["supernet.checkpoint=nowhere.safetensors"], ["nowhere.safetensors"]),
     ],
 )
 def test_wrong_words_stop_before_anything_is_done(

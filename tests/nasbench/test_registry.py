@@ -28,6 +28,21 @@ def test_own_modules_are_found_beside_the_experiment(tmp_path: Path) -> None:
         resolve("strategy", "beside_it:Other", tmp_path)
 
 
+def test_modules_that_fail_are_named(tmp_path: Path) -> None:
+    (tmp_path / "half_written.py").write_text("class Mine(:\n")
+    with pytest.raises(UserError, match="half_written.*SyntaxError"):
+        resolve("strategy", "half_written:Mine", tmp_path)
+
+
+def test_types_that_are_not_keys_need_not_be_there(tmp_path: Path) -> None:
+    (tmp_path / "typed_only.py").write_text(
+        "from __future__ import annotations\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
+        "    from somewhere import Space\nclass Mine:\n    def __init__(self, space: Space, *, rate: float = 1): ...\n"
+    )
+    mine = resolve("strategy", "typed_only:Mine", tmp_path)
+    assert options(mine, {"rate": 2}, "strategy") == {"rate": 2.0}
+
+
 class Part:
     def __init__(self, space: object, *, size: int = 3, rate: float) -> None: ...
 
