@@ -10,7 +10,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,6 @@ REGISTRY: dict[str, dict[str, str]] = {
 }
 
 
-@cache
 def _load(path: str, what: str) -> type[Any]:
     module, _, attribute = path.partition(":")
     try:
@@ -73,9 +71,17 @@ def resolve(family: str, name: str, where: Path | None = None) -> type[Any]:
         return _load(known[name], f"{family} {name!r}")
     if ":" not in name:
         raise UserError(f'{family}: unknown name {name!r}. {nearest(name, known)} Your own: "module:Class".')
-    for directory in (str(Path.cwd()), *([str(where)] if where else [])):
-        if directory not in sys.path:
-            sys.path.insert(0, directory)
+    top = name.partition(":")[0].partition(".")[0]
+    for directory in ([where] if where else []) + [Path.cwd()]:
+        files = [f for f in (directory / f"{top}.py", directory / top / "__init__.py") if f.is_file()]
+        if files:
+            sys.path[:] = [str(directory), *(p for p in sys.path if p != str(directory))]
+            loaded = sys.modules.get(top)
+            if loaded is not None and Path(loaded.__file__ or "") != files[0]:
+                # Another experiment's module of the same name.
+                for module in [m for m in sys.modules if m == top or m.startswith(f"{top}.")]:
+                    del sys.modules[module]
+            break
     return _load(name, family)
 
 

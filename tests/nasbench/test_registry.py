@@ -28,6 +28,14 @@ def test_own_modules_are_found_beside_the_experiment(tmp_path: Path) -> None:
         resolve("strategy", "beside_it:Other", tmp_path)
 
 
+def test_two_experiments_may_have_modules_of_one_name(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same_name.py").write_text(f"class Mine:\n    home = {folder!r}\n")
+    for folder in ("first", "second", "first"):
+        assert resolve("strategy", "same_name:Mine", tmp_path / folder).home == folder
+
+
 def test_modules_that_fail_are_named(tmp_path: Path) -> None:
     (tmp_path / "half_written.py").write_text("class Mine(:\n")
     with pytest.raises(UserError, match="half_written.*SyntaxError"):
