@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -102,16 +103,15 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
     check_feasible(plan, costs, report)
     if supernet is not None:
         train(plan, run, supernet, report)
+    bound = costs
     if plan.gradient:
         front = gradient_search(plan, run, evaluator, costs, report)
-        predicted = None
     elif plan.config.evaluator.samples:
-        predicted = fit_predictors(plan, run, evaluator, costs, report) | costs
-        front = predicted_search(plan, run, predicted, report)
+        bound = fit_predictors(plan, run, evaluator, costs, report) | costs
+        front = predicted_search(plan, run, bound, report)
     else:
         front = evaluated_search(plan, run, evaluator, costs, report)
-        predicted = None
-    verified = verify(plan, run, front, evaluator, predicted or costs, report)
+    verified = verify(plan, run, front, evaluator, bound, report)
     chosen = choose(plan, verified)
     run_stages(plan, run, chosen, evaluator if supernet else None, report)
     run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
@@ -328,12 +328,11 @@ def evaluated_search(
     plan: Plan, run: Run, evaluator: Evaluator, costs: dict[str, BoundPredictor], report: Reporter
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """Search with every proposal really evaluated; a resumed run replays the recorded rows through the strategy."""
-    predicted = PredictedEvaluator(plan.predicted, costs) if plan.predicted else None
     archive = ParetoArchive(plan.space, len(plan.objectives))
     total = plan.config.strategy.evaluations
     with report.phase("search") as phase, run.phase("search", "evaluations") as done:
         progress = phase.progress("evaluations")
-        recorded = RecordedEvaluator(plan.objectives, evaluator, predicted, run.archive, "search")
+        recorded = _recorded(plan, run, evaluator, costs, "search")
         search(
             make_strategy(plan),
             recorded,
@@ -373,6 +372,19 @@ def gradient_search(
     return archs[mask]
 
 
+def _recorded(
+    plan: Plan,
+    run: Run,
+    evaluator: Evaluator,
+    costs: dict[str, BoundPredictor],
+    phase_name: str,
+    on_row: Callable[[int], None] | None = None,
+) -> RecordedEvaluator:
+    """All objectives of the plan, committed row by row under the phase's name."""
+    predicted = PredictedEvaluator(plan.predicted, costs) if plan.predicted else None
+    return RecordedEvaluator(plan.objectives, evaluator, predicted, run.archive, phase_name, on_row)
+
+
 def _evaluate(
     plan: Plan,
     run: Run,
@@ -383,11 +395,10 @@ def _evaluate(
     report: Reporter,
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.bool_]]]:
     """Record all objectives of a list of architectures; values `(n, M)` and which rows are good."""
-    predicted = PredictedEvaluator(plan.predicted, costs) if plan.predicted else None
     with report.phase(f"evaluate {phase_name}") as phase, run.phase(f"evaluate {phase_name}", "evaluations") as done:
         progress = phase.progress("architectures")
         show = lambda n: progress(n, len(proposals))  # noqa: E731
-        recorded = RecordedEvaluator(plan.objectives, evaluator, predicted, run.archive, phase_name, show)
+        recorded = _recorded(plan, run, evaluator, costs, phase_name, show)
         result = recorded.evaluate(proposals)
         done[0] = recorded.evaluated
         ok = result.status == Status.OK
