@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from search_spaces.mobilenet_v3_spec import BlockSpec, HeadSpec, NetworkSpec
 
+RESIDUAL_SCALE = 0.2
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "hard_swish": nn.Hardswish}
 
 
@@ -114,9 +116,13 @@ def initialise(network: nn.Module) -> None:
     """He initialisation: by fan-out for convolutions as in MobileNetV3's references, by fan-in for linear layers.
 
     The references' N(0, 0.01) for linear layers lets nearly no gradient through the two of a narrow head: a network of
-    32 features stays at chance for its first hundreds of steps.
+    32 features stays at chance for its first hundreds of steps. Residual branches begin small, by the scale of their
+    last normalisation, so that depth is no burden at the start (zero in Goyal et al. 2017 and, for supernets, BigNAS,
+    Yu et al., ECCV 2020; above zero here, so that a gradient reaches every layer from the first step).
     """
     for module in network.modules():
+        if isinstance(module, InvertedResidual) and module.residual:
+            nn.init.constant_(module.project.norm.weight, RESIDUAL_SCALE)
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))

@@ -13,7 +13,7 @@ from search_spaces.base import Archs
 from search_spaces.errors import UserError
 from search_spaces.mobilenet_v3_network import ConvNorm, Head, InvertedResidual, MobileNetV3, SqueezeExcite
 from search_spaces.mobilenet_v3_spec import BlockSpec, HeadSpec
-from search_spaces.supernet import NormStats, Supernet, resize
+from search_spaces.supernet import NormStats, Supernet, dropout, resize
 
 if TYPE_CHECKING:
     from search_spaces.mobilenet_v3 import MobileNetV3Space
@@ -63,9 +63,11 @@ class SuperMobileNetV3(Supernet):
             module: name for name, module in self.largest.named_modules() if isinstance(module, nn.BatchNorm2d)
         }
 
-    def forward(self, x: Tensor, arch: Archs, stats: NormStats | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, arch: Archs, stats: NormStats | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         if stats is None:
-            return self._run(x, arch, _by_batch, self.training)
+            return self._run(x, arch, _by_batch, self.training, generator)
         return self._run(x, arch, self._by_stats(stats), False)
 
     def calibrate(self, arch: Archs, batches: Iterable[Tensor]) -> NormStats:
@@ -95,7 +97,14 @@ class SuperMobileNetV3(Supernet):
                     module.num_batches_tracked.zero_()  # type: ignore[union-attr]
         return network
 
-    def _run(self, x: Tensor, arch: Archs, normalise: Normalise, dropout: bool) -> Tensor:
+    def _run(
+        self,
+        x: Tensor,
+        arch: Archs,
+        normalise: Normalise,
+        training: bool,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         spec = self.space.spec(arch)
         x = resize(x, spec.resolution).contiguous(memory_format=torch.channels_last)
         x = _conv_norm(self.largest.stem, x, spec.stem, 3, spec.stem_stride, False, "hard_swish", normalise)
@@ -103,7 +112,8 @@ class SuperMobileNetV3(Supernet):
             for module, block in zip(stage.children(), blocks, strict=False):
                 assert isinstance(module, InvertedResidual)
                 x = _block(module, x, block, normalise)
-        return _head(self.largest.head, x, spec.head, normalise, dropout)
+        rate = spec.head.dropout if training else 0.0
+        return _head(self.largest.head, x, spec.head, normalise, lambda y: dropout(y, rate, generator) if rate else y)
 
     def _by_stats(self, stats: NormStats) -> Normalise:
         def normalise(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -193,10 +203,9 @@ def _bias(layer: nn.Conv2d | nn.Linear, channels: int) -> Tensor | None:
     return None if layer.bias is None else crop(layer.bias, channels)
 
 
-def _head(module: Head, x: Tensor, spec: HeadSpec, normalise: Normalise, dropout: bool) -> Tensor:
+def _head(module: Head, x: Tensor, spec: HeadSpec, normalise: Normalise, drop: Callable[[Tensor], Tensor]) -> Tensor:
     x = _conv_norm(module.final, x, spec.final, 1, 1, False, "hard_swish", normalise)
     x = F.avg_pool2d(x, x.shape[-2:]).flatten(1)
     weight = crop(module.features.weight, spec.features, spec.final)
     x = F.hardswish(F.linear(x, weight, _bias(module.features, spec.features)))
-    x = F.dropout(x, spec.dropout, dropout)
-    return F.linear(x, crop(module.classifier.weight, spec.classes, spec.features), module.classifier.bias)
+    return F.linear(drop(x), crop(module.classifier.weight, spec.classes, spec.features), module.classifier.bias)

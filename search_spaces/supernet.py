@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from search_spaces.base import Archs
 
 
+def dropout(x: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
+    """Zeros a share `rate` of the values and scales up the rest, drawing from a generator of the caller's."""
+    kept = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= rate
+    return x * kept / (1 - rate)
+
+
 @dataclass(frozen=True)
 class NormStats:
     """Mean and variance of every normalisation layer of one subnet, by layer name; each a float32 vector.
@@ -40,10 +46,13 @@ class Supernet(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, x: Tensor, arch: Archs, stats: NormStats | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, arch: Archs, stats: NormStats | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Logits `(batch, classes)` of architecture `(K,)` for images `(batch, channels, height, width)`.
 
-        The images are resized to the architecture's resolution where the space has one.
+        The images are resized to the architecture's resolution where the space has one. In training mode and without
+        `stats`, what dropout draws comes from `generator`, or from torch's default one.
         """
 
     @abstractmethod

@@ -66,12 +66,12 @@ class Evaluator(ABC):
     """Turns proposals into objective values.
 
     Life: built once per run; `evaluate` is called with batches in ask order. It never proposes, and one bad
-    architecture never stops a batch: its row gets a status. `expensive` says that a row costs seconds and is to be
-    recorded and committed one by one; cheap evaluators take whole populations.
+    architecture never stops a batch: its row gets a status. Where rows are recorded, as many as `preferred_batch` are
+    evaluated between two commits.
     """
 
     metrics: tuple[str, ...]
-    expensive: bool = False
+    preferred_batch: int = 1
 
     @abstractmethod
     def evaluate(self, proposals: Proposals) -> Evaluation:

@@ -44,8 +44,6 @@ class CommandEvaluator(Evaluator):
         UserError: an empty command, a program that does not exist, or a number out of range.
     """
 
-    expensive = True
-
     def __init__(
         self,
         space: SearchSpace,

@@ -29,8 +29,6 @@ class FunctionEvaluator(Evaluator):
         >>> FunctionEvaluator(space, lambda choices: 0.9 - 0.01 * choices["depth"])
     """
 
-    expensive = True
-
     def __init__(
         self, space: SearchSpace, function: Callable[..., Any], *, metrics: Sequence[str] = ("accuracy",)
     ) -> None:

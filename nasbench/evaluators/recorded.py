@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 
@@ -13,9 +14,12 @@ from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.objectives import Objective
 from search_spaces import UserError
 
+# Values of the evaluated objectives, status, and why it failed.
+Found = tuple[list[float], int, str]
+
 
 class RecordedEvaluator(Evaluator):
-    """One column per objective, from an expensive evaluator or from predictors; each row is committed as it is done.
+    """One column per objective, from an expensive evaluator or from predictors; rows are committed as they are done.
 
     Rows that the archive has are not evaluated again: those of this phase are found by their id, and those of earlier
     phases by their architecture, where both are of full fidelity.
@@ -26,10 +30,8 @@ class RecordedEvaluator(Evaluator):
         predicted: gives the other objectives, under their names; None where there are no others.
         archive: of the run.
         phase: under which the rows are filed; proposal ids are unique within it.
-        on_row: called after each row with how many of the batch are done.
+        on_row: called after each commit with how many of the proposals are done.
     """
-
-    expensive = True
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class RecordedEvaluator(Evaluator):
         evaluated = [(column, o.metric) for column, o in enumerate(objectives) if o.metric in evaluator.metrics]
         self._columns = [column for column, _ in evaluated]
         self._sources = [evaluator.metrics.index(metric) for _, metric in evaluated]
+        self._names = [self.metrics[column] for column in self._columns]
         self._by_id = archive.finished(phase)
         self._by_arch = archive.known()
 
@@ -68,48 +71,68 @@ class RecordedEvaluator(Evaluator):
             values[:, columns] = costs.values
             limits[:, columns] = costs.values if costs.limit_values is None else costs.limit_values
             status = costs.status.copy()
-        for row in range(n):
-            if status[row] == Status.OK or int(proposals.ids[row]) in self._by_id:
-                values[row, self._columns], status[row], message = self._row(proposals[row : row + 1], values[row])
+        for start in range(0, n, self.evaluator.preferred_batch):
+            rows = np.arange(start, min(n, start + self.evaluator.preferred_batch))
+            todo = rows[[status[r] == Status.OK or int(proposals.ids[r]) in self._by_id for r in rows]]
+            for row, (found, state, message) in zip(todo, self._rows(proposals[todo], values[todo]), strict=True):
+                values[row, self._columns], status[row] = found, state
                 if message:
                     messages[row] = message
             if self.on_row:
-                self.on_row(row + 1)
+                self.on_row(int(rows[-1]) + 1)
         limits[:, self._columns] = values[:, self._columns]
         values[status != Status.OK] = np.nan
         return Evaluation(values, status, limits, messages=messages)
 
-    def _row(self, proposal: Proposals, costs: np.ndarray) -> tuple[list[float], int, str]:
-        """The evaluated objectives of one proposal, its status and why it failed."""
-        id, arch = int(proposal.ids[0]), arch_text(proposal.archs[0])
-        names = [self.metrics[c] for c in self._columns]
-        if id in self._by_id:
-            known_arch, status, known = self._by_id[id]
-            if known_arch != arch:
-                raise UserError(
-                    f"{self.archive.path}: {self.phase} {id} is architecture {known_arch!r}, but now {arch!r} was "
-                    "proposed; the run was made with another configuration or version"
-                )
-            return [known[name] for name in names], status, ""
-        start, message = time.perf_counter(), ""
-        if not proposal.fidelity and arch in self._by_arch and set(names) <= self._by_arch[arch].keys():
-            found, status = [self._by_arch[arch][name] for name in names], int(Status.OK)
-        else:
-            result = self.evaluator.evaluate(proposal)
-            found, status = result.values[0, self._sources].tolist(), int(result.status[0])
-            message = next(iter(result.messages.values()), "")
-            self.evaluated += 1
-        row = dict(zip(self.metrics, costs.tolist(), strict=True)) | dict(zip(names, found, strict=True))
-        self.archive.record_evaluation(
-            self.phase,
-            id,
-            proposal.archs[0],
-            row,
-            status=status,
-            fidelity={k: v[0].item() for k, v in proposal.fidelity.items()},
-            seconds=time.perf_counter() - start,
-            message=message,
-        )
-        if status == Status.OK and not proposal.fidelity:
-            self._by_arch[arch] = row
-        return found, status, message
+    def _rows(self, proposals: Proposals, costs: np.ndarray) -> list[Found]:
+        """What each proposal gives; what nobody knows yet is evaluated, and what the phase has not yet is committed."""
+        texts = [arch_text(arch) for arch in proposals.archs]
+        recorded = [self._recorded(id, text) for id, text in zip(proposals.ids.tolist(), texts, strict=True)]
+        found = [f or (None if proposals.fidelity else self._known(t)) for f, t in zip(recorded, texts, strict=True)]
+        seconds = np.zeros(len(texts))
+        new = np.array([row for row, f in enumerate(found) if f is None], dtype=int)
+        if len(new):
+            start = time.perf_counter()
+            result = self.evaluator.evaluate(proposals[new])
+            share = (time.perf_counter() - start) / len(new)
+            seconds[new] = share if result.seconds is None else result.seconds
+            for index, row in enumerate(new.tolist()):
+                values = result.values[index, self._sources].tolist()
+                found[row] = values, int(result.status[index]), result.messages.get(index, "")
+            self.evaluated += len(new)
+        complete = cast(list[Found], found)
+        for row, (values, status, message) in enumerate(complete):
+            if recorded[row]:
+                continue
+            objectives = dict(zip(self.metrics, costs[row].tolist(), strict=True))
+            objectives |= dict(zip(self._names, values, strict=True))
+            self.archive.record_evaluation(
+                self.phase,
+                int(proposals.ids[row]),
+                proposals.archs[row],
+                objectives,
+                status=status,
+                fidelity={k: v[row].item() for k, v in proposals.fidelity.items()},
+                seconds=float(seconds[row]),
+                message=message,
+            )
+            if status == Status.OK and not proposals.fidelity:
+                self._by_arch[texts[row]] = objectives
+        return complete
+
+    def _recorded(self, id: int, arch: str) -> Found | None:
+        """What this phase has under an id."""
+        if id not in self._by_id:
+            return None
+        known_arch, status, known = self._by_id[id]
+        if known_arch != arch:
+            raise UserError(
+                f"{self.archive.path}: {self.phase} {id} is architecture {known_arch!r}, but now {arch!r} was "
+                "proposed; the run was made with another configuration or version"
+            )
+        return [known[name] for name in self._names], status, ""
+
+    def _known(self, arch: str) -> Found | None:
+        """What any phase has of an architecture at full fidelity."""
+        known = self._by_arch.get(arch, {})
+        return ([known[n] for n in self._names], int(Status.OK), "") if set(self._names) <= known.keys() else None

@@ -7,10 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.tasks.base import Split, Task
 from nasbench.training.evaluation import batches, fixed_subset, subnet_accuracy
+from nasbench.training.workers import workers
 from search_spaces import Archs, SearchSpace, UserError
 from search_spaces.supernet import Supernet, calibrate
 
@@ -36,7 +38,6 @@ class SupernetEvaluator(Evaluator):
     """
 
     metrics = ("accuracy",)
-    expensive = True
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class SupernetEvaluator(Evaluator):
         self.task = task
         self.network = supernet
         self.batch_size = batch_size
+        self.preferred_batch = torch.get_num_threads()
         self.calibration = fixed_subset(task.split("train"), calibration_images, seed).images
         self.validation = fixed_subset(task.split("val"), validation_images, seed)
 
@@ -68,15 +70,18 @@ class SupernetEvaluator(Evaluator):
         values, seconds = np.full((n, 1), np.nan), np.zeros(n)
         status = np.full(n, Status.OK, dtype=np.uint8)
         messages: dict[int, str] = {}
-        images = proposals.fidelity.get("images")
-        for row, arch in enumerate(self.space.canonical(proposals.archs)):
+        archs, images = self.space.canonical(proposals.archs), proposals.fidelity.get("images")
+
+        def evaluate_row(row: int) -> None:
             validation = self.validation
             start = time.perf_counter()
             try:
                 if images is not None:
                     count = int(images[row])
                     validation = Split(validation.images[:count], validation.labels[:count])
-                accuracy = subnet_accuracy(self.network, arch, self.task, self.calibration, validation, self.batch_size)
+                accuracy = subnet_accuracy(
+                    self.network, archs[row], self.task, self.calibration, validation, self.batch_size
+                )
                 if math.isnan(accuracy):
                     raise FloatingPointError("the logits are not finite")
                 values[row] = accuracy
@@ -84,6 +89,9 @@ class SupernetEvaluator(Evaluator):
                 status[row] = Status.FAILED
                 messages[row] = f"{type(error).__name__}: {error}"
             seconds[row] = time.perf_counter() - start
+
+        with workers(n) as executor:
+            list(executor.map(evaluate_row, range(n)))
         return Evaluation(values, status, seconds=seconds, messages=messages)
 
     def extract(self, arch: Archs) -> nn.Module:

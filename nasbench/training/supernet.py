@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nasbench.tasks.base import Task
 from nasbench.training.evaluation import fixed_subset, subnet_accuracy
 from nasbench.training.loop import History, Recipe, fit, smoothed_loss, soft_loss, step_seed
 from nasbench.training.progress import ProgressCallback
+from nasbench.training.workers import workers
 from search_spaces import Archs, SearchSpace, UserError
 from search_spaces.supernet import Supernet
 
@@ -40,8 +44,9 @@ def train_supernet(
 ) -> History:
     """Train all architectures of a space at once, in place.
 
-    Every step trains the largest architecture on the labels, then the smallest and `random_subnets` random ones on the
-    largest's output, and applies the sum of their gradients.
+    Every step trains the largest architecture on the labels, `random_subnets` random ones and the smallest on the
+    largest's output, and applies the sum of their gradients. They run side by side, as many as torch has threads, and
+    with as many threads each the result is the same to the bit.
 
     Args:
         epochs: passes over the training images; 0 leaves the supernet as it is.
@@ -75,24 +80,44 @@ def train_supernet(
     if not 0 <= distillation <= 1:
         raise UserError(f"distillation = {distillation}: expected a weight in 0..1")
     smallest, largest = sandwich_ends(space)
+    parameters = [p for p in supernet.parameters() if p.requires_grad]
 
     def backward(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
         x = task.prepare(images)
         drawn = space.sample(random_subnets, np.random.default_rng(step_seed(seed, "archs", step)))
-        logits = supernet(x, largest)
-        hard = smoothed_loss(task, logits, labels, label_smoothing)
-        # A backward per architecture holds the activations of one at a time; gradients add up in the parameters.
-        hard.backward()
-        teacher = logits.detach()
-        total = float(hard.detach())
-        for arch in (smallest, *drawn):
-            logits = supernet(x, arch)
-            loss = distillation * soft_loss(logits, teacher) if distillation else 0.0
+        teacher: Future[Tensor] = Future()
+
+        def logits_of(arch: Archs, index: int) -> Tensor:
+            generator = torch.Generator().manual_seed(step_seed(seed, f"layers-{index}", step))
+            logits: Tensor = supernet(x, arch, generator=generator)
+            return logits
+
+        def lead() -> tuple[float, tuple[Tensor | None, ...]]:
+            try:
+                logits = logits_of(largest, 0)
+            except BaseException as error:
+                teacher.set_exception(error)  # else the others would wait for ever
+                raise
+            teacher.set_result(logits.detach())
+            return gradients(smoothed_loss(task, logits, labels, label_smoothing))
+
+        def follow(arch: Archs, index: int) -> tuple[float, tuple[Tensor | None, ...]]:
+            logits = logits_of(arch, index)
+            loss = distillation * soft_loss(logits, teacher.result()) if distillation else logits.new_zeros(())
             if distillation < 1:
                 loss = loss + (1 - distillation) * smoothed_loss(task, logits, labels, label_smoothing)
-            loss.backward()  # type: ignore[union-attr]
-            total += float(loss.detach())  # type: ignore[union-attr]
-        return {"loss": total / (2 + random_subnets), "loss_largest": float(hard.detach())}
+            return gradients(loss)
+
+        def gradients(loss: Tensor) -> tuple[float, tuple[Tensor | None, ...]]:
+            return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        # The largest begins, for all others wait for its logits; the smallest fills the gap that remains at the end.
+        followers = enumerate((*drawn, smallest), start=1)
+        subnets = [executor.submit(lead), *(executor.submit(follow, arch, i) for i, arch in followers)]
+        losses, parts = zip(*(subnet.result() for subnet in subnets), strict=True)
+        for parameter, *grads in zip(parameters, *parts, strict=True):
+            parameter.grad = add(grads)
+        return {"loss": sum(losses) / len(losses), "loss_largest": losses[0]}
 
     def epoch_metrics() -> dict[str, float]:
         ends = {"accuracy_smallest": smallest, "accuracy_largest": largest}
@@ -109,18 +134,25 @@ def train_supernet(
         "distillation": distillation,
         "validation_images": validation_images,
     }
-    return fit(
-        supernet,
-        task,
-        recipe,
-        backward,
-        settings=settings,
-        seed=seed,
-        epoch_metrics=epoch_metrics if validation_images else None,
-        checkpoint=checkpoint,
-        save_every_s=save_every_s,
-        progress=progress,
-    )
+    with workers(2 + random_subnets) as executor:
+        return fit(
+            supernet,
+            task,
+            recipe,
+            backward,
+            settings=settings,
+            seed=seed,
+            epoch_metrics=epoch_metrics if validation_images else None,
+            checkpoint=checkpoint,
+            save_every_s=save_every_s,
+            progress=progress,
+        )
+
+
+def add(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum in the given order, a tensor of its own; None where no gradient has a part in it."""
+    present = [g for g in gradients if g is not None]
+    return sum(present[1:], present[0].clone()) if present else None
 
 
 def sandwich_ends(space: SearchSpace) -> tuple[Archs, Archs]:

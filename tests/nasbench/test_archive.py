@@ -111,7 +111,6 @@ class Counting(Evaluator):
     """Gives the sum of the choices, fails for sum 3, and counts its calls."""
 
     metrics = ("accuracy",)
-    expensive = True
 
     def __init__(self) -> None:
         self.calls = 0

@@ -40,7 +40,9 @@ class TinySupernet(Supernet):
         self.shift = nn.ParameterList([torch.zeros(wide) for _ in range(1 + len(DEPTHS))])
         self.head = nn.Linear(wide * 16, 10)
 
-    def forward(self, x: Tensor, arch: Archs, stats: NormStats | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, arch: Archs, stats: NormStats | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         return self._run(x, arch, stats, None)
 
     def _run(self, x: Tensor, arch: Archs, stats: NormStats | None, seen: dict[str, list[Tensor]] | None) -> Tensor:

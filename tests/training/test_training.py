@@ -28,7 +28,7 @@ from nasbench.training import (
     train_supernet,
 )
 from nasbench.training.loop import smoothed_loss, soft_loss, step_seed
-from search_spaces import UserError, calibrate
+from search_spaces import MobileNetV3Space, UserError, calibrate
 
 SHORT = {"epochs": 2, "batch_size": 64, "random_subnets": 1, "validation_images": 0}
 
@@ -118,6 +118,34 @@ def test_a_seed_decides_everything(space, task):
 
     assert same_weights(run(1), run(1))
     assert not same_weights(run(1), run(2))
+
+
+def test_subnets_side_by_side_give_the_same_bits(task):
+    """One thread runs them one after the other, four threads one each; dropout draws the same for both."""
+    stages = [{"width": 8, "kernels": [3, 5], "expansions": [2, 3], "depths": [1, 2], "stride": 2}]
+    space = MobileNetV3Space(1, 10, stages=stages, resolutions=[14, 28], final_width=32, dropout=0.3)
+
+    def run(threads):
+        torch.manual_seed(0)
+        supernet = space.supernet()
+        torch.set_num_threads(threads)
+        train_supernet(supernet, space, task, **{**SHORT, "epochs": 1, "validation_images": 0})
+        assert torch.get_num_threads() == threads
+        return supernet
+
+    assert same_weights(run(1), run(4))
+
+
+def test_a_subnet_that_fails_ends_the_training(supernet, space, task, monkeypatch):
+    """The others wait for the largest's output: its failure must not leave them waiting."""
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no memory")
+
+    torch.set_num_threads(2)
+    monkeypatch.setattr(supernet, "forward", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        train_supernet(supernet, space, task, **{**SHORT, "validation_images": 0})
 
 
 def test_dropout_resumes_too(task, tmp_path):
