@@ -19,11 +19,14 @@ from hardware_profiles.meter import Artifact
 from hardware_profiles.paths import write_text
 from nasbench.tasks.base import SplitName, Task
 from nasbench.training.evaluation import batches
+from nasbench.training.workers import in_parts
 from search_spaces.errors import UserError
 
 
 def run_artifact(artifact: Artifact, task: Task, images: Tensor) -> NDArray[np.float32]:
     """Logits `(n, classes)` float32 of uint8 images `(n, c, h, w)`, by ONNX Runtime in the artifact's own batch size.
+
+    Images are shared out to as many threads as torch has, each of which runs whole inferences.
 
     Raises:
         UserError: a file that ONNX Runtime cannot read or run, or of another format.
@@ -34,12 +37,17 @@ def run_artifact(artifact: Artifact, task: Task, images: Tensor) -> NDArray[np.f
         session = ort.InferenceSession(str(artifact.path), _options(), providers=["CPUExecutionProvider"])
         node = session.get_inputs()[0]
         fixed = node.shape[0] if isinstance(node.shape[0], int) else 0
-        logits = []
-        for batch in batches(task, images, fixed or 250, artifact.input_shape):
-            x = batch.contiguous().numpy()
-            # The last batch of a network with a fixed batch size is filled up with its own last image.
-            padded = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)]) if len(x) < fixed else x
-            logits.append(session.run(None, {node.name: padded})[0][: len(x)])
+
+        def run(part: Tensor) -> list[NDArray[np.float32]]:
+            logits = []
+            for batch in batches(task, part, fixed or 250, artifact.input_shape):
+                x = batch.contiguous().numpy()
+                # The last batch of a network with a fixed batch size is filled up with its own last image.
+                padded = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)]) if len(x) < fixed else x
+                logits.append(session.run(None, {node.name: padded})[0][: len(x)])
+            return logits
+
+        logits = [batch for part in in_parts(run, images) for batch in part]
     except UserError:
         raise
     except Exception as error:  # ONNX Runtime's errors have no common base of their own
@@ -49,7 +57,7 @@ def run_artifact(artifact: Artifact, task: Task, images: Tensor) -> NDArray[np.f
 
 def _options() -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return options
 

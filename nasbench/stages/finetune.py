@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hardware_profiles.paths import write_text
 from nasbench.stages.base import Candidate, Form, Stage, StageContext
-from nasbench.training import Recipe, sandwich_ends, subnet_teacher, train_network
-from nasbench.training.network import check_distillation
+from nasbench.training import Recipe, predict_logits, sandwich_ends, subnet_teacher, train_network
+from nasbench.training.network import Teacher, check_distillation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from search_spaces.supernet import Supernet
 
 
 class FineTune(Stage):
@@ -51,6 +56,7 @@ class FineTune(Stage):
         check_distillation(distillation, temperature)
         self.distillation = distillation
         self.temperature = temperature
+        self._asked: tuple[Supernet, Tensor] | None = None
 
     def run(self, candidate: Candidate, context: StageContext) -> Candidate:
         """The candidate with a trained copy of its network.
@@ -60,17 +66,13 @@ class FineTune(Stage):
         """
         network = copy.deepcopy(candidate.network)
         assert network is not None
-        teacher = None
-        if context.supernet is not None:
-            _, largest = sandwich_ends(context.space)
-            teacher = subnet_teacher(context.supernet, largest, context.task)
         checkpoint = context.directory / f"{candidate.name}-finetune.safetensors"
         history = train_network(
             network,
             context.task,
             context.input_shape,
             **asdict(self.recipe),
-            teacher=teacher,
+            teacher=self._teacher(context),
             distillation=self.distillation,
             temperature=self.temperature,
             seed=context.seed,
@@ -80,3 +82,16 @@ class FineTune(Stage):
         # The runner keeps the network; a second fine-tuning of it must not take this one's state for its own.
         checkpoint.unlink(missing_ok=True)
         return replace(candidate, network=network, metrics={})
+
+    def _teacher(self, context: StageContext) -> Teacher | Tensor | None:
+        """The largest architecture of the run's supernet; what it says of images that never change is asked once."""
+        if context.supernet is None or not self.distillation:
+            return None
+        if self._asked is not None and self._asked[0] is context.supernet:
+            return self._asked[1]
+        _, largest = sandwich_ends(context.space)
+        teacher = subnet_teacher(context.supernet, largest, context.task)
+        if context.task.augments:
+            return teacher
+        self._asked = context.supernet, predict_logits(teacher, context.task, context.task.split("train").images)
+        return self._asked[1]

@@ -92,8 +92,12 @@ class ArrayTask(Task):
         mean, std = self.normalisation
         return {"scale": 1 / 255, "mean": mean.tolist(), "std": std.tolist(), "channel_order": "stored"}
 
+    @property
+    def augments(self) -> bool:
+        return bool(self.shift or self.flip)
+
     def augment(self, images: Tensor, seed: int) -> Tensor:
-        if not self.shift and not self.flip:
+        if not self.augments:
             return images
         n, channels, height, width = images.shape
         generator = torch.Generator().manual_seed(seed)

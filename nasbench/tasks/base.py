@@ -69,6 +69,11 @@ class Task(ABC):
         """What `prepare` does, as JSON-able values, for the manifest beside an exported network."""
         return {}
 
+    @property
+    def augments(self) -> bool:
+        """Whether training images differ from epoch to epoch."""
+        return type(self).augment is not Task.augment
+
     def augment(self, images: Tensor, seed: int) -> Tensor:
         """Randomly changed uint8 training images; all randomness from `seed`. None by default."""
         return images

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench.tasks.base import Split, SplitName, Task
+from nasbench.training.workers import in_parts
 from search_spaces.base import Archs
 from search_spaces.errors import UserError
 from search_spaces.supernet import Supernet, calibrate, resize
@@ -52,8 +53,12 @@ def predict_logits(
     Args:
         input_shape: `(channels, height, width)` to resize to; None leaves the images at their stored size.
     """
-    with torch.inference_mode():
-        return torch.cat([model(batch) for batch in batches(task, images, batch_size, input_shape)])
+
+    def run(part: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            return [model(batch) for batch in batches(task, part, batch_size, input_shape)]
+
+    return torch.cat([logits for part in in_parts(run, images) for logits in part])
 
 
 def evaluate_network(

@@ -24,9 +24,28 @@ from nasbench.training.progress import ProgressCallback, Update
 from search_spaces.errors import UserError
 
 History = list[dict[str, Any]]
-# Runs one step's forward and backward passes on uint8 images and labels, gradients left in the parameters; returns the
-# mean losses by name, `loss` first among them.
-Backward = Callable[[Tensor, Tensor, int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on.
+
+    Args:
+        images: `(batch, channels, height, width)` uint8, augmented.
+        labels: `(batch,)` int64.
+        rows: `(batch,)` int64, where they stand in the training split.
+        step: counted from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+# Runs one step's forward and backward passes, gradients left in the parameters; returns the mean losses by name, `loss`
+# first among them.
+Backward = Callable[[Batch], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -175,7 +194,7 @@ def fit(
             images = task.augment(split.images[rows], step_seed(seed, "augment", step))
             lr = recipe.lr_at(step, steps)
             optimizer.zero_grad(set_to_none=True)
-            losses = backward(images, split.labels[rows], step)
+            losses = backward(Batch(images, split.labels[rows], rows, step))
             limit = recipe.clip_norm or math.inf
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
             if not math.isfinite(norm + sum(losses.values())):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nasbench.tasks.base import Task
 from nasbench.training.evaluation import batches, fit_size, fixed_subset
-from nasbench.training.loop import History, Recipe, fit, smoothed_loss, soft_loss
+from nasbench.training.loop import Batch, History, Recipe, fit, smoothed_loss, soft_loss
 from nasbench.training.progress import ProgressCallback
 from search_spaces import Archs, UserError
 from search_spaces.supernet import Supernet, calibrate
@@ -33,7 +33,7 @@ def train_network(
     warmup: float = 0.05,
     clip_norm: float = 5.0,
     label_smoothing: float = 0.1,
-    teacher: Teacher | None = None,
+    teacher: Teacher | Tensor | None = None,
     distillation: float = 0.5,
     temperature: float = 1.0,
     save_every_s: float = 30.0,
@@ -45,7 +45,8 @@ def train_network(
 
     Args:
         input_shape: `(channels, height, width)` that the network takes; images are resized to it.
-        teacher: gives logits for prepared images of the task's own size (see `subnet_teacher`); None trains on labels.
+        teacher: gives logits for prepared images of the task's own size (see `subnet_teacher`), or, where the task does
+            not augment, is its logits `(n, classes)` for the training images; None trains on labels.
         distillation: weight of the teacher in the loss, 0..1.
         temperature: softens the teacher's output and the network's alike (Hinton et al. 2015).
         epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, save_every_s,
@@ -62,16 +63,16 @@ def train_network(
     check_distillation(distillation, temperature)
     weight = distillation if teacher is not None else 0.0
 
-    def backward(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
-        x = task.prepare(images)
+    def backward(batch: Batch) -> dict[str, float]:
+        x = task.prepare(batch.images)
         logits = network(fit_size(x, input_shape))
-        loss = (1 - weight) * smoothed_loss(task, logits, labels, label_smoothing)
+        loss = (1 - weight) * smoothed_loss(task, logits, batch.labels, label_smoothing)
         if teacher is not None and weight:
             with torch.no_grad():
-                target = teacher(x)
+                target = teacher[batch.rows] if isinstance(teacher, Tensor) else teacher(x)
             loss = loss + weight * soft_loss(logits, target, temperature)
         loss.backward()
-        return {"loss": float(loss.detach()), "accuracy_train": task.accuracy(logits.detach(), labels)}
+        return {"loss": float(loss.detach()), "accuracy_train": task.accuracy(logits.detach(), batch.labels)}
 
     settings = {
         "task": task.name,

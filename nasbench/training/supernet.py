@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nasbench.tasks.base import Task
 from nasbench.training.evaluation import fixed_subset, subnet_accuracy
-from nasbench.training.loop import History, Recipe, fit, smoothed_loss, soft_loss, step_seed
+from nasbench.training.loop import Batch, History, Recipe, fit, smoothed_loss, soft_loss, step_seed
 from nasbench.training.progress import ProgressCallback
 from nasbench.training.workers import workers
 from search_spaces import Archs, SearchSpace, UserError
@@ -82,13 +82,13 @@ def train_supernet(
     smallest, largest = sandwich_ends(space)
     parameters = [p for p in supernet.parameters() if p.requires_grad]
 
-    def backward(images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
-        x = task.prepare(images)
-        drawn = space.sample(random_subnets, np.random.default_rng(step_seed(seed, "archs", step)))
+    def backward(batch: Batch) -> dict[str, float]:
+        x = task.prepare(batch.images)
+        drawn = space.sample(random_subnets, np.random.default_rng(step_seed(seed, "archs", batch.step)))
         teacher: Future[Tensor] = Future()
 
         def logits_of(arch: Archs, index: int) -> Tensor:
-            generator = torch.Generator().manual_seed(step_seed(seed, f"layers-{index}", step))
+            generator = torch.Generator().manual_seed(step_seed(seed, f"layers-{index}", batch.step))
             logits: Tensor = supernet(x, arch, generator=generator)
             return logits
 
@@ -99,13 +99,13 @@ def train_supernet(
                 teacher.set_exception(error)  # else the others would wait for ever
                 raise
             teacher.set_result(logits.detach())
-            return gradients(smoothed_loss(task, logits, labels, label_smoothing))
+            return gradients(smoothed_loss(task, logits, batch.labels, label_smoothing))
 
         def follow(arch: Archs, index: int) -> tuple[float, tuple[Tensor | None, ...]]:
             logits = logits_of(arch, index)
             loss = distillation * soft_loss(logits, teacher.result()) if distillation else logits.new_zeros(())
             if distillation < 1:
-                loss = loss + (1 - distillation) * smoothed_loss(task, logits, labels, label_smoothing)
+                loss = loss + (1 - distillation) * smoothed_loss(task, logits, batch.labels, label_smoothing)
             return gradients(loss)
 
         def gradients(loss: Tensor) -> tuple[float, tuple[Tensor | None, ...]]:

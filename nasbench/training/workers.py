@@ -7,11 +7,15 @@ each other at the end of every layer become slower than one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -29,3 +33,12 @@ def workers(tasks: int) -> Iterator[Executor]:
         finally:
             executor.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # a worker's number is also that of threads yet to come
+
+
+def in_parts(function: Callable[[Tensor], T], images: Tensor) -> list[T]:
+    """Results of a function of images `(n, ...)`, in order: one contiguous part for each of torch's threads."""
+    parts = images.split(max(1, -(-len(images) // torch.get_num_threads())))
+    if len(parts) == 1:
+        return [function(images)]
+    with workers(len(parts)) as executor:
+        return list(executor.map(function, parts))

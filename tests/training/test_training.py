@@ -293,6 +293,23 @@ def test_losses(task):
     assert student.grad.abs().max() < 1e-6
 
 
+def test_a_teacher_may_be_its_logits(trained, space, few_images):
+    """Of images that do not change: asked beforehand, it says what it says when asked at each step."""
+    task = few_images(flip=False)
+    teacher = subnet_teacher(trained, sandwich_ends(space)[1], task)
+    logits = predict_logits(teacher, task, task.split("train").images)
+
+    def train(teacher):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        train_network(network, task, (1, 28, 28), epochs=1, batch_size=64, lr=0.05, teacher=teacher, distillation=1.0)
+        return network[1].weight
+
+    assert not task.augments
+    torch.testing.assert_close(train(logits), train(teacher), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(train(logits), train(logits.roll(1, dims=0)), atol=1e-3)
+
+
 def test_the_learning_rate_warms_up_and_ends_at_zero():
     recipe = Recipe(epochs=1, batch_size=2, lr=0.4, warmup=0.1)
     rates = [recipe.lr_at(step, 100) for step in range(100)]
