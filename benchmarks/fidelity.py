@@ -1,6 +1,6 @@
 """Supernet fidelity: does accuracy with shared weights rank architectures as training them alone does?
 
-    python -m benchmarks.fidelity [--architectures 20] [--epochs 6] [--run DIR]
+    python -m benchmarks.fidelity [--architectures 20] [--epochs 3] [--run DIR]
 
 Trains the quickstart supernet (or takes that of a finished run), evaluates architectures spread over the space with it,
 and trains each of them alone from scratch. Both accuracies are of the validation split. Ends with one JSON line:
@@ -29,7 +29,7 @@ from predictors.calibration import network_input_shape
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=6, help="of stand-alone training")
+    parser.add_argument("--epochs", type=int, default=3, help="of stand-alone training")
     parser.add_argument("--run", type=Path, help="a finished quickstart run, whose supernet is taken")
     arguments = parser.parse_args()
 
@@ -56,7 +56,8 @@ def main() -> None:
         network = plan.space.build(arch)
         workload = plan.space.workload(arch)
         shape = network_input_shape(plan.space, arch)
-        train_network(network, plan.task, shape, epochs=arguments.epochs, seed=index)
+        recipe = {"lr": 0.1, "label_smoothing": 0.0}  # as in the quickstart's fine-tuning
+        train_network(network, plan.task, shape, epochs=arguments.epochs, seed=index, **recipe)
         alone[index] = evaluate_network(network, plan.task, "val", shape)
         seconds = time.perf_counter() - start
         print(f"{workload.macs / 1e6:8.2f} {shared[index]:8.4f} {alone[index]:8.4f} {seconds:8.1f}", flush=True)
