@@ -27,7 +27,7 @@ from nasbench.evaluators.base import Evaluator, Proposals, Status
 from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.evaluators.recorded import RecordedEvaluator
 from nasbench.feasibility import check_limits
-from nasbench.objectives import minimised, violations
+from nasbench.objectives import Objective, minimised, violations
 from nasbench.pareto import ParetoArchive, non_dominated_mask
 from nasbench.pipeline import measure, run_stages
 from nasbench.plan import Plan, make_plan
@@ -320,8 +320,25 @@ def predicted_search(
             save()
             phase.done(f"{archive.evaluated:,} architectures proposed, {len(archive)} on the predicted front")
     if not len(archive):
-        raise UserError("no architecture within all limits was found; loosen a limit or raise strategy.evaluations")
+        raise nothing_found(archive, plan.objectives)
     return archive.archs
+
+
+def nothing_found(archive: ParetoArchive, objectives: tuple[Objective, ...]) -> UserError:
+    """Says that a search ended without a network to show, and how near to the limits it came."""
+    if archive.failed == archive.evaluated:
+        return UserError(
+            f"all {archive.evaluated} evaluations failed; `message` in the archive's evaluations says why each did"
+        )
+    nearest = minimised(archive.nearest[None], objectives)[0]
+    values = ", ".join(
+        f"{o.name} {v:.4g}" + ("" if o.limit is None else f" (limit {o.limit:.4g})")
+        for o, v in zip(objectives, nearest, strict=True)
+    )
+    return UserError(
+        f"none of {archive.evaluated} architectures keeps all limits; the nearest has {values}. Loosen a limit, or raise "
+        "strategy.evaluations"
+    )
 
 
 def evaluated_search(
@@ -345,7 +362,7 @@ def evaluated_search(
         done[0] = recorded.evaluated
         phase.done(f"{archive.evaluated} architectures evaluated, {len(archive)} on the front")
     if not len(archive):
-        raise UserError("no architecture within all limits was found; see `message` in the archive's evaluations")
+        raise nothing_found(archive, plan.objectives)
     return archive.archs
 
 

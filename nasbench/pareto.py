@@ -252,6 +252,7 @@ class ParetoArchive:
         archs: `(f, K)` of the front, in the order found.
         values: `(f, M)` minimised.
         evaluated, feasible, failed: rows seen so far, repeats included.
+        nearest: `(M,)` values of the row that broke the limits least, `violation` in all; NaN before any.
     """
 
     def __init__(self, space: SearchSpace, objectives: int) -> None:
@@ -260,20 +261,26 @@ class ParetoArchive:
         self.evaluated = 0
         self.feasible = 0
         self.failed = 0
+        self.nearest = np.full(objectives, np.nan)
+        self.violation = np.inf
 
     def __len__(self) -> int:
         return len(self.archs)
 
-    def update(self, archs: Archs, values: Floats, feasible: NDArray[np.bool_]) -> None:
+    def update(self, archs: Archs, values: Floats, violation: Floats) -> None:
         """Take in a batch.
 
         Args:
             archs: `(n, K)` canonical.
             values: `(n, M)` minimised; rows with a NaN have failed.
-            feasible: `(n,)` whether all limits are kept.
+            violation: `(n,)` by how much all limits together are broken; 0 where they are kept.
         """
         ok = ~np.isnan(values).any(axis=1)
-        good = ok & feasible
+        good = ok & (violation == 0)
+        if ok.any():
+            best = int(np.argmin(np.where(ok, violation, np.inf)))
+            if violation[best] < self.violation:
+                self.nearest, self.violation = values[best].copy(), float(violation[best])
         self.evaluated += len(values)
         self.failed += int(len(values) - ok.sum())
         self.feasible += int(good.sum())
@@ -297,3 +304,4 @@ class ParetoArchive:
         self.archs = np.asarray(state["archs"], dtype=self.archs.dtype).reshape(-1, self.archs.shape[1])
         self.values = np.asarray(state["values"], dtype=np.float64).reshape(-1, self.values.shape[1])
         self.evaluated, self.feasible, self.failed = (int(state[k]) for k in ("evaluated", "feasible", "failed"))
+        self.nearest, self.violation = np.asarray(state["nearest"], dtype=np.float64), float(state["violation"])

@@ -184,7 +184,7 @@ def _component(family: str, name: str, section: Any, where: str, directory: Path
     """Build a component from its section, and write its defaults into the section."""
     component = resolve(family, name, directory)
     given = dict(section.options)
-    if isinstance(given.get("path"), str):
+    if isinstance(given.get("path"), str) and given["path"]:  # an empty one names nothing
         given["path"] = str(_find(given["path"], directory))
     complete = options(component, given, where)
     section.__pydantic_extra__.update(_plain(complete))

@@ -54,7 +54,7 @@ def search(
         limited = evaluation.values if evaluation.limit_values is None else evaluation.limit_values
         broken = violations(limited[:, columns], objectives)
         strategy.tell(proposals, values, broken, evaluation.status)
-        archive.update(proposals.archs, values, ~np.any(broken > 0, axis=1))
+        archive.update(proposals.archs, values, broken.sum(axis=1))
         if on_batch is not None:
             on_batch(archive, proposals, evaluation)
     return archive

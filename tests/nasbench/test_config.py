@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nasbench.config import dump_config, find_experiment, load_config, parse_config
+from nasbench.plan import make_plan
 from search_spaces import UserError
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
@@ -39,6 +40,16 @@ def test_shipped_experiments_survive_being_written_out(file: Path, tmp_path: Pat
     again = tmp_path / "again.toml"
     again.write_text(dump_config(config))
     assert load_config(again) == config
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda p: p.stem)
+def test_what_a_run_writes_out_plans_the_same_again(file: Path, tmp_path: Path) -> None:
+    """A run is resumed from its resolved configuration, which has every default written out."""
+    first = make_plan(load_config(file), file.parent)
+    (tmp_path / "config.toml").write_text(dump_config(first.config))
+    again = make_plan(load_config(tmp_path / "config.toml"), file.parent)
+    assert dump_config(again.config) == dump_config(first.config)
+    assert len(again.task.split("train")) == len(first.task.split("train"))
 
 
 def test_overrides_reach_sections_lists_and_new_keys() -> None:

@@ -203,6 +203,19 @@ def test_an_impossible_limit_is_answered_with_the_tightest(
     assert any(abs(n - tightest) < 0.01 * tightest for n in numbers), result.stderr
 
 
+def test_a_limit_on_accuracy_that_nothing_reaches_is_answered_with_the_nearest(
+    tiny_experiment: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    changes = [
+        "objectives.accuracy.limit=1.5",
+        f'targets.calibration={{"host:fp32"="{finished_run / "calibration" / "host-fp32.json"}"}}',
+        f'supernet.checkpoint="{finished_run / "supernet.safetensors"}"',
+        "supernet.epochs=0",
+    ]
+    with pytest.raises(UserError, match=r"the nearest has accuracy 0\.\d+ \(limit 1\.5\)"):
+        run_experiment(load_config(tiny_experiment, changes), tmp_path / "run", where=tiny_experiment.parent)
+
+
 def test_limits_are_kept_by_the_search(tiny_experiment: Path, finished_run: Path, tmp_path: Path) -> None:
     predicted = load_run(finished_run).front()["latency_ms_predicted"]
     limit = float(predicted.median())

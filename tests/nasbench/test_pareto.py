@@ -149,9 +149,10 @@ def test_archive_equals_the_front_of_everything_feasible(space, objectives):
     values = np.array([table[row.tobytes()] for row in archs])
     values[rng.random(600) < 0.05] = np.nan
     feasible = rng.random(600) < 0.7
+    violation = np.where(feasible, 0.0, 0.1 + rng.random(600))
     for start in range(0, 600, 50):
         rows = slice(start, start + 50)
-        archive.update(archs[rows], values[rows], feasible[rows])
+        archive.update(archs[rows], values[rows], violation[rows])
     good = feasible & ~np.isnan(values).any(axis=1)
     on_front = brute_mask(values[good])
     expected = {row.tobytes() for row in archs[good][on_front]}
@@ -170,3 +171,14 @@ def test_archive_equals_the_front_of_everything_feasible(space, objectives):
     np.testing.assert_array_equal(restored.values, archive.values)
     assert restored.archs.dtype == archive.archs.dtype
     assert restored.evaluated == 600
+
+
+def test_an_archive_of_nothing_feasible_remembers_the_nearest(space):
+    archive = ParetoArchive(space, 2)
+    archs = space.sample(4, np.random.default_rng(0))
+    values = np.array([[1.0, 5.0], [np.nan, 0.0], [2.0, 3.0], [0.0, 9.0]])
+    archive.update(archs, values, np.array([0.5, 0.0, 0.2, 0.9]))
+    archive.update(archs[:1], values[:1], np.array([0.3]))
+    assert len(archive) == 0
+    assert archive.nearest.tolist() == [2.0, 3.0]
+    assert archive.violation == 0.2
