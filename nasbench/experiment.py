@@ -336,8 +336,8 @@ def nothing_found(archive: ParetoArchive, objectives: tuple[Objective, ...]) -> 
         for o, v in zip(objectives, nearest, strict=True)
     )
     return UserError(
-        f"none of {archive.evaluated} architectures keeps all limits; the nearest has {values}. Loosen a limit, or raise "
-        "strategy.evaluations"
+        f"none of {archive.evaluated} architectures keeps all limits; the nearest has {values}. Loosen a limit, or "
+        "raise strategy.evaluations"
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals
 from nasbench.objectives import Objective, minimised, violations
 from nasbench.pareto import ParetoArchive

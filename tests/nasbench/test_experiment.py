@@ -207,18 +207,18 @@ def test_a_limit_on_accuracy_that_nothing_reaches_is_answered_with_the_nearest(
     tiny_experiment: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     changes = [
-        "objectives.accuracy.limit=1.5",
+        "objectives.accuracy.limit=0.9999",
         f'targets.calibration={{"host:fp32"="{finished_run / "calibration" / "host-fp32.json"}"}}',
         f'supernet.checkpoint="{finished_run / "supernet.safetensors"}"',
         "supernet.epochs=0",
     ]
-    with pytest.raises(UserError, match=r"the nearest has accuracy 0\.\d+ \(limit 1\.5\)"):
+    with pytest.raises(UserError, match=r"the nearest has accuracy 0\.\d+ \(limit 0\.9999\)"):
         run_experiment(load_config(tiny_experiment, changes), tmp_path / "run", where=tiny_experiment.parent)
 
 
 def test_limits_are_kept_by_the_search(tiny_experiment: Path, finished_run: Path, tmp_path: Path) -> None:
     predicted = load_run(finished_run).front()["latency_ms_predicted"]
-    limit = float(predicted.median())
+    limit = 0.8 * float(predicted.max())  # cuts off the slowest; the fastest keep it on a busy machine too
     changes = [
         f"objectives.latency_ms.limit={limit}",
         f'targets.calibration={{"host:fp32"="{finished_run / "calibration" / "host-fp32.json"}"}}',
