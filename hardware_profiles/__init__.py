@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hardware_profiles.host import host_fingerprint, host_name, host_profile
-    from hardware_profiles.meter import Artifact, Converter, Measurement, Meter, Protocol
+    from hardware_profiles.meter import Artifact, Converter, Measurement, Meter, OperatorTime, Protocol
     from hardware_profiles.onnx_runtime import OnnxConverter, OnnxRuntimeMeter
     from hardware_profiles.paths import user_data_dir
     from hardware_profiles.profile import OperatingPoint, Profile, Target, list_profiles, load_profile, load_target
@@ -23,6 +23,7 @@ _LAZY = {
     "OnnxConverter": "onnx_runtime",
     "OnnxRuntimeMeter": "onnx_runtime",
     "OperatingPoint": "profile",
+    "OperatorTime": "meter",
     "Profile": "profile",
     "Protocol": "meter",
     "Target": "profile",
@@ -38,8 +39,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "Artifact", "Converter", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OperatingPoint", "Profile",
-    "Protocol", "Target", "converter_for", "host_fingerprint", "host_name", "host_profile", "list_profiles",
+    "Artifact", "Converter", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OperatingPoint",
+    "OperatorTime", "Profile", "Protocol", "Target", "converter_for", "host_fingerprint", "host_name", "host_profile", "list_profiles",
     "load_profile", "load_target", "meter_for", "user_data_dir",
 ]  # fmt: skip
 

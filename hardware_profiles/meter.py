@@ -70,6 +70,21 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class OperatorTime:
+    """What one operator took, as the runtime itself reports it.
+
+    Args:
+        name: the runtime's name of it: of a layer of the network, or of several that it fused.
+        kind: the runtime's word for what it is; empty where it says none.
+        latency_ms: mean milliseconds per inference. Profiling costs time too, so the sum may exceed the latency.
+    """
+
+    name: str
+    kind: str
+    latency_ms: float
+
+
+@dataclass(frozen=True)
 class Measurement:
     """All samples of one artifact, and what they were taken with.
 
@@ -78,6 +93,9 @@ class Measurement:
         latency_ms: the protocol's statistic of them: the figure to use.
         throttled: the machine slowed down or was disturbed while this was measured; the reason is in `note`.
         error: why there is no number (then `latency_ms` is NaN), else empty.
+        energy_mj: energy per inference (one batch), mJ; None where nothing measures it.
+        peak_memory_bytes: what the process took at its peak, as far as the runtime tells; else None.
+        operators: times per operator, in the order run, where the runtime tells and was asked.
     """
 
     artifact: Artifact
@@ -87,6 +105,9 @@ class Measurement:
     throttled: bool = False
     note: str = ""
     error: str = ""
+    energy_mj: float | None = None
+    peak_memory_bytes: int | None = None
+    operators: tuple[OperatorTime, ...] = field(default=(), repr=False)
 
     @property
     def median_ms(self) -> float:
