@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from search_spaces.mobilenet_v3 import MobileNetV3Space
     from search_spaces.onnx_reader import read_onnx
     from search_spaces.operators import Operator, Tensor, Workload, WorkloadBuilder
+    from search_spaces.reference.base import ReferenceNetwork
+    from search_spaces.reference.registry import reference_network, reference_networks
     from search_spaces.supernet import MixtureSupernet, NormStats, Supernet, calibrate
     from search_spaces.tracing import trace
 
@@ -26,6 +28,7 @@ _LAZY = {
     "MobileNetV3Space": "mobilenet_v3",
     "NormStats": "supernet",
     "Operator": "operators",
+    "ReferenceNetwork": "reference.base",
     "SearchSpace": "base",
     "Supernet": "supernet",
     "Tensor": "operators",
@@ -37,13 +40,15 @@ _LAZY = {
     "nearest": "errors",
     "presets": "loading",
     "read_onnx": "onnx_reader",
+    "reference_network": "reference.registry",
+    "reference_networks": "reference.registry",
     "trace": "tracing",
 }
 
 __all__ = [
-    "Archs", "Block", "Catalog", "Knob", "MixtureSupernet", "MobileNetV3Space", "NormStats", "Operator", "SearchSpace",
-    "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "nearest", "presets",
-    "read_onnx", "trace",
+    "Archs", "Block", "Catalog", "Knob", "MixtureSupernet", "MobileNetV3Space", "NormStats", "Operator",
+    "ReferenceNetwork", "SearchSpace", "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate",
+    "load_space", "nearest", "presets", "read_onnx", "reference_network", "reference_networks", "trace",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -47,9 +47,9 @@ _ALIASES |= {"as_strided", "squeeze", "unsqueeze", "transpose", "t"}
 def trace(module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Workload:
     """The operators that `module` runs in inference on one sample of `input_shape`.
 
-    Shapes alone are computed: no weight is copied, the module and torch's random state stay as they are. Views,
-    reshapes, casts and copies are no operators; an operator that is not known keeps its aten name and counts zero
-    multiply-accumulates. Attention is seen as its products and softmax.
+    Shapes alone are computed: no weight is copied, the module and torch's random state stay as they are, and a module
+    on the meta device needs no weights at all. Views, reshapes, casts and copies are no operators; an operator that is
+    not known keeps its aten name and counts zero multiply-accumulates. Attention is seen as its products and softmax.
 
     Args:
         input_shape: per sample, without the batch dimension.
@@ -60,7 +60,7 @@ def trace(module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype =
     """
     recorder = _Recorder(module)
     try:
-        with _inference(module), sdpa_kernel(SDPBackend.MATH), FakeTensorMode(allow_non_fake_inputs=True):
+        with _inference(module), sdpa_kernel(SDPBackend.MATH), _without_data(module):
             sample = torch.empty((1, *input_shape), dtype=dtype)
             recorder.source(sample)
             with recorder:
@@ -88,6 +88,13 @@ def _inference(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for m, training in modes:
             m.training = training
+
+
+def _without_data(module: nn.Module) -> AbstractContextManager[Any]:
+    """Where tensors have shapes only: the meta device if the module is there, else fake tensors beside its weights."""
+    if any(p.is_meta for p in module.parameters()):
+        return torch.device("meta")
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _per_sample(tensor: Tensor) -> Shape:
