@@ -40,8 +40,8 @@ _LAZY = {
 
 __all__ = [
     "Artifact", "Converter", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OperatingPoint",
-    "OperatorTime", "Profile", "Protocol", "Target", "converter_for", "host_fingerprint", "host_name", "host_profile", "list_profiles",
-    "load_profile", "load_target", "meter_for", "user_data_dir",
+    "OperatorTime", "Profile", "Protocol", "Target", "converter_for", "host_fingerprint", "host_name", "host_profile",
+    "list_profiles", "load_profile", "load_target", "meter_for", "user_data_dir",
 ]  # fmt: skip
 
 

@@ -16,6 +16,9 @@ from hardware_profiles.profile import Profile, parse_profile
 _MACS_PER_CYCLE = {"avx512f": 32, "avx2": 16, "avx": 8, "asimd": 8, "sse2": 4, "neon": 4}
 _FLAGS = (*_MACS_PER_CYCLE, "fma", "f16c", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "asimdhp", "i8mm", "sve")
 
+# Prefix of the operating points' names -> runtime.
+HOST_RUNTIMES = {"": "onnxruntime", "litert-": "litert", "openvino-": "openvino", "executorch-": "executorch"}
+
 
 @lru_cache(maxsize=1)
 def _cpuinfo() -> tuple[str, frozenset[str], float]:
@@ -55,8 +58,15 @@ def host_fingerprint() -> str:
     return f"{host_name()}, {' '.join(flags) or 'unknown instruction sets'}"
 
 
+def has_int8_dot_product() -> bool:
+    """Whether this processor adds 8-bit products in 32 bits: any but an x86 one without VNNI, whose 16 overflow."""
+    flags = _cpuinfo()[1]
+    return "sse2" not in flags or bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
 def host_profile() -> Profile:
-    """This machine: operating points `fp32` (default) and `int8`, ONNX Runtime, one thread, batch 1.
+    """This machine: one thread, batch 1, at operating points `fp32` (default) and `int8` of ONNX Runtime (which is
+    always there) and `RUNTIME-fp32`, `RUNTIME-int8` of the runtimes that extras bring (named, installed or not).
 
     Peaks are reckoned from clock and instruction set: good enough to rank networks before a calibration, not to report.
     """
@@ -64,7 +74,12 @@ def host_profile() -> Profile:
     per_cycle = next((v for k, v in _MACS_PER_CYCLE.items() if k in flags), 4)
     clock = ghz or 2.5
     reckoned = f"reckoned: {per_cycle} fp32 MAC per cycle x {clock:.2f} GHz; bandwidth a guess for one core"
-    point = {"runtime": "onnxruntime", "bandwidth_gbs": 10.0, "estimated": True, "source": reckoned}
+    shared = {"bandwidth_gbs": 10.0, "estimated": True, "source": reckoned}
+    points = {
+        f"{prefix}{precision}": {**shared, "runtime": runtime, "precision": precision, "peak_gmacs": peak}
+        for prefix, runtime in HOST_RUNTIMES.items()
+        for precision, peak in (("fp32", per_cycle * clock), ("int8", 2 * per_cycle * clock))
+    }
     return parse_profile(
         {
             "name": "host",
@@ -78,10 +93,7 @@ def host_profile() -> Profile:
                 {"name": "memory", "value": psutil.virtual_memory().total / 1e9, "unit": "GB", "source": "detected"},
                 *([{"name": "clock", "value": ghz, "unit": "GHz", "source": f"detected ({model})"}] if ghz else []),
             ],
-            "operating_points": {
-                "fp32": {**point, "precision": "fp32", "peak_gmacs": per_cycle * clock},
-                "int8": {**point, "precision": "int8", "peak_gmacs": 2 * per_cycle * clock},
-            },
+            "operating_points": points,
             "roofline": {
                 "efficiency": {"pointwise": 0.6, "conv2d": 0.5, "depthwise_conv2d": 0.2, "other": 0.3},
                 "launch_us": 2.0,

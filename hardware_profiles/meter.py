@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from search_spaces.errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -22,20 +24,23 @@ class Artifact:
 
     Args:
         path: the file.
-        format: `onnx`, `tflite`, ...
+        format: `onnx`, `tflite`, `xml` (OpenVINO's, with its weights beside it in a `.bin`), `pte` (ExecuTorch's).
         precision: `fp32`, `fp16`, `int8`.
-        input_shape: `(channels, height, width)` per sample.
+        input_shape: `(channels, height, width)` per sample, whatever the file's own layout.
+        note: what a reader of its numbers should know, such as the images that int8 ranges come from.
     """
 
     path: Path
     format: str
     precision: str
     input_shape: tuple[int, ...]
+    note: str = ""
 
     @property
     def file_bytes(self) -> int:
-        """Size of the file."""
-        return self.path.stat().st_size
+        """Size of the file, of the weights beside it too where the format has them there."""
+        files = [self.path, *([self.path.with_suffix(".bin")] if self.format == "xml" else [])]
+        return sum(file.stat().st_size for file in files if file == self.path or file.is_file())
 
 
 class Converter(ABC):
@@ -44,11 +49,24 @@ class Converter(ABC):
     format: str
 
     @abstractmethod
-    def convert(self, network: nn.Module, target: Target, input_shape: tuple[int, ...], path: Path) -> Artifact:
+    def convert(
+        self,
+        network: nn.Module,
+        target: Target,
+        input_shape: tuple[int, ...],
+        path: Path,
+        images: np.ndarray[Any, Any] | None = None,
+    ) -> Artifact:
         """Write `network` (in eval mode, batch as the target says) to `path`, atomically.
 
+        Args:
+            images: `(n, channels, height, width)` float32, prepared as the network takes them: int8 ranges are
+                calibrated on them. None means seeded noise, which is enough to measure a latency but not to keep an
+                accuracy; the artifact's note says so.
+
         Raises:
-            UserError: an operator or precision that the runtime does not take.
+            UserError: an operator or precision that the runtime does not take, or a file that does not compute what
+                the network does.
         """
 
 
@@ -76,7 +94,8 @@ class OperatorTime:
     Args:
         name: the runtime's name of it: of a layer of the network, or of several that it fused.
         kind: the runtime's word for what it is; empty where it says none.
-        latency_ms: mean milliseconds per inference. Profiling costs time too, so the sum may exceed the latency.
+        latency_ms: milliseconds per inference, the mean or the least of several as the meter says. Profiling costs
+            time too, so the sum may exceed the latency.
     """
 
     name: str
@@ -136,3 +155,15 @@ class Meter(ABC):
     @abstractmethod
     def measure(self, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
         """One measurement per artifact, in order."""
+
+    def per_operator(self, artifact: Artifact, target: Target) -> list[OperatorTime]:
+        """The time of each operator as the runtime runs it (fused, in order), where the runtime tells.
+
+        Raises:
+            UserError: the runtime does not tell, or cannot run the file.
+        """
+        raise UserError(f"{self.runtime}: this runtime gives no times of single operators")
+
+    def runtime_version(self) -> str:
+        """Version of the runtime that `measure` would use, as the protocol records it; empty where it is not known."""
+        return ""

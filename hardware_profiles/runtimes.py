@@ -1,41 +1,107 @@
-"""Which converter and meter a target needs."""
+"""Which converter and meter a target needs: the built-in ones by runtime, and the user's own as `"module:Class"`."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from hardware_profiles.meter import Converter, Meter
 from hardware_profiles.profile import Target
-from search_spaces.errors import UserError
+from search_spaces.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where the classes of a runtime are, as `"module:Class"`; nothing is imported before it is used.
+
+    Args:
+        converter: writes the runtime's files.
+        meter: measures where the device is the machine this runs on; empty: cannot be driven from here.
+        remote: measures a device that is another machine, or estimates without one; empty: there is none.
+    """
+
+    converter: str = ""
+    meter: str = ""
+    remote: str = ""
+
+
+_ONNX = "hardware_profiles.onnx_runtime:OnnxConverter"
+
+# `runtime` of an operating point -> its classes. One line per runtime.
+RUNTIMES: dict[str, Runtime] = {
+    "onnxruntime": Runtime(_ONNX, "hardware_profiles.onnx_runtime:OnnxRuntimeMeter"),
+    "tensorrt": Runtime(_ONNX),
+}
 
 
 def converter_for(target: Target) -> Converter:
     """The converter to the file format of the target's runtime.
 
-    Raises:
-        UserError: this version cannot convert for that runtime.
-    """
-    if target.runtime == "onnxruntime":
-        from hardware_profiles.onnx_runtime import OnnxConverter
+    A user's own meter, named as the runtime, says by its attribute `converter` which class converts for it.
 
-        return OnnxConverter()
-    raise UserError(f"{target.name}: cannot convert for runtime {target.runtime!r}; this version writes ONNX only")
+    Raises:
+        UserError: no converter for that runtime, or its extra is not installed.
+    """
+    if ":" in target.runtime:
+        found = getattr(_load(target.runtime, target), "converter", None)
+        if found is None:
+            raise UserError(
+                f"{target.name}: {target.runtime} has no attribute 'converter', a class that converts for it"
+            )
+        converter = _load(found, target) if isinstance(found, str) else found
+    else:
+        name = _runtime(target).converter
+        if not name:
+            raise UserError(f"{target.name}: no converter for runtime {target.runtime!r}")
+        converter = _load(name, target)
+    return _made(converter, target)
 
 
 def meter_for(target: Target, progress: Callable[[int, int], None] | None = None) -> Meter:
-    """The meter of a target that can be measured on this machine.
+    """The meter of a target that can be measured from this machine.
 
     Args:
         progress: called with (done, total) passes while it measures.
 
     Raises:
-        UserError: the device is another machine, or this version cannot drive its runtime; says what to do instead.
+        UserError: the device is another machine, no meter drives its runtime, or an extra is not installed; says what
+            to do instead.
     """
     recipe = f" To measure there: {target.profile.measure}" if target.profile.measure else ""
+    if ":" in target.runtime:
+        return _made(_load(target.runtime, target), target, progress=progress)
+    known = RUNTIMES.get(target.runtime, Runtime())
+    name = known.meter if target.profile.local else known.remote
+    if name:
+        return _made(_load(name, target), target, progress=progress)
     if not target.profile.local:
         raise UserError(f"{target.name}: this is not the machine we run on, so it cannot be measured here.{recipe}")
-    if target.runtime == "onnxruntime":
-        from hardware_profiles.onnx_runtime import OnnxRuntimeMeter
+    _runtime(target)
+    here = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.meter)
+    raise UserError(f"{target.name}: cannot measure with runtime {target.runtime!r}; known here: {here}.{recipe}")
 
-        return OnnxRuntimeMeter(progress=progress)
-    raise UserError(f"{target.name}: cannot measure with runtime {target.runtime!r}; known here: onnxruntime.{recipe}")
+
+def _runtime(target: Target) -> Runtime:
+    if target.runtime not in RUNTIMES:
+        raise UserError(
+            f"{target.name}: unknown runtime {target.runtime!r}. {nearest(target.runtime, RUNTIMES)} "
+            'Your own: "module:Class" of a meter.'
+        )
+    return RUNTIMES[target.runtime]
+
+
+def _load(path: str, target: Target) -> Any:
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a user's module may raise
+        raise UserError(f"{target.name}: cannot import {path!r}: {type(error).__name__}: {error}") from error
+
+
+def _made(cls: Any, target: Target, **options: Any) -> Any:
+    try:
+        return cls(**options)
+    except UserError as error:
+        raise UserError(f"{target.name}: {error}") from error

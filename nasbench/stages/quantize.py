@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from onnxruntime import quantization as ortq
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from hardware_profiles import OnnxConverter, load_target
 from hardware_profiles.meter import Artifact
+from hardware_profiles.onnx_quantization import CalibrationMethod, quantize_onnx
 from hardware_profiles.paths import atomic
 from nasbench.stages.artifacts import run_artifact, write_manifest
 from nasbench.stages.base import Candidate, Form, Stage, StageContext
@@ -50,7 +46,7 @@ class Quantize(Stage):
         self,
         *,
         images: int = 256,
-        calibration: Literal["minmax", "entropy", "percentile"] = "minmax",
+        calibration: CalibrationMethod = "minmax",
         per_channel: bool = True,
         reduce_range: bool = True,
     ) -> None:
@@ -72,7 +68,14 @@ class Quantize(Stage):
             source = self._source(candidate, context, Path(folder))
             images = fixed_subset(context.task.split("train"), self.images, context.seed).images
             with atomic(path) as temporary:
-                self._quantize(source, temporary, _Images(source, context.task, images))
+                quantize_onnx(
+                    source.path,
+                    temporary,
+                    _batches(source, context.task, images),
+                    calibration=self.calibration,
+                    per_channel=self.per_channel,
+                    reduce_range=self.reduce_range,
+                )
             artifact = Artifact(path, "onnx", "int8", source.input_shape)
             check = fixed_subset(context.task.split("val"), CHECK_IMAGES, context.seed).images
             expected, found = (run_artifact(a, context.task, check) for a in (source, artifact))
@@ -98,61 +101,13 @@ class Quantize(Stage):
             )
         return candidate.artifact
 
-    def _quantize(self, source: Artifact, path: Path, reader: ortq.CalibrationDataReader) -> None:
-        prepared = path.with_name(f"{path.name}.prepared")
-        try:
-            # The tools print their progress and warn on the root logger; a failure comes as an exception.
-            with contextlib.redirect_stdout(io.StringIO()), _quiet_root_logger():
-                # Shapes only: the converter has folded normalisation, and the runtime's own optimisation would split
-                # hard-swish in two, each half then quantised (5 % slower). Shapes are static: no symbolic pass.
-                quant_pre_process(str(source.path), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
-                ortq.quantize_static(
-                    str(prepared),
-                    str(path),
-                    reader,
-                    quant_format=ortq.QuantFormat.QDQ,
-                    activation_type=ortq.QuantType.QUInt8,
-                    weight_type=ortq.QuantType.QInt8,
-                    per_channel=self.per_channel,
-                    reduce_range=self.reduce_range,
-                    calibrate_method={
-                        "minmax": ortq.CalibrationMethod.MinMax,
-                        "entropy": ortq.CalibrationMethod.Entropy,
-                        "percentile": ortq.CalibrationMethod.Percentile,
-                    }[self.calibration],
-                )
-        except Exception as error:  # the tools raise whatever onnx, numpy and the runtime raise
-            raise UserError(f"{source.path}: cannot be quantised: {str(error).strip().splitlines()[0]}") from error
-        finally:
-            prepared.unlink(missing_ok=True)
 
+def _batches(source: Artifact, task: Any, images: Any) -> Iterator[np.ndarray[Any, Any]]:
+    """Prepared images in the batch size of the model (what is left over is not used)."""
+    import onnx
 
-class _Images(ortq.CalibrationDataReader):
-    """Feeds prepared images in the batch size of the model (what is left over is not used)."""
-
-    def __init__(self, source: Artifact, task: Any, images: Any) -> None:
-        import onnx
-
-        node = onnx.load(str(source.path), load_external_data=False).graph.input[0]
-        self.size = node.type.tensor_type.shape.dim[0].dim_value or 1
-        self.name = node.name
-        self.feeds = self._all(batches(task, images, self.size, source.input_shape))
-
-    def _all(self, prepared: Iterator[Any]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-        for batch in prepared:
-            if len(batch) == self.size:
-                yield {self.name: batch.contiguous().numpy()}
-
-    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        return next(self.feeds, None)
-
-
-@contextlib.contextmanager
-def _quiet_root_logger() -> Iterator[None]:
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
+    node = onnx.load(str(source.path), load_external_data=False).graph.input[0]
+    size = node.type.tensor_type.shape.dim[0].dim_value or 1
+    for batch in batches(task, images, size, source.input_shape):
+        if len(batch) == size:
+            yield batch.contiguous().numpy()

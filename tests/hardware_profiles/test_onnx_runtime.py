@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hardware_profiles import Artifact, OnnxConverter, OnnxRuntimeMeter, Target, converter_for, load_target, meter_for
-from hardware_profiles import onnx_runtime as module
+from hardware_profiles import passes as module
 from hardware_profiles.paths import atomic
 from search_spaces import UserError
 
@@ -48,20 +48,12 @@ def test_conversion_that_fails_leaves_nothing_behind(host: Target, tmp_path: Pat
     assert list(tmp_path.glob("*.onnx")) == list(tmp_path.glob(".*")) == []
 
 
-def test_int8_is_refused_with_what_to_do(
-    make_network: Callable[[int], nn.Module], host: Target, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r"host:int8: .*quantise the ONNX file"):
-        OnnxConverter().convert(make_network(4), load_target("host:int8"), (3, 8, 8), tmp_path / "n.onnx")
-
-
 def test_targets_that_cannot_be_measured_here_say_how_to(host: Target) -> None:
     assert isinstance(meter_for(host), OnnxRuntimeMeter)
     assert isinstance(converter_for(host), OnnxConverter)
     with pytest.raises(UserError, match=r"jetson_nano:fp16-maxn: .*not the machine.*trtexec"):
         meter_for(load_target("jetson_nano"))
-    with pytest.raises(UserError, match="'tensorrt'"):
-        converter_for(load_target("jetson_nano"))
+    assert isinstance(converter_for(load_target("jetson_nano")), OnnxConverter)
     with pytest.raises(UserError, match="on this machine only"):
         OnnxRuntimeMeter().measure([], load_target("raspberry_pi_4"))
 

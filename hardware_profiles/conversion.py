@@ -1,0 +1,161 @@
+"""Conversion that is checked: a file must compute what the network computes, or it is not written."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hardware_profiles.extras import quiet, reason, require
+from hardware_profiles.meter import Artifact, Converter
+from hardware_profiles.passes import InProcessMeter
+from hardware_profiles.paths import atomic
+from hardware_profiles.profile import Target
+from search_spaces.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Array = np.ndarray[Any, Any]
+
+NOISE_IMAGES = 8
+
+# Largest difference of an output from the network's, by the precision of the file. fp32 and fp16: of any value,
+# relative to the largest. int8: root mean square, relative to the outputs' own; a quantised network that is merely poor
+# stays below, a wrong layout or a lost layer gives 1 and more.
+TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2, "int8": 0.5}
+
+
+class CheckedConverter(Converter):
+    """Writes a torch module in a runtime's format, runs the file with that runtime, and compares.
+
+    A subclass says how the file is written and which meter runs it.
+
+    Raises:
+        UserError: the runtime's converter is not installed.
+    """
+
+    title: str  # the format's name for people
+    meter: type[InProcessMeter]
+    precisions: tuple[str, ...] = ("fp32", "int8")
+    extra: str = ""
+    modules: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        require(self.extra, *self.modules)
+
+    def convert(
+        self,
+        network: nn.Module,
+        target: Target,
+        input_shape: tuple[int, ...],
+        path: Path,
+        images: Array | None = None,
+    ) -> Artifact:
+        """Write `network` in eval mode with the target's batch size and precision; see `Converter.convert`.
+
+        The module itself is left as it was, its training flags included.
+        """
+        import torch
+
+        name = type(network).__name__
+        if target.precision not in self.precisions:
+            known = " or ".join(self.precisions)
+            raise UserError(f"{target.name}: a torch module becomes {known} {self.title} only, not {target.precision}")
+        batches = calibration_batches(images, target.batch, input_shape)
+        precision = self.file_precision(target)
+        note = ""
+        if precision == "int8":
+            source = f"{len(batches) * target.batch} images"
+            note = f"int8 ranges calibrated on {source if images is not None else f'{source} of seeded noise'}"
+        with _evaluating(network), atomic(path) as temporary, torch.no_grad():
+            try:
+                with quiet():
+                    expected = _outputs(network(torch.from_numpy(batches[0])), name)
+                    self._write(network, target, batches, temporary)
+            except (UserError, OSError):
+                raise
+            except Exception as error:  # converters raise whatever the layers below them raise
+                raise UserError(f"{name}: cannot be written as {self.title}: {reason(error)}") from error
+            artifact = Artifact(temporary, self.format, precision, tuple(input_shape), note)
+            found = self.meter().opened(artifact, target, batches[0]).run()
+            difference = _difference(found, expected, precision)
+            if not difference <= TOLERANCE[precision]:
+                raise UserError(
+                    f"{name}: the {precision} {self.title} file differs from the network by {difference:.2g} of its "
+                    f"output, more than {TOLERANCE[precision]:g}; {path} was not written"
+                )
+            self._finish(temporary, path)
+        return Artifact(path, self.format, precision, tuple(input_shape), note)
+
+    def file_precision(self, target: Target) -> str:
+        """Precision of the file for a target; a runtime may lower it as it builds the network on the device."""
+        return target.precision
+
+    @abstractmethod
+    def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
+        """Write a network that is in eval mode; `batches` are `(target.batch, c, h, w)` each, for ranges and shapes."""
+
+    def _finish(self, temporary: Path, path: Path) -> None:
+        """Move what lies beside the temporary file; the file itself follows."""
+
+
+def calibration_batches(images: Array | None, batch: int, input_shape: tuple[int, ...]) -> list[Array]:
+    """Images in batches `(batch, *input_shape)` float32, at least one; None gives seeded normal noise.
+
+    Images that do not fill the last batch are left out, and fewer than one batch are repeated.
+
+    Raises:
+        UserError: images of another shape, none at all, or values that are not finite.
+    """
+    if images is None:
+        count = max(NOISE_IMAGES, batch)
+        images = np.random.default_rng(0).standard_normal((count, *input_shape), dtype=np.float32)
+    if images.ndim != 1 + len(input_shape) or images.shape[1:] != tuple(input_shape) or not len(images):
+        raise UserError(f"calibration images: shape {images.shape}, expected (n, {', '.join(map(str, input_shape))})")
+    images = images.astype(np.float32, copy=False)
+    if not np.isfinite(images).all():
+        raise UserError("calibration images: not all values are finite")
+    if len(images) < batch:
+        images = np.concatenate([images] * -(-batch // len(images)))
+    return [np.ascontiguousarray(images[i : i + batch]) for i in range(0, len(images) - batch + 1, batch)]
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode, and as it was afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _outputs(result: Any, name: str) -> list[Array]:
+    import torch
+
+    results = list(result) if isinstance(result, tuple | list) else [result]
+    if not all(isinstance(r, torch.Tensor) for r in results):
+        raise UserError(f"{name}: must return a tensor or a tuple of tensors to be converted")
+    return [r.detach().float().numpy() for r in results]
+
+
+def _difference(found: list[Array], expected: list[Array], precision: str) -> float:
+    """The largest relative difference of any output; infinite where their number or shapes differ."""
+    if [f.shape for f in found] != [e.shape for e in expected]:
+        return float("inf")
+    worst = 0.0
+    for f, e in zip(found, expected, strict=True):
+        error = f.astype(np.float64) - e
+        size = np.abs if precision != "int8" else np.square
+        reduce = np.max if precision != "int8" else np.mean
+        share = float(reduce(size(error))) / max(float(reduce(size(e.astype(np.float64)))), 1e-30)
+        share = share if precision != "int8" else share**0.5
+        worst = share if not share <= worst else worst  # NaN stays
+    return worst

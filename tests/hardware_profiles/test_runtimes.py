@@ -1,0 +1,242 @@
+"""What every converter and meter of this machine promises. A new runtime is one line of `POINTS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hardware_profiles import Artifact, Meter, Profile, Target, converter_for, load_target, meter_for
+from hardware_profiles.conversion import calibration_batches
+from search_spaces import UserError, load_space
+
+# Operating points of `host`, with the modules of the extra that brings their runtime.
+POINTS = {"fp32": (), "int8": ()}
+SHAPE = (3, 24, 24)
+
+
+def _points() -> list[object]:
+    return [pytest.param(p, id=p, marks=[pytest.mark.extra(*m)] if m else []) for p, m in POINTS.items()]
+
+
+@pytest.fixture(params=_points())
+def target(request: pytest.FixtureRequest) -> Target:
+    return load_target(f"host:{request.param}")
+
+
+def with_batch(target: Target, batch: int) -> Target:
+    point = target.point.model_copy(update={"batch": batch})
+    points = {**target.profile.operating_points, target.operating_point: point}
+    return Target(target.profile.model_copy(update={"operating_points": points}), target.operating_point)
+
+
+def plain_cnn(channels: int = 8) -> nn.Module:
+    """Convolutions, a depthwise one, pooling and a linear layer: what every runtime takes in every precision."""
+    torch.manual_seed(channels)
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1, stride=2),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+        nn.ReLU6(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(channels, 5),
+    )
+
+
+def mobile_net() -> nn.Module:
+    """Inverted residuals, squeeze-and-excitation, hard-swish."""
+    torch.manual_seed(0)
+    space = load_space("quickstart", in_channels=3, num_classes=5)
+    return space.build(space.sample(1, np.random.default_rng(1))[0])
+
+
+def outputs(artifact: Artifact, target: Target, x: np.ndarray) -> np.ndarray:
+    session = meter_for(target).opened(artifact, target, x)
+    first = session.run()[0].copy()
+    np.testing.assert_array_equal(session.run()[0], first)
+    session.feed(x[::-1].copy())
+    session.run()
+    session.feed(x)
+    np.testing.assert_array_equal(session.run()[0], first)
+    return first
+
+
+def fast(target: Target) -> Meter:
+    return type(meter_for(target))(passes=2, max_passes=2, pass_ms=0.5)
+
+
+@pytest.mark.parametrize("make", [plain_cnn, mobile_net])
+def test_the_file_computes_what_the_network_does(make: Callable[[], nn.Module], target: Target, tmp_path: Path) -> None:
+    network = make().train()
+    converter = converter_for(target)
+    path = tmp_path / f"n.{converter.format}"
+    artifact = converter.convert(network, target, SHAPE, path)
+    assert network.training
+    assert (artifact.path, artifact.precision, artifact.input_shape) == (path, target.precision, SHAPE)
+    assert artifact.file_bytes >= path.stat().st_size > 0
+    assert {p.stem for p in tmp_path.iterdir()} == {"n"}
+
+    x = calibration_batches(None, 1, SHAPE)[1]
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(x)).numpy()
+    found = outputs(artifact, target, x)
+    assert found.dtype == np.float32
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < (1e-4 if target.precision == "fp32" else 0.2)
+    assert (error > 1e-4) == (target.precision == "int8"), "an int8 file that is exact was not quantised"
+
+
+def test_larger_batches_give_the_same_as_single_images(target: Target, tmp_path: Path) -> None:
+    network, converter = plain_cnn(), converter_for(target)
+    batched = with_batch(target, 3)
+    artifact = converter.convert(network, batched, SHAPE, tmp_path / f"3.{converter.format}")
+    x = calibration_batches(None, 3, SHAPE)[0]
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(
+        outputs(artifact, batched, x),
+        expected,
+        atol=(1e-4 if target.precision == "fp32" else 0.15) * abs(expected).max(),
+    )
+    (m,) = fast(target).measure([artifact], batched)
+    assert (m.error, m.protocol.batch) == ("", 3)
+    (m,) = fast(target).measure([artifact], target)
+    assert "cannot run" in m.error
+
+
+def test_many_are_measured_at_once_and_bad_files_get_an_error(target: Target, tmp_path: Path) -> None:
+    converter = converter_for(target)
+    good = [converter.convert(plain_cnn(c), target, SHAPE, tmp_path / f"{c}.{converter.format}") for c in (8, 16)]
+    broken = tmp_path / f"broken.{converter.format}"
+    broken.write_bytes(good[0].path.read_bytes()[:50])
+    bad = [
+        replace(good[0], path=broken),
+        replace(good[0], path=tmp_path / f"gone.{converter.format}"),
+        replace(good[0], format="weights"),
+        replace(good[0], input_shape=(3, 9, 9)),
+    ]
+    measured = fast(target).measure([good[0], *bad, good[1]], target)
+    assert [bool(m.error) for m in measured] == [False, True, True, True, True, False]
+    for m, word in zip(measured[1:5], ["broken", "no such file", "'weights'", "cannot run"], strict=True):
+        assert word in m.error
+        assert "\n" not in m.error
+        assert np.isnan(m.latency_ms)
+    for m in (measured[0], measured[-1]):
+        assert 0 < m.latency_ms == m.samples_ms.min()
+        p = m.protocol
+        assert (p.runtime, p.precision, p.threads, p.batch) == (target.runtime, target.precision, 1, 1)
+        assert p.runtime_version == meter_for(target).runtime_version() != ""
+        assert p.host
+        assert p.notes
+        assert ("seeded noise" in p.notes) == (target.precision == "int8")
+
+
+def test_operators_have_names_kinds_and_times(target: Target, tmp_path: Path) -> None:
+    converter = converter_for(target)
+    artifact = converter.convert(plain_cnn(), target, SHAPE, tmp_path / f"n.{converter.format}")
+    times = meter_for(target).per_operator(artifact, target)
+    assert sum("conv" in t.kind.lower() for t in times) == 2
+    assert all(t.name and t.latency_ms >= 0 for t in times)
+    assert len({t.name for t in times}) == len(times)
+    assert 0 < sum(t.latency_ms for t in times) < 100
+
+
+def test_an_operator_that_the_runtime_does_not_take_is_named(target: Target, tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(x.flatten(2))
+
+    network, converter = Odd().train(), converter_for(target)
+    with pytest.raises(UserError, match=r"Odd: cannot be written as .*svd"):
+        converter.convert(network, target, (3, 4, 4), tmp_path / f"n.{converter.format}")
+    assert network.training
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_differs_from_the_network_is_not_written(target: Target, tmp_path: Path) -> None:
+    converter = converter_for(target)
+    path = tmp_path / f"n.{converter.format}"
+    write = converter._write
+    converter._write = lambda network, *rest: write(plain_cnn(9).eval(), *rest)
+    with pytest.raises(
+        UserError, match=rf"Sequential: the {target.precision} .* differs from the network by .*not written"
+    ):
+        converter.convert(plain_cnn(8), target, SHAPE, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_ranges_come_from_the_images_that_are_given(target: Target, tmp_path: Path) -> None:
+    converter = converter_for(target)
+    convert = partial(converter.convert, plain_cnn(), target, SHAPE, tmp_path / f"n.{converter.format}")
+    for images, message in [
+        (np.zeros((4, 3, 9, 9), np.float32), r"shape \(4, 3, 9, 9\), expected \(n, 3, 24, 24\)"),
+        (np.zeros((0, *SHAPE), np.float32), r"shape \(0, 3, 24, 24\)"),
+        (np.full((2, *SHAPE), np.nan, np.float32), "not all values are finite"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            convert(images=images)
+    if target.precision == "int8":
+        x = 50 * calibration_batches(None, 1, SHAPE)[0]
+        wide, narrow = (outputs(convert(images=images), target, x) for images in (np.concatenate([x, -x]), x / 50))
+        assert abs(wide).max() > 5 * abs(narrow).max()
+        assert "2 images" in convert(images=np.concatenate([x, -x])).note
+
+
+def test_a_target_without_its_runtime_installed_says_what_to_install(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    if target.runtime == "onnxruntime":
+        meter_for(target)
+        return
+    for make in (meter_for, converter_for):
+        with pytest.raises(UserError, match=rf"host:.*pip install nasbench-hw\[{target.runtime}\]"):
+            make(target)
+
+
+def own_target(runtime: str) -> Target:
+    host = load_target("host")
+    point = host.point.model_copy(update={"runtime": runtime})
+    return Target(
+        Profile.model_validate(
+            {
+                **host.profile.model_dump(),
+                "operating_points": {"fp32": point.model_dump()},
+            }
+        ),
+        "fp32",
+    )
+
+
+def test_a_runtime_may_be_the_users_own_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_meter.py").write_text(
+        "from hardware_profiles import Meter, OnnxConverter\n"
+        "class Mine(Meter):\n"
+        "    converter = OnnxConverter\n"
+        "    def __init__(self, progress=None): pass\n"
+        "    def measure(self, artifacts, target): return []\n"
+        "class Bare(Mine):\n"
+        "    converter = None\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    target = own_target("my_meter:Mine")
+    assert type(meter_for(target)).__name__ == "Mine"
+    assert converter_for(target).format == "onnx"
+    with pytest.raises(UserError, match="Bare has no attribute 'converter'"):
+        converter_for(own_target("my_meter:Bare"))
+    with pytest.raises(UserError, match="cannot import 'my_meter:Absent'"):
+        meter_for(own_target("my_meter:Absent"))
+    with pytest.raises(UserError, match="unknown runtime 'onnxruntim'. Did you mean 'onnxruntime'"):
+        converter_for(own_target("onnxruntim"))
