@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hardware_profiles.constraints import Finding, check_workload
     from hardware_profiles.host import host_fingerprint, host_name, host_profile
     from hardware_profiles.meter import Artifact, Converter, Measurement, Meter, OperatorTime, Protocol
     from hardware_profiles.onnx_runtime import OnnxConverter, OnnxRuntimeMeter
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Artifact": "meter",
     "Converter": "meter",
+    "Finding": "constraints",
     "Measurement": "meter",
     "Meter": "meter",
     "OnnxConverter": "onnx_runtime",
@@ -27,6 +29,7 @@ _LAZY = {
     "Profile": "profile",
     "Protocol": "meter",
     "Target": "profile",
+    "check_workload": "constraints",
     "converter_for": "runtimes",
     "host_fingerprint": "host",
     "host_name": "host",
@@ -39,9 +42,9 @@ _LAZY = {
 }
 
 __all__ = [
-    "Artifact", "Converter", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OperatingPoint",
-    "OperatorTime", "Profile", "Protocol", "Target", "converter_for", "host_fingerprint", "host_name", "host_profile",
-    "list_profiles", "load_profile", "load_target", "meter_for", "user_data_dir",
+    "Artifact", "Converter", "Finding", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OperatingPoint",
+    "OperatorTime", "Profile", "Protocol", "Target", "check_workload", "converter_for", "host_fingerprint", "host_name",
+    "host_profile", "list_profiles", "load_profile", "load_target", "meter_for", "user_data_dir",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,12 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hardware_profiles.paths import user_data_dir
 from search_spaces.errors import UserError, nearest
+from search_spaces.operators import Operator
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 1}
 
 Precision = Literal["fp32", "fp16", "int8"]
 Unit = Literal[
-    "cores", "GHz", "MHz", "GMAC/s", "GFLOP/s", "TOP/s", "GB/s", "Gbit/s", "Mbit/s", "kB", "MB", "GB", "W", "ms", "nm"
+    "cores", "MAC/cycle", "GHz", "MHz", "GMAC/s", "GFLOP/s", "TOP/s", "GB/s", "Gbit/s", "Mbit/s", "kB", "MB", "GB", "W",
+    "ms", "nm"
 ]  # fmt: skip
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -56,6 +59,12 @@ class OperatingPoint(_Record):
         peak_gmacs: peak arithmetic, 10^9 multiply-accumulates/s in this precision with these threads.
         bandwidth_gbs: peak memory bandwidth, GB/s.
         power_w: power while it infers, W; None where unknown (then energy cannot be predicted).
+        host_link: what inputs and outputs cross for each inference (`USB 3.0`, `PCIe 2.0 x1`), empty for a device that
+            computes in the host's own memory.
+        host_link_gbs: nominal speed of that link in one direction, GB/s.
+        measure: the command that measures there, or a short recipe; the profile's where none is given.
+        options: settings of the runtime that its converter or meter passes on, such as
+            `{accelerator = "ethos-u55-128"}`.
         estimated: the figures are reckoned, not read from a datasheet.
         source: where they come from, or how they were reckoned.
     """
@@ -68,8 +77,18 @@ class OperatingPoint(_Record):
     peak_gmacs: Positive
     bandwidth_gbs: Positive
     power_w: Positive | None = None
+    host_link: str = ""
+    host_link_gbs: Positive | None = None
+    measure: str = ""
+    options: dict[str, str | int | float | bool] = {}
     estimated: bool = False
     source: Text
+
+    @model_validator(mode="after")
+    def _check(self) -> OperatingPoint:
+        if bool(self.host_link) != (self.host_link_gbs is not None):
+            raise ValueError("host_link and host_link_gbs, its name and its speed, go together")
+        return self
 
 
 class RooflineParameters(_Record):
@@ -105,12 +124,80 @@ class RooflineParameters(_Record):
         return self
 
 
-class Constraints(_Record):
-    """What a device or its compiler cannot do: operator kinds that it does not run, and the words of who says so."""
+class Limit(_Record):
+    """What a device asks of one kind of operator; a key that is not given asks nothing.
 
+    Args:
+        max_kernel: largest edge of the kernel (or pooling window).
+        max_kernel_area: largest product of the kernel's edges.
+        max_stride: largest stride along either edge.
+        max_channels: most channels of any input or of the output.
+        max_elements: most elements of the output.
+        max_output_rank: most dimensions of the output per sample.
+        source: who says so.
+    """
+
+    max_kernel: Count | None = None
+    max_kernel_area: Count | None = None
+    max_stride: Count | None = None
+    max_channels: Count | None = None
+    max_elements: Count | None = None
+    max_output_rank: Count | None = None
+    source: Text
+
+    def broken(self, op: Operator) -> str:
+        """What of this limit an operator breaks, in words; "" where it keeps it."""
+        channels = max(t.shape[0] if len(t.shape) == 3 else t.shape[-1] for t in (*op.inputs, op.output) if t.shape)
+        measured = (
+            ("kernel", max(op.kernel, default=0), self.max_kernel),
+            ("kernel area", prod(op.kernel) if op.kernel else 0, self.max_kernel_area),
+            ("stride", max(op.stride, default=0), self.max_stride),
+            ("channels", channels, self.max_channels),
+            ("output elements", op.output.size, self.max_elements),
+            ("output dimensions", len(op.output.shape), self.max_output_rank),
+        )
+        return "; ".join(f"{what} {value} is above {most}" for what, value, most in measured if most and value > most)
+
+
+class Constraints(_Record):
+    """What a device or its compiler cannot do, in the words of who says so.
+
+    Args:
+        runtimes: the runtimes that this applies to; empty means all of the profile's operating points.
+        precisions: the only ones that it computes in; empty for any.
+        static_shapes: it takes networks whose shapes are all known when they are compiled, batch included.
+        operators: the only kinds of operators that it runs; empty for any but `unsupported_operators`.
+        unsupported_operators: kinds that it does not run.
+        max_rank: most dimensions per sample (no batch dimension) of a tensor.
+        limits: per kind of operator.
+        otherwise: what becomes of an operator that it does not run: the network is `refused`, or the operator is left
+            to the `host_cpu`.
+        note, source: what a person should know, and who says all this.
+    """
+
+    runtimes: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+    static_shapes: bool = False
+    operators: tuple[str, ...] = ()
     unsupported_operators: tuple[str, ...] = ()
+    max_rank: Count | None = None
+    limits: dict[str, Limit] = {}
+    otherwise: Literal["refused", "host_cpu"] = "refused"
     note: str = ""
     source: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Constraints:
+        if (self.precisions or self.operators or self.unsupported_operators or self.max_rank) and not self.source:
+            raise ValueError("constraints need a source")
+        both = set(self.operators) & set(self.unsupported_operators)
+        if both:
+            raise ValueError(f"{sorted(both)[0]!r} stands among operators and among unsupported_operators")
+        return self
+
+    def apply_to(self, point: OperatingPoint) -> bool:
+        """Whether they hold at an operating point."""
+        return not self.runtimes or point.runtime in self.runtimes
 
 
 class Reference(_Record):
@@ -162,6 +249,13 @@ class Profile(_Record):
                 raise ValueError(
                     f"reference {reference.network!r}: no operating point {reference.operating_point!r}. "
                     f"{self._nearest(reference.operating_point)}"
+                )
+        for name, point in self.operating_points.items():
+            rules = self.constraints
+            if rules.apply_to(point) and rules.precisions and point.precision not in rules.precisions:
+                raise ValueError(
+                    f"operating point {name!r}: precision is {point.precision!r}, but by its constraints this device "
+                    f"computes in {', '.join(rules.precisions)} only"
                 )
         return self
 
@@ -225,6 +319,17 @@ class Target:
     def batch(self) -> int:
         """Samples per inference."""
         return self.point.batch
+
+    @property
+    def measure(self) -> str:
+        """How to measure there: the operating point's command, else the profile's."""
+        return self.point.measure or self.profile.measure
+
+    @property
+    def constraints(self) -> Constraints:
+        """What cannot run here; nothing where the profile's constraints are of other runtimes."""
+        rules = self.profile.constraints
+        return rules if rules.apply_to(self.point) else Constraints()
 
 
 def _explain(error: ValidationError, model: type[BaseModel], path: object) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hardware_profiles.constraints import check_workload
 from hardware_profiles.profile import Target
 from predictors.base import AdditivePredictor, Array, Estimate
 from search_spaces import Operator, UserError, Workload
@@ -51,6 +52,7 @@ class Roofline(AdditivePredictor):
         self.target = target
         self.metric = metric
         self._times: dict[Operator, float] = {}
+        self._lacking: dict[str, None] = {}  # kinds met so far that the device does not run, in order
 
     def operator_ms(self, op: Operator) -> float:
         """Milliseconds of one operator for the target's batch, launch included."""
@@ -80,9 +82,9 @@ class Roofline(AdditivePredictor):
         crossing = sum(workload.tensors[t].size for t in workload.inputs) - sum(
             workload.tensors[t].size for t in workload.outputs
         )
-        unsupported = self.target.profile.constraints.unsupported_operators
-        missing = sum(op.kind in unsupported for op in workload.operators)
-        return np.array([total, size * workload.params, size * batch * crossing, missing], dtype=float)
+        findings = check_workload(workload, self.target)
+        self._lacking.update((f.operator.kind, None) for f in findings)
+        return np.array([total, size * workload.params, size * batch * crossing, len(findings)], dtype=float)
 
     def head(self, totals: Any) -> Any:
         weights, offset = self._linear
@@ -102,8 +104,7 @@ class Roofline(AdditivePredictor):
     def doubts(self, features: Array) -> str:
         if not features[:, self.UNSUPPORTED].any():
             return ""
-        kinds = ", ".join(self.target.profile.constraints.unsupported_operators)
-        return f"{self.target.profile.name} does not run some of these operators (it lacks {kinds})"
+        return f"{self.target.name} does not run some of these operators ({', '.join(self._lacking)})"
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:

@@ -9,7 +9,11 @@ from hardware_profiles import list_profiles, load_profile, load_target
 from hardware_profiles.profile import parse_profile
 from search_spaces import UserError
 
-SHIPPED = ["coral_edge_tpu", "jetson_nano", "raspberry_pi_4"]
+SHIPPED = [
+    "edge_tpu", "edge_tpu_dev_board", "ethos_u55", "ethos_u65", "jetson_agx_xavier", "jetson_nano", "jetson_orin_nano",
+    "jetson_tx2", "jetson_xavier_nx", "ncs1", "ncs2", "oak_rvc2", "pixel_1", "pixel_3", "pixel_4", "raspberry_pi_3",
+    "raspberry_pi_4", "raspberry_pi_5", "snapdragon_855",
+]  # fmt: skip
 
 
 def table(name: str = "jetson_nano") -> dict:
@@ -29,9 +33,11 @@ def test_every_profile_says_where_its_figures_come_from(name: str) -> None:
     assert profile.target().operating_point == profile.default
     assert profile.roofline.estimated
     assert profile.local == (name == "host")
+    assert all(figure.source for figure in profile.datasheet)
     for point in profile.operating_points:
-        assert load_target(f"{name}:{point}").name == f"{name}:{point}"
-    assert profile.measure
+        target = load_target(f"{name}:{point}")
+        assert target.name == f"{name}:{point}"
+        assert target.measure
 
 
 @pytest.mark.parametrize("name", ["host", *SHIPPED])
@@ -45,7 +51,7 @@ def test_a_profile_written_as_toml_reads_back_equal(name: str, tmp_path: Path) -
 def test_a_precision_alone_means_the_first_operating_point_that_has_it() -> None:
     assert load_target("jetson_nano:fp16").name == "jetson_nano:fp16-maxn"
     assert load_target("jetson_nano").name == "jetson_nano:fp16-maxn"
-    assert load_target("coral_edge_tpu").itemsize == 1
+    assert load_target("edge_tpu").itemsize == 1
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:

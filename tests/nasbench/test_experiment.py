@@ -290,7 +290,7 @@ def test_help_is_answered_without_torch(tmp_path: Path) -> None:
         (["spaces", "ofa_mobilenet_v3"], ["21,758,655,492,572,485,851"]),
         (["strategies"], ["nsga2", "population_size"]),
         (["stages"], ["quantize"]),
-        (["devices", "list"], ["host", "raspberry_pi_4", "coral_edge_tpu", "jetson_nano"]),
+        (["devices", "list"], ["host", "raspberry_pi_4", "edge_tpu", "jetson_nano"]),
         (["devices", "show", "jetson_nano"], ["source"]),
         (
             ["predict", "--target", "raspberry_pi_4", "--space", "mobilenet_v3_large", "--arch", "largest"],

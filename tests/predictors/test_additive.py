@@ -26,7 +26,7 @@ def fixed_model() -> OperatorModel:
 
 PREDICTORS = {
     **{f"{device}-{metric}": Roofline(load_target(device), metric)
-       for device in ("raspberry_pi_4", "coral_edge_tpu", "jetson_nano") for metric in ("latency_ms", "energy_mj")},
+       for device in ("raspberry_pi_4", "edge_tpu", "jetson_nano") for metric in ("latency_ms", "energy_mj")},
     "macs": Count("macs"),
     "params": Count("params"),
     "peak_memory": Count("peak_memory_bytes", itemsize=1),
@@ -75,7 +75,7 @@ def test_coefficients_are_the_head(predictor: AdditivePredictor, space: SearchSp
     bound = predictor.bind(space)
     archs = space.sample(10, np.random.default_rng(2))
     if predictor.coefficients is None:
-        assert predictor.reduce == "max" or "coral" in predictor.target.name  # type: ignore[attr-defined]
+        assert predictor.reduce == "max" or predictor.target.name.startswith("edge_tpu")  # type: ignore[attr-defined]
         return
     weights, offset = predictor.coefficients
     np.testing.assert_allclose(bound.totals(archs) @ weights + offset, bound.predict(archs).mean, rtol=1e-9)
@@ -109,9 +109,9 @@ def test_counts_are_those_of_the_operators(space: SearchSpace) -> None:
 
 
 def test_the_right_predictor_for_each_metric() -> None:
-    assert isinstance(predictor_for("coral_edge_tpu", "latency_ms"), Roofline)
+    assert isinstance(predictor_for("edge_tpu", "latency_ms"), Roofline)
     assert isinstance(predictor_for("", "macs"), Count)
-    memory = predictor_for("coral_edge_tpu", "peak_memory_bytes")
+    memory = predictor_for("edge_tpu", "peak_memory_bytes")
     assert isinstance(memory, Count)
     assert memory.itemsize == 1
     with pytest.raises(UserError, match=r"'latency'.*'latency_ms'"):
@@ -133,7 +133,7 @@ def test_empty_populations_are_no_special_case(small_space: MobileNetV3Space) ->
         assert predictor.predict([]).mean.shape == (0,)
 
 
-DEVICES = ("raspberry_pi_4", "coral_edge_tpu", "jetson_nano")
+DEVICES = ("raspberry_pi_4", "edge_tpu", "jetson_nano")
 
 
 @pytest.mark.parametrize(("device", "index"), [(d, i) for d in DEVICES for i in range(len(load_profile(d).references))])
@@ -149,7 +149,7 @@ def test_an_uncalibrated_roofline_is_near_published_latencies(device: str, index
 
 
 def test_the_roofline_says_what_a_device_cannot_run_and_charges_what_does_not_fit(published: dict) -> None:
-    tpu = Roofline(load_target("coral_edge_tpu"))
+    tpu = Roofline(load_target("edge_tpu"))
     assert "hard_swish" in tpu.predict([published["MobileNetV3-Large 1.0"](224)]).warning
     assert "hard_swish" not in tpu.predict([published["MobileNetV2 1.0"](224)]).warning
 
