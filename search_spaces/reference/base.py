@@ -32,8 +32,8 @@ class Design:
         options: further arguments of the factory, hashable.
         params: learned values (normalisation scales and shifts included, running statistics not) for the default
             input and classes: an exact count, or the rounded figure of a paper as text, such as `"4.2M"`; followed by
-            `without normalisation` or `truncated` where the source counts so. Where widths differ, a mapping from width
-            to either.
+            `without normalisation`, `with folded normalisation` or `truncated` where the source counts so. Where widths
+            differ, a mapping from width to either.
         widths: published width multipliers besides 1. With none, the design has no width. Others than these build too.
         resolution: default height and width in pixels.
         in_channels, num_classes: defaults. `num_classes` counts a background class where the reference has one.

@@ -92,6 +92,18 @@ def block(table: Table, row: Row, cin: int, cout: int, stride: int, width: float
     )
 
 
+def split_widening(layer: InvertedResidual) -> tuple[nn.Module, list[nn.Module]]:
+    """The convolution that widens the input of a block without shortcut, and what follows it: where detectors tap."""
+    assert not layer.residual
+    widen, *rest = layer.body
+    return widen, rest
+
+
+def output_channels(layer: nn.Module) -> int:
+    """Channels of the last convolution in a layer."""
+    return [m for m in layer.modules() if isinstance(m, nn.Conv2d)][-1].out_channels
+
+
 def _squeeze_excite(table: Table, row: Row, cin: int, hidden: int) -> SqueezeExcite:
     share = row.squeeze * (cin if table.squeeze_of == "input" else hidden)
     squeeze = make_divisible(share, table.squeeze_divisor) if table.squeeze_divisor > 1 else max(1, int(share))

@@ -1,4 +1,4 @@
-"""The mobile classifiers as rows: MobileNet, MnasNet, EfficientNet and networks found by search."""
+"""The mobile classifiers as rows: MobileNet, MnasNet, EfficientNet, ShuffleNetV2, GhostNet, small transformers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from search_spaces.reference import mobile_tables as tables
 from search_spaces.reference.base import Design
 from search_spaces.reference.mobile_tables import Table
 
+_HERE = "search_spaces.reference"
 _SLIM = "tensorflow/models research/slim/nets"
 _IMGCLSMOB = "osmr/imgclsmob tensorflow2/README.md"
 
@@ -17,7 +18,7 @@ _IMGCLSMOB = "osmr/imgclsmob tensorflow2/README.md"
 def _design(name: str, family: str, table: Table, source: str, *, depth: float = 1.0, **fields: Any) -> Design:
     """A row of this page; a depth or width multiplier of one is left out of the options."""
     options = {"table": table, **({"depth": depth} if depth != 1 else {}), **fields.pop("options", {})}
-    return Design(name, family, "search_spaces.reference.mobile:mobile", source, options, **fields)
+    return Design(name, family, f"{_HERE}.mobile:mobile", source, options, **fields)
 
 
 _MOBILENET_V1 = _design(
@@ -199,6 +200,66 @@ _PROXYLESSNAS = _design(
     "proxylessnas_mobile", "proxylessnas", tables.PROXYLESSNAS_MOBILE, _IMGCLSMOB, params=4_080_512
 )  # fmt: skip
 
+_SHUFFLENET_V2 = Design(
+    "shufflenet_v2",
+    "shufflenet_v2",
+    f"{_HERE}.shufflenet_v2:shufflenet_v2",
+    "torchvision.models.shufflenet_v2_x1_0, x0_5, x1_5, x2_0",
+    widths=(0.5, 1.5, 2.0),
+    params={1: 2_278_604, 0.5: 1_366_792, 1.5: 3_503_624, 2.0: 7_393_996},
+)
+
+_GHOSTNET = (
+    Design(
+        "ghostnet_v1",
+        "ghostnet",
+        f"{_HERE}.ghostnet:ghostnet",
+        "timm ghostnet_100; widths: Han et al., CVPR 2020, table 7",
+        widths=(0.5, 1.3),
+        params={1: "5.18M", 0.5: "2.6M", 1.3: "7.3M truncated"},
+    ),
+    Design(
+        "ghostnet_v2",
+        "ghostnet",
+        f"{_HERE}.ghostnet:ghostnet",
+        "timm ghostnetv2_100, ghostnetv2_130, ghostnetv2_160",
+        {"attention": True},
+        widths=(1.3, 1.6),
+        params={1: "6.16M", 1.3: "8.96M", 1.6: "12.39M"},
+    ),
+)
+
+_MOBILEONE = Design(
+    "mobileone_s0",
+    "mobileone",
+    f"{_HERE}.mobileone:mobileone",
+    "Vasu et al., CVPR 2023, table 1 (re-parameterised)",
+    {"widths": (0.75, 1.0, 1.0, 2.0)},
+    "2.1M",
+)
+
+_DEIT = tuple(
+    Design(
+        f"deit_{size}",
+        "deit",
+        f"{_HERE}.transformers:deit",
+        f"timm deit_{size}_patch16_224",
+        {"width": width, "heads": heads},
+        params,
+    )
+    for size, width, heads, params in (("tiny", 192, 3, 5_717_416), ("small", 384, 6, 22_050_664))
+)
+
+_MOBILEVIT = Design(
+    "mobilevit_s",
+    "mobilevit",
+    f"{_HERE}.transformers:mobilevit",
+    "timm mobilevit_s",
+    {"channels": (16, 32, 64, 96, 128, 160), "widths": (144, 192, 240), "final": 640},
+    5_578_632,
+    resolution=256,
+)
+
 DESIGNS = (
     _MOBILENET_V1,
     _MOBILENET_V2,
@@ -210,4 +271,9 @@ DESIGNS = (
     *_EFFICIENTNET_EDGETPU,
     *_EFFICIENTNET_V2,
     _PROXYLESSNAS,
+    _SHUFFLENET_V2,
+    *_GHOSTNET,
+    _MOBILEONE,
+    *_DEIT,
+    _MOBILEVIT,
 )

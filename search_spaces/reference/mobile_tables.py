@@ -285,7 +285,7 @@ EFFICIENTNET_V2_M = _efficientnet_v2(
 
 
 def _proxyless(first: int, *stages: tuple[int, int, tuple[tuple[int, float], ...]]) -> Table:
-    """Stages of (width, stride, blocks as (kernel, expansion)) after a block of `first` channels that widens nothing."""
+    """Stages of (width, stride, (kernel, expansion) of each block) after an unwidened block of `first` channels."""
     rows = tuple(
         Row("inverted", width, 1, stride if i == 0 else 1, k, e)
         for width, stride, blocks in stages

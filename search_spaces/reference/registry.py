@@ -6,11 +6,11 @@ import re
 from functools import lru_cache
 
 from search_spaces.errors import UserError, nearest
-from search_spaces.reference import classic_designs, mobile_designs
+from search_spaces.reference import classic_designs, dense_designs, mobile_designs
 from search_spaces.reference.base import Design, ReferenceNetwork
 
 # One line per table of designs.
-_TABLES = (classic_designs.DESIGNS, mobile_designs.DESIGNS)
+_TABLES = (classic_designs.DESIGNS, mobile_designs.DESIGNS, dense_designs.DESIGNS)
 
 _WIDTH = re.compile(r"(?P<name>.+)_(?P<width>\d+(\.\d+)?)")
 
