@@ -8,16 +8,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hardware_profiles.adb import AdbMeter
+    from hardware_profiles.command import CommandMeter
     from hardware_profiles.constraints import Finding, check_workload
     from hardware_profiles.host import host_fingerprint, host_name, host_profile
     from hardware_profiles.meter import Artifact, Converter, Measurement, Meter, OperatorTime, Protocol
     from hardware_profiles.onnx_runtime import OnnxConverter, OnnxRuntimeMeter
     from hardware_profiles.paths import user_data_dir
     from hardware_profiles.profile import OperatingPoint, Profile, Target, list_profiles, load_profile, load_target
+    from hardware_profiles.recording import RecordingMeter, ReplayMeter
     from hardware_profiles.runtimes import converter_for, meter_for
+    from hardware_profiles.ssh import SshMeter
 
 _LAZY = {
+    "AdbMeter": "adb",
     "Artifact": "meter",
+    "CommandMeter": "command",
     "Converter": "meter",
     "Finding": "constraints",
     "Measurement": "meter",
@@ -28,6 +34,9 @@ _LAZY = {
     "OperatorTime": "meter",
     "Profile": "profile",
     "Protocol": "meter",
+    "RecordingMeter": "recording",
+    "ReplayMeter": "recording",
+    "SshMeter": "ssh",
     "Target": "profile",
     "check_workload": "constraints",
     "converter_for": "runtimes",
@@ -42,9 +51,10 @@ _LAZY = {
 }
 
 __all__ = [
-    "Artifact", "Converter", "Finding", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OperatingPoint",
-    "OperatorTime", "Profile", "Protocol", "Target", "check_workload", "converter_for", "host_fingerprint", "host_name",
-    "host_profile", "list_profiles", "load_profile", "load_target", "meter_for", "user_data_dir",
+    "AdbMeter", "Artifact", "CommandMeter", "Converter", "Finding", "Measurement", "Meter", "OnnxConverter",
+    "OnnxRuntimeMeter", "OperatingPoint", "OperatorTime", "Profile", "Protocol", "RecordingMeter", "ReplayMeter",
+    "SshMeter", "Target", "check_workload", "converter_for", "host_fingerprint", "host_name", "host_profile",
+    "list_profiles", "load_profile", "load_target", "meter_for", "user_data_dir",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hardware_profiles.meter_section import AdbSection, CommandSection, MeterSection, SshSection
 from hardware_profiles.paths import user_data_dir
 from search_spaces.errors import UserError, nearest
 from search_spaces.operators import Operator
@@ -223,6 +224,7 @@ class Profile(_Record):
         default: name of the operating point meant where none is named.
         local: the device is the machine this runs on, so that it can be measured and calibrated here.
         measure: how to measure on the device: a command or a short recipe, for people.
+        meter: how this project measures there, by a command, adb or ssh (`hardware_profiles.meter_section`).
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
@@ -231,6 +233,7 @@ class Profile(_Record):
     default: Text
     local: bool = False
     measure: str = ""
+    meter: MeterSection | None = None
     datasheet: tuple[Figure, ...] = ()
     operating_points: Annotated[dict[str, OperatingPoint], Field(min_length=1)]
     roofline: RooflineParameters
@@ -338,9 +341,14 @@ def _explain(error: ValidationError, model: type[BaseModel], path: object) -> st
     *parents, last = first["loc"] or ("",)
     key = ".".join(str(part) for part in first["loc"])
     where = f"{path}: {key}" if key else f"{path}"
+    if first["type"].startswith("union_tag"):
+        return f"{where}: needs kind = one of {first['ctx'].get('expected_tags', 'those of its documentation')}"
     if first["type"] == "extra_forbidden":
         fields: Any = model
         for part in parents:
+            if chosen := _MODELS.get(str(part)):
+                fields = chosen
+                continue
             # Indices and free names (of operating points) lead to the same model as the field that holds them.
             if isinstance(part, str) and part in fields.model_fields:
                 fields = _model_in(fields.model_fields[part].annotation) or fields
@@ -349,6 +357,10 @@ def _explain(error: ValidationError, model: type[BaseModel], path: object) -> st
         return f"{where}: this key is missing"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" + ("" if first["type"] == "value_error" else f", got {first['input']!r}")
+
+
+# Models that a `kind` chooses: it stands in the place of an error, where no field is.
+_MODELS: dict[str, type[BaseModel]] = {"command": CommandSection, "adb": AdbSection, "ssh": SshSection}
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -36,6 +36,10 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
+# File format that a profile's `[meter]` wants -> the runtime whose converter writes it.
+_WRITERS = {"onnx": "onnxruntime", "tflite": "litert"}
+
+
 def converter_for(target: Target) -> Converter:
     """The converter to the file format of the target's runtime.
 
@@ -44,6 +48,11 @@ def converter_for(target: Target) -> Converter:
     Raises:
         UserError: no converter for that runtime, or its extra is not installed.
     """
+    if target.profile.meter is not None:
+        from hardware_profiles.device_meters import device_format
+
+        format = device_format(target)
+        return _made(_load(RUNTIMES[_WRITERS[format]].converter, target), target)
     if ":" in target.runtime:
         found = getattr(_load(target.runtime, target), "converter", None)
         if found is None:
@@ -69,6 +78,10 @@ def meter_for(target: Target, progress: Callable[[int, int], None] | None = None
         UserError: the device is another machine, no meter drives its runtime, or an extra is not installed; says what
             to do instead.
     """
+    if target.profile.meter is not None:
+        from hardware_profiles.device_meters import device_meter
+
+        return device_meter(target, progress)
     recipe = f" To measure there: {target.profile.measure}" if target.profile.measure else ""
     if ":" in target.runtime:
         return _made(_load(target.runtime, target), target, progress=progress)

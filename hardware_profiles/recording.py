@@ -1,0 +1,216 @@
+"""Measurements kept in a file and given back later, so that those of a toolchain that is gone remain usable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hardware_profiles.meter import Artifact, Measurement, Meter, OperatorTime, Protocol
+from hardware_profiles.out_of_process import OutOfProcessMeter, file_digest
+from hardware_profiles.paths import write_text
+from hardware_profiles.profile import Target
+from search_spaces.errors import UserError, explain, nearest
+
+FORMAT = 1
+# Of one command's output; the tail, where the results stand, is kept.
+OUTPUT_KEPT = 20_000
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Command(_Model):
+    """A command that ran, and what it printed."""
+
+    command: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class RecordedMeasurement(_Model):
+    """A measurement of one file on one target."""
+
+    artifact: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    format: str
+    precision: str
+    input_shape: tuple[int, ...]
+    target: str
+    measured: datetime
+    latency_ms: Positive
+    samples_ms: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    protocol: dict[str, Any]
+    throttled: bool = False
+    note: str = ""
+    energy_mj: Positive | None = None
+    peak_memory_bytes: int | None = None
+    operators: tuple[tuple[str, str, float], ...] = ()
+
+
+class Recording(_Model):
+    """All measurements of a file, newest last, and the commands that gave them.
+
+    Args:
+        measurements: those that succeeded.
+        commands: per `measure`, what ran; empty for a runtime inside this process.
+    """
+
+    format: int = FORMAT
+    measurements: tuple[RecordedMeasurement, ...] = ()
+    commands: tuple[tuple[Command, ...], ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> Recording:
+        """Read a recording.
+
+        Raises:
+            UserError: no such file, or one that is damaged or of another version.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            found = cls.model_validate_json(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot read this recording: {error}") from error
+        except ValidationError as error:
+            raise UserError(
+                f"{explain(error, str(path), cls.model_fields)[:300]} (this recording is damaged)"
+            ) from error
+        if found.format != FORMAT:
+            raise UserError(f"{path}: recording format {found.format}, this version reads {FORMAT}")
+        return found
+
+
+class RecordingMeter(Meter):
+    """Measures with another meter and writes what it gave, with the commands and their output, to a file.
+
+    Args:
+        meter: any.
+        path: a JSON file; measurements are added to those that it holds.
+
+    Raises:
+        UserError: the file is there and is no recording.
+    """
+
+    def __init__(self, meter: Meter, path: Path) -> None:
+        self.meter = meter
+        self.path = path
+        self.before = Recording.load(path) if path.exists() else Recording()
+
+    def measure(self, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
+        """As the other meter; failed measurements are passed on, not recorded."""
+        measured = self.meter.measure(artifacts, target)
+        now = datetime.now(UTC)
+        new = tuple(_record(m, target, now) for m in measured if not m.error)
+        commands: tuple[Command, ...] = ()
+        if isinstance(self.meter, OutOfProcessMeter):
+            commands = tuple(
+                Command(
+                    command=c.command,
+                    returncode=c.returncode,
+                    stdout=c.stdout[-OUTPUT_KEPT:],
+                    stderr=c.stderr[-OUTPUT_KEPT:],
+                    seconds=c.seconds,
+                )
+                for c in self.meter.transcript
+            )
+        self.before = Recording(
+            measurements=self.before.measurements + new,
+            commands=self.before.commands + ((commands,) if commands else ()),
+        )
+        write_text(self.path, self.before.model_dump_json(indent=1, exclude_defaults=False) + "\n")
+        return measured
+
+
+class ReplayMeter(Meter):
+    """Gives recorded measurements back, by the file's contents and the target's name; refuses what it has never seen.
+
+    Args:
+        path: a recording.
+
+    Raises:
+        UserError: no such file, or one that is no recording.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        recording = Recording.load(path)
+        self.known = {(m.target, m.sha256): m for m in recording.measurements}
+
+    def measure(self, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
+        """One measurement per artifact, in order, the newest of each.
+
+        Raises:
+            UserError: the recording has nothing of this target.
+        """
+        targets = {t for t, _ in self.known}
+        if target.name not in targets:
+            raise UserError(
+                f"{self.path}: nothing recorded of {target.name!r}. {nearest(target.name, targets) if targets else ''}"
+            )
+        return [self._one(a, target) for a in artifacts]
+
+    def _one(self, artifact: Artifact, target: Target) -> Measurement:
+        digest = file_digest(artifact.path) if artifact.path.is_file() else ""
+        found = self.known.get((target.name, digest))
+        if found is None:
+            protocol = Protocol(
+                target.runtime,
+                "unknown",
+                target.precision,
+                target.threads,
+                target.batch,
+                0,
+                0,
+                0,
+                "none",
+                str(self.path),
+            )
+            reason = f"SHA-256 {digest[:16]} was never measured on {target.name}" if digest else "no such file"
+            return Measurement(
+                artifact, float("nan"), np.empty(0), protocol, error=f"{artifact.path}: {reason}, says {self.path}"
+            )
+        when = f"recorded {found.measured:%Y-%m-%d}"
+        return Measurement(
+            artifact,
+            found.latency_ms,
+            np.array(found.samples_ms),
+            Protocol(**found.protocol),
+            throttled=found.throttled,
+            note=f"{found.note}; {when}" if found.note else when,
+            energy_mj=found.energy_mj,
+            peak_memory_bytes=found.peak_memory_bytes,
+            operators=tuple(OperatorTime(*o) for o in found.operators),
+        )
+
+
+def _record(m: Measurement, target: Target, now: datetime) -> RecordedMeasurement:
+    values: Mapping[str, Any] = json.loads(json.dumps(asdict(m.protocol)))
+    return RecordedMeasurement(
+        artifact=m.artifact.path.name,
+        sha256=file_digest(m.artifact.path),
+        format=m.artifact.format,
+        precision=m.artifact.precision,
+        input_shape=m.artifact.input_shape,
+        target=target.name,
+        measured=now,
+        latency_ms=m.latency_ms,
+        samples_ms=tuple(m.samples_ms.tolist()),
+        protocol=dict(values),
+        throttled=m.throttled,
+        note=m.note,
+        energy_mj=m.energy_mj,
+        peak_memory_bytes=m.peak_memory_bytes,
+        operators=tuple((o.name, o.kind, o.latency_ms) for o in m.operators),
+    )
