@@ -134,7 +134,7 @@ class _Recorder(TorchDispatchMode):
         reads = [t for t in given if id(t) in self._index]
         seen = [(self._index[id(t)], TensorSpec(_per_sample(t), t.element_size())) for t in reads]
         params = frozenset().union(*(self._from_params.get(id(t), frozenset()) for t in given))
-        out = func(*args, **kwargs)
+        out = _SHAPES[func](*args) if func in _SHAPES else func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         self._alive += made
         if not made:
@@ -162,6 +162,16 @@ class _Recorder(TorchDispatchMode):
             **attributes,
         )
 
+
+def _normalised(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The result of batch normalisation in inference: torch's own way to its shape is half of the time of a trace."""
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+_SHAPES: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.native_batch_norm.default: _normalised,
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _normalised,
+}
 
 _Read = tuple[str, dict[str, Any]]
 _Activations = dict[int, int]

@@ -34,6 +34,7 @@ class Design:
             input and classes: an exact count, or the rounded figure of a paper as text, such as `"4.2M"`; followed by
             `without normalisation`, `with folded normalisation` or `truncated` where the source counts so. Where widths
             differ, a mapping from width to either.
+        operations: published operations (two per multiply-accumulate), rounded, as `"7.7G"`; or a mapping from width.
         widths: published width multipliers besides 1. With none, the design has no width. Others than these build too.
         resolution: default height and width in pixels.
         in_channels, num_classes: defaults. `num_classes` counts a background class where the reference has one.
@@ -47,6 +48,7 @@ class Design:
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     params: int | str | Mapping[float, int | str] | None = None
+    operations: str | Mapping[float, str] = ""
     widths: tuple[float, ...] = ()
     resolution: int | tuple[int, int] = 224
     in_channels: int = 3
@@ -64,11 +66,11 @@ class Design:
         """Default height and width."""
         return self.resolution if isinstance(self.resolution, tuple) else (self.resolution, self.resolution)
 
-    def published(self, width: float) -> int | str | None:
-        """The published number of parameters at `width`, if there is one."""
-        if isinstance(self.params, Mapping):
-            return self.params.get(width)
-        return self.params if width == 1 else None
+    def published(self, width: float) -> tuple[int | str | None, str]:
+        """The published parameters and operations at `width`; None and empty where there are none."""
+        params = self.params if isinstance(self.params, Mapping) else {1.0: self.params}
+        operations = self.operations if isinstance(self.operations, Mapping) else {1.0: self.operations}
+        return params.get(width), operations.get(width, "")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class ReferenceNetwork:
         input_shape: (channels, height, width).
         params: exact published number of learned values, None where no exact one is known for this input and classes.
         rounded_params: a paper's rounded figure, such as `"4.2M"`, where no exact one is known; else empty.
+        operations: published operations (two per multiply-accumulate), rounded, as `"7.7G"`; else empty.
     """
 
     name: str
@@ -90,6 +93,7 @@ class ReferenceNetwork:
     num_classes: int
     params: int | None
     rounded_params: str
+    operations: str
     source: str
     deviations: str
     factory: str

@@ -48,7 +48,10 @@ def conv(
 
 
 class ConvBnAct(nn.Sequential):
-    """Convolution without bias, batch normalisation, and the activation that is named (none where empty)."""
+    """Convolution, batch normalisation, and the activation that is named (none where empty).
+
+    A bias before the normalisation changes nothing but the number of parameters: some references have it.
+    """
 
     def __init__(
         self,
@@ -61,9 +64,10 @@ class ConvBnAct(nn.Sequential):
         padding: Padding = "same",
         dilation: int = 1,
         activation: str = "relu",
+        bias: bool = False,
     ) -> None:
         layers: list[nn.Module] = [
-            conv(cin, cout, kernel, stride, groups=groups, padding=padding, dilation=dilation, bias=False),
+            conv(cin, cout, kernel, stride, groups=groups, padding=padding, dilation=dilation, bias=bias),
             nn.BatchNorm2d(cout),
         ]
         super().__init__(*layers, *([ACTIVATIONS[activation]()] if activation else []))
@@ -177,8 +181,13 @@ def classifier(cin: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 def initialise(network: nn.Module) -> nn.Module:
-    """He initialisation, by fan-out for convolutions and fan-in for linear layers; returns the network."""
+    """He initialisation, by fan-out for convolutions and fan-in for linear layers; returns the network.
+
+    On the meta device there is nothing to initialise.
+    """
     for module in network.modules():
+        if any(p.is_meta for p in module.parameters(recurse=False)):
+            continue
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))

@@ -59,15 +59,16 @@ def reference_network(
     channels = in_channels or design.in_channels
     classes = num_classes or design.num_classes
     as_published = (channels, height, width_px, classes) == (design.in_channels, *design.size, design.num_classes)
-    published = design.published(width) if as_published else None
+    params, operations = design.published(width) if as_published else (None, "")
     return ReferenceNetwork(
         name=design.name if width == 1 else f"{design.name}_{width}",
         family=design.family,
         task=design.task,
         input_shape=(channels, height, width_px),
         num_classes=classes,
-        params=published if isinstance(published, int) else None,
-        rounded_params=published if isinstance(published, str) else "",
+        params=params if isinstance(params, int) else None,
+        rounded_params=params if isinstance(params, str) else "",
+        operations=operations,
         source=design.source,
         deviations=design.deviations,
         factory=design.factory,
