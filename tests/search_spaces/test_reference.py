@@ -1,5 +1,6 @@
 """What every reference network promises. A new design is tested by being a row of a table."""
 
+import runpy
 import subprocess
 import sys
 from math import prod
@@ -13,6 +14,7 @@ from hardware_profiles import OnnxConverter, load_target
 from search_spaces import UserError, Workload, reference_network, reference_networks
 from search_spaces.reference.registry import designs
 
+ROOT = Path(__file__).parent.parent.parent
 NAMES = reference_networks()
 # One design of each file of networks, the first of its table: enough to see that what is built runs and learns.
 FIRST = {d.factory.partition(":")[0].rpartition(".")[2]: d for d in reversed(designs().values())}
@@ -126,6 +128,12 @@ def test_inception_v2_has_the_variables_that_its_reference_counts() -> None:
         modules = list(reference_network("inception_v2").build().modules())
     convolutions = sum(parameters(m) for m in modules if isinstance(m, nn.Conv2d))
     assert convolutions + sum(3 * m.num_features for m in modules if isinstance(m, nn.BatchNorm2d)) == 10_173_112
+
+
+def test_the_page_is_what_its_program_writes() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "reference_page.py"))
+    written = tool["PAGE"].read_text(encoding="utf-8")
+    assert written == tool["page"](), "run: python tools/reference_page.py"
 
 
 def test_a_workload_is_traced_once() -> None:
