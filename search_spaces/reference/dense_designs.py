@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from search_spaces.reference import mobile_tables as tables
+from search_spaces.reference import yolo_tables as yolo
 from search_spaces.reference.base import Design
+from search_spaces.reference.yolo_tables import Table
 
 _HERE = "search_spaces.reference"
 _CONFIGS = "tensorflow/models research/object_detection/samples/configs"
@@ -84,4 +87,85 @@ _UNET = Design(
     task="segmentation",
 )
 
-DESIGNS = (*_SSD, _DEEPLAB, _UNET)
+
+def _yolo(
+    name: str, family: str, table: Table, scale: tuple[float, float], params: int | str, source: str, **options: Any
+) -> Design:
+    """A detector of 80 COCO categories at 640x640 pixels; `scale` is depth and width."""
+    multipliers = {key: value for key, value in zip(("depth", "width"), scale, strict=True) if value != 1}
+    return Design(
+        name,
+        family,
+        f"{_HERE}.yolo:yolo",
+        source,
+        {"table": table, **multipliers, **options},
+        params,
+        resolution=640,
+        num_classes=80,
+        task="detection",
+        deviations="re-parameterised as deployed; raw heads, without decoding of boxes",
+    )
+
+
+_ULTRALYTICS = "ultralytics/ultralytics cfg/models/{}"
+# Published counts hold 16 constants of the decoding of boxes, which is not in here.
+_YOLO = (
+    *(
+        _yolo(f"yolov6{s}", "yolov6", table, scale, params, "meituan/YOLOv6 0.2.0 README.md")
+        for s, table, scale, params in (
+            ("n", yolo.YOLOV6, (0.33, 0.25), "4.3M"),
+            ("t", yolo.YOLOV6, (0.25, 0.5), "15.0M"),
+            ("m", yolo.YOLOV6_CSP, (0.6, 0.75), "34.3M"),
+        )
+    ),
+    _yolo(
+        "yolov7_tiny",
+        "yolov7",
+        yolo.YOLOV7_TINY,
+        (1, 1),
+        "6.2M",
+        "WongKinYiu/yolov7 cfg/deploy/yolov7-tiny.yaml, README.md",
+    ),
+    *(
+        _yolo(f"yolov8{s}", "yolov8", yolo.YOLOV8, scale, params, _ULTRALYTICS.format("v8/yolov8.yaml"), **options)
+        for s, scale, params, options in (
+            ("n", (0.33, 0.25), 3_157_184, {}),
+            ("s", (0.33, 0.5), 11_166_544, {}),
+            ("m", (0.67, 0.75), 25_902_624, {"max_channels": 768}),
+        )
+    ),
+    *(
+        _yolo(f"yolov9{s}", "yolov9", table, (1, 1), params, _ULTRALYTICS.format(f"v9/yolov9{s}.yaml") + count)
+        for s, table, params, count in (
+            ("t", yolo.YOLOV9T, "2.094M with folded normalisation", "; count: WongKinYiu/yolov9 summary (fused)"),
+            ("s", yolo.YOLOV9S, "7.2M", "; count: documentation"),
+            ("m", yolo.YOLOV9M, "20.1M", "; count: documentation"),
+        )
+    ),
+    *(
+        _yolo(f"yolov10{s}", "yolov10", table, scale, params, _ULTRALYTICS.format(f"v10/yolov10{s}.yaml"), **options)
+        for s, table, scale, params, options in (
+            ("n", yolo.YOLOV10N, (0.33, 0.25), "2.3M", {}),
+            ("s", yolo.YOLOV10S, (0.33, 0.5), "7.2M with folded normalisation", {}),
+            ("m", yolo.YOLOV10M, (0.67, 0.75), "15.4M", {"max_channels": 768}),
+        )
+    ),
+    *(
+        _yolo(f"yolo11{s}", "yolo11", table, scale, params, _ULTRALYTICS.format("11/yolo11.yaml"), **options)
+        for s, table, scale, params, options in (
+            ("n", yolo.YOLO11, (0.5, 0.25), 2_624_064, {}),
+            ("s", yolo.YOLO11, (0.5, 0.5), 9_458_736, {}),
+            ("m", yolo.YOLO11_DEEP, (0.5, 1.0), 20_114_672, {"max_channels": 512}),
+        )
+    ),
+    _yolo(
+        "yolox_s_leaky",
+        "yolox",
+        replace(yolo.YOLOX, activation="leaky_relu", head_activation="leaky_relu"),
+        (0.33, 0.5),
+        "9.0M",
+        "Megvii-BaseDetection/YOLOX README.md (YOLOX-s, with leaky ReLU)",
+    ),
+)
+
+DESIGNS = (*_SSD, _DEEPLAB, _UNET, *_YOLO)
