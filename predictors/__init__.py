@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from predictors.counts import Count
     from predictors.operator_model import OperatorModel
     from predictors.roofline import Roofline
+    from predictors.suite import CalibrationNetwork, calibration_suite
 
 _LAZY = {
     "AccuracyPredictor": "accuracy",
@@ -22,18 +23,22 @@ _LAZY = {
     "BoundAdditive": "base",
     "BoundPredictor": "base",
     "Calibration": "calibration",
+    "CalibrationNetwork": "suite",
     "Count": "counts",
     "Estimate": "base",
     "OperatorModel": "operator_model",
     "Predictor": "base",
     "Roofline": "roofline",
     "calibrate": "calibration",
+    "calibration_suite": "suite",
     "predictor_for": "choice",
 }
 
 __all__ = [
-    "AccuracyPredictor", "AdditivePredictor", "BoundAdditive", "BoundPredictor", "Calibration", "Count", "Estimate",
-    "OperatorModel", "Predictor", "Roofline", "calibrate", "predictor_for",
+    "AccuracyPredictor", "AdditivePredictor", "BoundAdditive", "BoundPredictor", "Calibration", "CalibrationNetwork",
+    "Count", "Estimate",
+    "OperatorModel", "Predictor", "Roofline", "calibrate",
+    "calibration_suite", "predictor_for",
 ]  # fmt: skip
 
 

@@ -88,15 +88,21 @@ class AdditivePredictor(Predictor):
     """A predictor whose features add up over blocks: a table per space, and a head from totals to an estimate.
 
     A subclass gives `block_features` (which must be additive over a network's blocks), `head`, and `around`, its
-    uncertainty; both forms of prediction then follow and agree. Where `coefficients` are given, populations are
-    predicted from one number per block.
+    uncertainty (or `estimate`, where that depends on more than the mean); both forms of prediction then follow and
+    agree. Where `coefficients` are given, populations are predicted from one number per block, or from the `leading`
+    features where `estimate` needs those.
     """
 
     reduce: str = "sum"  # or "max": a network's feature, not negative, is the largest of its blocks'
+    leading: int = 0  # how many of the first features `head` and `estimate` need; 0 for all
 
     @abstractmethod
     def block_features(self, workload: Workload) -> Array:
         """`(F,)` features of one block or network."""
+
+    def block_rows(self, workloads: Sequence[Workload]) -> Array:
+        """`(n, F)` `block_features` of many; a subclass may be faster at it."""
+        return np.stack([self.block_features(w) for w in workloads])
 
     @abstractmethod
     def head(self, totals: Any) -> Any:
@@ -105,6 +111,10 @@ class AdditivePredictor(Predictor):
     def around(self, mean: Array) -> Estimate:
         """The estimate whose expected values are `mean` `(n,)`. Exact unless a subclass knows better."""
         return Estimate(mean, np.zeros_like(mean))
+
+    def estimate(self, totals: Array) -> Estimate:
+        """The estimate for totals `(n, F)`, or for the `leading` columns of them."""
+        return self.around(self.head(totals))
 
     def doubts(self, features: Array) -> str:
         """What makes predictions from features `(m, F)` (of networks, or of a space's blocks) doubtful; else ""."""
@@ -118,8 +128,8 @@ class AdditivePredictor(Predictor):
     def predict(self, workloads: Sequence[Workload]) -> Estimate:
         if not workloads:
             return self.around(np.empty(0))
-        totals = np.stack([self.block_features(w) for w in workloads])
-        return _doubted(self.around(self.head(totals)), self.doubts(totals))
+        totals = self.block_rows(workloads)
+        return _doubted(self.estimate(totals), self.doubts(totals))
 
     def bind(self, space: SearchSpace) -> BoundAdditive:
         return BoundAdditive(self, space)
@@ -149,11 +159,12 @@ class BoundAdditive(BoundPredictor):
         first = predictor.block_features(space.catalog[0].workload)
         self.table = np.zeros((blocks + 1, len(first)))
         self.warning = ""
-        linear = predictor.coefficients if predictor.reduce == "sum" else None
+        linear = predictor.coefficients if predictor.reduce == "sum" and not predictor.leading else None
         # One column is enough where the head is linear: what each block adds to the metric.
         self._weights: Array = linear[0] if linear else np.ones(1)
         self._offset = linear[1] if linear else None
         self._column = np.zeros(blocks + 1) if linear or len(first) == 1 else None
+        self._leading = np.zeros((predictor.leading, blocks + 1))
         self._missing: NDArray[np.bool_] | None = np.arange(blocks + 1) < blocks
         if blocks <= EAGER_BLOCKS:
             self._fill(np.arange(blocks))
@@ -163,10 +174,11 @@ class BoundAdditive(BoundPredictor):
 
     def _fill(self, ids: NDArray[np.integer[Any]]) -> None:
         """Compute the rows of blocks that were never asked for."""
-        for i in ids:
-            self.table[i] = self.predictor.block_features(self.space.catalog[int(i)].workload)
+        for some in np.array_split(ids, -(-len(ids) // 4096)):
+            self.table[some] = self.predictor.block_rows([self.space.catalog[int(i)].workload for i in some])
         if self._column is not None:
             self._column[ids] = self.table[ids] @ self._weights
+        self._leading[:, ids] = self.table[ids, : len(self._leading)].T
         self.warning = self.warning or self.predictor.doubts(self.table[ids])
 
     def _blocks(self, archs: Archs) -> NDArray[np.int32]:
@@ -184,6 +196,10 @@ class BoundAdditive(BoundPredictor):
         return picked.sum(1) if self.predictor.reduce == "sum" else picked.max(1)
 
     def predict(self, archs: Archs) -> Estimate:
+        if len(self._leading):
+            ids = self._blocks(archs)
+            totals = np.stack([column[ids].sum(1) for column in self._leading], axis=1)
+            return _doubted(self.predictor.estimate(totals), self.warning)
         if self._column is None:
             mean = self.predictor.head(self.totals(archs))
         else:

@@ -1,4 +1,4 @@
-"""Calibration: a few dozen networks of the spaces in question measured on a device, and the latency model they give."""
+"""Calibration: a few dozen networks measured on a device, and the latency model they give."""
 
 from __future__ import annotations
 
@@ -7,37 +7,34 @@ import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hardware_profiles.host import host_fingerprint
-from hardware_profiles.meter import Measurement
+from hardware_profiles.meter import Artifact, Measurement
 from hardware_profiles.paths import user_data_dir, write_text
 from hardware_profiles.profile import Target
 from hardware_profiles.runtimes import converter_for, meter_for
 from predictors.base import Array
-from predictors.operator_model import (
-    FEATURES,
-    LEAST_NETWORKS,
-    Fit,
-    OperatorModel,
-    leave_one_out,
-    network_totals,
-    trusted,
-)
+from predictors.operator_features import COORDINATES, GROUPS, QUANTITIES
+from predictors.operator_model import LEAST_NETWORKS, Fit, OperatorModel
 from predictors.roofline import Roofline
-from search_spaces import SearchSpace, UserError
+from predictors.suite import CalibrationNetwork, calibration_suite
+from search_spaces import SearchSpace, UserError, Workload
 from search_spaces.base import Archs
 from search_spaces.errors import explain
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = 2
 CANDIDATES = 2000
 MAX_AGE_DAYS = 30.0
 
@@ -45,23 +42,58 @@ Progress = Callable[[str, int, int], None]
 
 
 class MeasuredNetwork(BaseModel):
-    """One measured network: what it was, its operator totals, and its latency.
+    """One measured network: what it was, and its latency.
 
     Args:
-        architecture: knob -> choice.
-        totals: one value per feature of the operator model.
-        latency_ms: the protocol's statistic; None where measuring failed, with the reason in `note`.
+        name: unique in a calibration.
+        family: the space it is of, or the family of designs.
+        architecture: knob -> choice, of a network of a space.
+        latency_ms: the protocol's statistic; None where converting or measuring failed, with the reason in `note`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    space: str
-    architecture: dict[str, int | float | str]
-    totals: tuple[float, ...]
+    name: str
+    family: str
+    architecture: dict[str, int | float | str] = {}
     latency_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     median_ms: float | None = None
     throttled: bool = False
     note: str = ""
+
+
+@dataclass(frozen=True)
+class SpaceNetwork:
+    """One architecture of a space, as a network to calibrate with."""
+
+    space: SearchSpace
+    row: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.space.name}-{'.'.join(map(str, self.row))}"
+
+    @property
+    def family(self) -> str:
+        return self.space.name
+
+    @property
+    def architecture(self) -> dict[str, int | float | str]:
+        return self.space.decode(self._arch)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return network_input_shape(self.space, self._arch)
+
+    def build(self) -> nn.Module:
+        return self.space.build(self._arch)
+
+    def workload(self) -> Workload:
+        return self.space.workload(self._arch)
+
+    @property
+    def _arch(self) -> Archs:
+        return np.array(self.row, dtype=self.space.dtype)
 
 
 class Calibration(BaseModel):
@@ -72,11 +104,11 @@ class Calibration(BaseModel):
         key: identifies what was to be measured, on which machine and with which runtime.
         created: time of day, UTC.
         protocol: how it was measured.
-        networks: all measured networks.
-        features: names of `networks[i].totals`.
+        networks: all that were to be measured.
         model: the fitted numbers of `OperatorModel`.
-        quality: leave-one-out figures `within_10_percent`, `spearman`, `median_error` (relative) and
-            `interval_90_coverage`, and how many `networks`, `failed` and `throttled` there were.
+        quality: figures of networks left out, a family at a time (or an eighth, of a single family):
+            `within_10_percent`, `spearman` and `median_error` (relative); and how many
+            `networks`, `failed` and `throttled` there were.
         seconds: what measuring took, by phase.
     """
 
@@ -89,7 +121,6 @@ class Calibration(BaseModel):
     host: str
     protocol: dict[str, Any]
     networks: tuple[MeasuredNetwork, ...]
-    features: tuple[str, ...]
     model: Fit
     quality: dict[str, float]
     seconds: dict[str, float]
@@ -130,21 +161,24 @@ class Calibration(BaseModel):
 
 def calibrate(
     target: Target,
-    spaces: SearchSpace | Sequence[SearchSpace],
+    spaces: SearchSpace | Sequence[SearchSpace | CalibrationNetwork] | None = None,
     networks: int = 32,
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
     max_age_days: float = MAX_AGE_DAYS,
 ) -> Calibration:
-    """Measure networks of the spaces on a target and fit a latency model; or reuse an earlier calibration.
+    """Measure networks on a target and fit a latency model; or reuse an earlier calibration.
 
     An earlier one is reused if it is of the same networks, machine, runtime version and operating point, and not too
-    old; a cache file that is damaged is said so and measured anew.
+    old; a cache file that is damaged is said so and measured anew. A network that the runtime cannot convert or run is
+    recorded with the reason and left out.
 
     Args:
         target: one that can be measured here.
-        spaces: one or several; the networks are shared out evenly and fitted together.
+        spaces: one or several spaces, among which `networks` are shared out evenly, or networks themselves (such as
+            reference networks), all of which are taken; all fitted together. None means `calibration_suite`, for a
+            model of networks of any kind.
         networks: number to measure, 8 at least.
         seed: of the choice of networks and of their weights.
         cache: directory of earlier calibrations; None means `calibrations` in the user's data directory.
@@ -154,21 +188,10 @@ def calibrate(
     Raises:
         UserError: a target that cannot be measured here, too few networks, or too many that failed.
     """
-    spaces = [spaces] if isinstance(spaces, SearchSpace) else list(spaces)
-    if not spaces or networks < LEAST_NETWORKS * len(spaces):
-        raise UserError(
-            f"calibration.networks: {networks} for {len(spaces)} spaces; at least {LEAST_NETWORKS} per space are needed"
-        )
     meter = meter_for(target, partial(progress, "measure") if progress else None)
     converter = converter_for(target)
-    shares = [len(part) for part in np.array_split(np.arange(networks), len(spaces))]
-    chosen = [
-        (space, arch)
-        for space, share in zip(spaces, shares, strict=True)
-        for arch in choose(space, share, target, np.random.default_rng(seed))
-    ]
-    totals = network_totals([space.workload(arch) for space, arch in chosen])
-    key = _key(target, chosen, totals)
+    chosen = _chosen(target, spaces, networks, seed)
+    key = _key(target, chosen, meter.runtime_version())
     path = (cache or user_data_dir() / "calibrations") / f"{target.name.replace(':', '-')}-{key[:16]}.json"
     found = _cached(path, key, max_age_days)
     if found:
@@ -176,23 +199,54 @@ def calibrate(
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="nasbench-calibration-") as directory:
-        artifacts = []
-        for i, (space, arch) in enumerate(chosen):
-            shape = network_input_shape(space, arch)
-            artifacts.append(
-                converter.convert(space.build(arch), target, shape, Path(directory) / f"{i}.{converter.format}")
-            )
+        artifacts: dict[int, Artifact] = {}
+        failures: dict[int, str] = {}
+        for i, network in enumerate(chosen):
+            try:
+                artifacts[i] = converter.convert(
+                    network.build(), target, network.input_shape, Path(directory) / f"{i}.{converter.format}"
+                )
+            except UserError as error:
+                failures[i] = str(error)
             if progress:
                 progress("convert", i + 1, len(chosen))
         converted = time.perf_counter()
-        measurements = meter.measure(artifacts, target)
+        measured = meter.measure(list(artifacts.values()), target) if artifacts else []
     seconds = {"convert": converted - start, "measure": time.perf_counter() - converted}
-    calibration = _fit(target, key, chosen, totals, measurements, seconds)
+    measurements = dict(zip(artifacts, measured, strict=True))
+    failures.update((i, m.error) for i, m in measurements.items() if m.error)
+    calibration = _fit(target, key, chosen, measurements, failures, seconds)
     try:
         calibration.save(path)
     except UserError as error:
         warnings.warn(f"{error} The calibration is used, but not kept for later runs.", stacklevel=2)
     return calibration
+
+
+def _chosen(
+    target: Target, spaces: SearchSpace | Sequence[SearchSpace | CalibrationNetwork] | None, networks: int, seed: int
+) -> list[CalibrationNetwork]:
+    """What to measure.
+
+    Raises:
+        UserError: too few networks, or two of one name.
+    """
+    if spaces is None:
+        return list(calibration_suite(networks, seed))
+    given = [spaces] if isinstance(spaces, SearchSpace) else list(spaces)
+    some = [s for s in given if isinstance(s, SearchSpace)]
+    chosen: list[CalibrationNetwork] = [s for s in given if not isinstance(s, SearchSpace)]
+    if some and networks < LEAST_NETWORKS * len(some):
+        raise UserError(
+            f"calibration.networks: {networks} for {len(some)} spaces; at least {LEAST_NETWORKS} per space are needed"
+        )
+    shares = [len(part) for part in np.array_split(np.arange(networks), len(some))] if some else []
+    for space, share in zip(some, shares, strict=True):
+        rows = choose(space, share, target, np.random.default_rng(seed))
+        chosen += [SpaceNetwork(space, tuple(row.tolist())) for row in rows]
+    if len(chosen) < LEAST_NETWORKS:
+        raise UserError(f"calibration needs at least {LEAST_NETWORKS} networks, got {len(chosen)}")
+    return chosen
 
 
 def network_input_shape(space: SearchSpace, arch: Archs) -> tuple[int, ...]:
@@ -234,21 +288,26 @@ def _extreme(space: SearchSpace, arch: Archs, sign: float, roofline: Any) -> Arc
         arch = archs[best]
 
 
-def _key(target: Target, chosen: Sequence[tuple[SearchSpace, Archs]], totals: Array) -> str:
+def _key(target: Target, chosen: Sequence[CalibrationNetwork], runtime_version: str) -> str:
     """A digest of everything that the measured latencies depend on."""
-    import onnxruntime
-
     what = {
         "format": FORMAT,
         "host": host_fingerprint(),
         "target": target.name,
         "point": [target.precision, target.runtime, target.threads, target.batch, target.point.power_mode],
-        "runtime": onnxruntime.__version__,
-        "features": FEATURES,
-        "spaces": [(space.name, arch.tolist()) for space, arch in chosen],
-        "totals": totals.tolist(),
+        "runtime": runtime_version,
+        "features": [GROUPS, QUANTITIES, COORDINATES],
+        "networks": [(network.name, *_operators(network.workload())) for network in chosen],
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _operators(workload: Workload) -> list[Any]:
+    """The operators of a network as JSON-able values."""
+    return [
+        [op.kind, [t.shape for t in op.inputs], op.output.shape, op.kernel, op.stride, op.groups, op.params]
+        for op in workload.operators
+    ]
 
 
 def _cached(path: Path, key: str, max_age_days: float) -> Calibration | None:
@@ -266,55 +325,51 @@ def _cached(path: Path, key: str, max_age_days: float) -> Calibration | None:
 def _fit(
     target: Target,
     key: str,
-    chosen: Sequence[tuple[SearchSpace, Archs]],
-    totals: Array,
-    measurements: Sequence[Measurement],
+    chosen: Sequence[CalibrationNetwork],
+    measurements: Mapping[int, Measurement],
+    failures: Mapping[int, str],
     seconds: dict[str, float],
 ) -> Calibration:
-    good = np.array([not m.error for m in measurements])
-    if good.sum() < LEAST_NETWORKS:
-        reason = next(m.error for m in measurements if m.error)
-        raise UserError(f"{target.name}: {int((~good).sum())} of {len(good)} networks could not be measured: {reason}")
-    throttled = sum(m.throttled for m in measurements)
+    good = {i: m for i, m in measurements.items() if i not in failures}
+    if len(good) < LEAST_NETWORKS:
+        reason = next(iter(failures.values()))
+        raise UserError(f"{target.name}: {len(failures)} of {len(chosen)} networks could not be measured: {reason}")
+    throttled = sum(m.throttled for m in good.values())
     warning = ""
     if throttled > 0.25 * len(good):
         warning = f"{throttled} of {len(good)} calibration measurements were disturbed; calibrate when it is quiet"
-    y = np.array([m.latency_ms for m in measurements])
-    model = OperatorModel.fit_totals(totals[good], y[good], warning)
+    y = np.array([m.latency_ms for m in good.values()])
+    model, residuals = OperatorModel.fit_report(
+        [chosen[i].workload() for i in good], y, families=[chosen[i].family for i in good], warning=warning
+    )
+    rows = []
+    for i, network in enumerate(chosen):
+        architecture = network.architecture if isinstance(network, SpaceNetwork) else {}
+        about: dict[str, Any] = {"latency_ms": None, "note": failures[i]} if i in failures else {
+            "latency_ms": good[i].latency_ms, "median_ms": good[i].median_ms, "throttled": good[i].throttled,
+            "note": good[i].note,
+        }  # fmt: skip
+        rows.append(MeasuredNetwork(name=network.name, family=network.family, architecture=architecture, **about))
     return Calibration(
         target=target.name,
         key=key,
         created=datetime.now(UTC),
         host=host_fingerprint(),
-        protocol=asdict(next(m.protocol for m in measurements if not m.error)),
-        networks=tuple(
-            MeasuredNetwork(
-                space=space.name,
-                architecture=space.decode(arch),
-                totals=tuple(row.tolist()),
-                latency_ms=None if m.error else m.latency_ms,
-                median_ms=None if m.error else m.median_ms,
-                throttled=m.throttled,
-                note=m.error or m.note,
-            )
-            for (space, arch), row, m in zip(chosen, totals, measurements, strict=True)
-        ),
-        features=FEATURES,
+        protocol=asdict(next(iter(good.values())).protocol),
+        networks=tuple(rows),
         model=model.numbers,
-        quality={**_quality(model, totals[good], y[good]), "failed": int((~good).sum()), "throttled": throttled},
+        quality={**_quality(model, residuals, y), "failed": len(failures), "throttled": throttled},
         seconds=seconds,
     )
 
 
-def _quality(model: OperatorModel, totals: Array, y: Array) -> dict[str, float]:
-    """How well each measured network is predicted by a fit to all others."""
+def _quality(model: OperatorModel, residuals: Array, y: Array) -> dict[str, float]:
+    """How well each measured network is predicted by a fit to all those of other folds."""
     from scipy.stats import spearmanr
 
-    logs = leave_one_out(totals, y, trusted(totals, y), model.numbers.ridge)
     return {
         "networks": len(y),
-        "within_10_percent": float(np.mean(np.abs(np.expm1(-logs)) <= 0.1)),
-        "spearman": float(spearmanr(y / np.exp(logs), y).statistic),
-        "median_error": float(np.median(np.abs(np.expm1(-logs)))),
-        "interval_90_coverage": float(np.mean(np.abs(logs) <= 1.645 * model.numbers.log_std)),
+        "within_10_percent": float(np.mean(np.abs(np.expm1(-residuals)) <= 0.1)),
+        "spearman": float(spearmanr(y / np.exp(residuals), y).statistic),
+        "median_error": float(np.median(np.abs(np.expm1(-residuals)))),
     }

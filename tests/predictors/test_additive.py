@@ -10,16 +10,22 @@ import torch
 from hardware_profiles import load_profile, load_target
 from predictors import Count, OperatorModel, Roofline, predictor_for
 from predictors.base import AdditivePredictor
-from predictors.operator_model import FEATURES, Fit
+from predictors.operator_features import COORDINATES, GROUPS, QUANTITIES
+from predictors.operator_model import Fit
 from search_spaces import MobileNetV3Space, SearchSpace, UserError, Workload, load_space
 
 
 def fixed_model() -> OperatorModel:
-    weights = tuple((np.arange(len(FEATURES)) + 1) * 1e-8)
+    """Rates of a CPU core, and a smooth rest around two operators."""
+    rng = np.random.default_rng(0)
+    shape = (len(GROUPS), len(COORDINATES))
     return OperatorModel(
         Fit(
-            features=FEATURES, weights=weights, offset_ms=0.01, log_std=0.02, lowest_ms=1e-3, highest_ms=1e3,
-            seen=(True,) * len(FEATURES), ridge=1e-2,
+            rates=tuple(map(tuple, np.log(rng.uniform(0.01, 0.5, (len(GROUPS), len(QUANTITIES)))).tolist())),
+            trends=tuple(map(tuple, rng.normal(0, 0.05, shape).tolist())), centre=(4.0,) * len(COORDINATES),
+            inducing_groups=(0, 3), inducing=tuple(map(tuple, rng.uniform(0, 6, (2, len(COORDINATES))).tolist())),
+            rest=(0.2, -0.1), length=2.0, offset=0.01, doubts=(0.1,) * len(GROUPS), noise=0.02, stretch=0.5,
+            lowest=1e-3, highest=1e3,
         )
     )  # fmt: skip
 

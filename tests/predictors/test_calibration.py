@@ -30,6 +30,10 @@ class FakeMeter(Meter):
     runtime = "onnxruntime"
     calls = 0
     failures = 0
+    version = "0"
+
+    def runtime_version(self) -> str:
+        return self.version
 
     def __init__(self, progress: Callable[[int, int], None] | None) -> None:
         self.progress = progress or (lambda done, total: None)
@@ -75,7 +79,7 @@ def test_a_calibration_is_reused_until_something_changes(
     calibrate(host, load_space("mobilenet_v3_small", resolutions=[*range(16, 80, 4)]), 12, cache=tmp_path)
     calibrate(load_target("host:int8"), small_space, 12, cache=tmp_path)
     assert fake.calls == 5
-    monkeypatch.setattr(onnxruntime, "__version__", "999")
+    monkeypatch.setattr(FakeMeter, "version", "999")
     calibrate(host, small_space, 12, cache=tmp_path)
     assert fake.calls == 6
     monkeypatch.setattr(module, "host_fingerprint", lambda: "another machine")
@@ -133,8 +137,8 @@ def test_files_that_are_no_calibrations_are_refused(
         Calibration.load(path)
     good = json.loads(calibrate(host, small_space, 12, cache=tmp_path / "cache").model_dump_json())
     for change, message in [
-        ({"format": 99}, "format 99, this version reads 1"),
-        ({"model": {**good["model"], "features": ["a"]}}, "another version"),
+        ({"format": 99}, "format 99, this version reads 2"),
+        ({"model": {**good["model"], "groups": ["a"]}}, "another version"),
         ({"seconds": {"measure": "long"}}, r"seconds.measure: .*got 'long'"),
         ({"targt": "x"}, r"unknown key 'targt'.*'target'"),
     ]:
@@ -168,7 +172,7 @@ def test_several_spaces_are_fitted_together(
     other = load_space("mobilenet_v3_small", resolutions=[*range(16, 80, 4)])
     progress: list[tuple[str, int, int]] = []
     calibration = calibrate(host, [small_space, other], 17, cache=tmp_path, progress=lambda *a: progress.append(a))
-    assert [n.space for n in calibration.networks] == ["small"] * 9 + [other.name] * 8
+    assert [n.family for n in calibration.networks] == ["small"] * 9 + [other.name] * 8
     assert progress[0] == ("convert", 1, 17)
     assert progress[-2:] == [("convert", 17, 17), ("measure", 2, 2)]
     for network in calibration.networks[:3]:

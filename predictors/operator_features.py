@@ -1,0 +1,155 @@
+"""What the operator model sees of a network: the kernels that a runtime would run, and their sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import log2, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictors.base import Array
+from search_spaces import Operator, Workload
+
+# Kinds of kernels with speeds of their own: macs, values and params of an operator cost what its group's do.
+GROUPS = (
+    "pointwise",  # 1x1 convolutions on maps
+    "dense",  # other convolutions
+    "grouped",  # convolutions in groups of several channels
+    "depthwise",
+    "transposed",
+    "vector",  # linear layers of one vector, and convolutions on single pixels
+    "linear",  # linear layers of many rows
+    "matmul",
+    "norm",  # normalisation that no convolution takes in
+    "clamp",  # relu and the like, likewise
+    "activation",
+    "add",
+    "mul",
+    "softmax",
+    "pool",
+    "reduction",  # pooling over everything: its input must be complete before anything follows
+    "concat",
+    "resize",
+    "other",
+)
+# What the quantities of a group cost to begin with, as multiples of a dense kernel's; measurements decide.
+COSTLIER = {
+    ("depthwise", "macs"): 4.0,
+    ("grouped", "macs"): 2.0,
+    ("activation", "values"): 2.0,
+    ("softmax", "values"): 5.0,
+    ("norm", "values"): 2.0,
+    ("pool", "values"): 2.0,
+    ("resize", "values"): 3.0,
+}
+QUANTITIES = ("kernels", "macs", "values", "params")
+COORDINATES = (
+    "inputs", "outputs", "positions", "kernel", "stride", "input_multiple", "output_multiple", "parts",
+)  # fmt: skip
+
+_PRODUCTS = frozenset({"conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"})
+_CLAMPS = frozenset({"relu", "relu6", "clamp", "leaky_relu"})
+_GROUP_OF = {
+    "depthwise_conv2d": "depthwise",
+    "conv_transpose2d": "transposed",
+    "matmul": "matmul",
+    **dict.fromkeys(("batch_norm", "layer_norm", "group_norm"), "norm"),
+    **dict.fromkeys(_CLAMPS, "clamp"),
+    **dict.fromkeys(("hard_swish", "hard_sigmoid", "sigmoid", "silu", "gelu", "tanh"), "activation"),
+    **dict.fromkeys(("add", "sub"), "add"),
+    "mul": "mul",
+    **dict.fromkeys(("softmax", "log_softmax"), "softmax"),
+    **dict.fromkeys(("max_pool2d", "avg_pool2d"), "pool"),
+    **dict.fromkeys(("global_avg_pool", "mean"), "reduction"),
+    "concat": "concat",
+    "resize": "resize",
+}
+
+
+def kernels(workload: Workload) -> Counter[Operator]:
+    """The operators of a network (or block) that a runtime runs as kernels, each with how often it occurs.
+
+    Normalisation disappears into the convolution or linear layer whose result it alone reads, and a clamp into that or
+    into a sum. All runtimes do so (graph optimisations of ONNX Runtime, LiteRT, OpenVINO and TensorRT). Other
+    activations and sums stay: what they cost where a runtime fuses them too, measurements tell.
+    """
+    readers = Counter(t for reads in workload.reads for t in reads)
+    # Tensors that a kernel writes last and could still apply something to -> the kernel's kind.
+    open_ends: dict[int, str] = {}
+    found: Counter[Operator] = Counter()
+    for op, reads, write in zip(workload.operators, workload.reads, workload.writes, strict=True):
+        source = open_ends.get(reads[0], "") if reads and readers[reads[0]] == 1 else ""
+        if source in _PRODUCTS and op.kind == "batch_norm":
+            open_ends[write] = source
+        elif source and op.kind in _CLAMPS:
+            pass  # taken in, and closed
+        else:
+            found[op] += 1
+            if op.kind in _PRODUCTS or op.kind == "add":
+                open_ends[write] = op.kind
+    return found
+
+
+def group_of(op: Operator) -> str:
+    """The member of `GROUPS` that an operator belongs to; `other` for kinds that are not known."""
+    if op.kind == "conv2d":
+        if _positions(op.output.shape) == 1:
+            return "vector"
+        return "grouped" if op.groups > 1 else "pointwise" if set(op.kernel) == {1} else "dense"
+    if op.kind == "linear":
+        return "vector" if _positions(op.output.shape) == 1 else "linear"
+    return _GROUP_OF.get(op.kind, "other")
+
+
+def describe(operators: Sequence[Operator]) -> tuple[NDArray[np.int64], Array, Array]:
+    """Groups `(n,)` as indices into `GROUPS`, `QUANTITIES` `(n, 4)` in millions, and `COORDINATES` `(n, 8)`.
+
+    Coordinates are logarithms to base 2, so that a distance of one is a factor of two in one size. Those of a kernel's
+    size count more, as code differs by it, and those of the power of two that divides the channels (16 at most: what
+    vector units need) count half.
+    """
+    groups = np.array([_INDEX[group_of(op)] for op in operators], dtype=np.int64)
+    quantities = np.array([_quantities(op) for op in operators], dtype=float).reshape(len(operators), len(QUANTITIES))
+    coordinates = np.array([_coordinates(op) for op in operators], dtype=float)
+    return groups, quantities, coordinates.reshape(len(operators), len(COORDINATES))
+
+
+_INDEX = {name: i for i, name in enumerate(GROUPS)}
+
+
+def _channels(shape: Sequence[int]) -> int:
+    """Channels of `(channels, height, width)`, `(length, channels)` or `(features,)`."""
+    return (shape[0] if len(shape) == 3 else shape[-1]) if shape else 1
+
+
+def _positions(shape: Sequence[int]) -> int:
+    return prod(shape) // max(1, _channels(shape))
+
+
+def _quantities(op: Operator) -> tuple[float, ...]:
+    values = sum(t.size for t in op.inputs) + op.output.size
+    return 1.0, op.macs / 1e6, values / 1e6, op.params / 1e6
+
+
+def _coordinates(op: Operator) -> tuple[float, ...]:
+    inputs = _channels(op.inputs[0].shape) if op.inputs else 1
+    outputs = _channels(op.output.shape)
+    depthwise = op.kind == "depthwise_conv2d"
+    parts = len(op.inputs) if op.kind == "concat" else 1 if depthwise else op.groups
+    return (
+        log2(max(1, inputs // (1 if depthwise else op.groups))),
+        log2(max(1, outputs)),
+        log2(max(1, _positions(op.output.shape))),
+        1.5 * log2(max(1, prod(op.kernel)) ** 0.5),
+        log2(max(1, prod(op.stride)) ** 0.5),
+        0.5 * log2(_multiple(inputs)),
+        0.5 * log2(_multiple(outputs)),
+        log2(max(1, parts)),
+    )
+
+
+def _multiple(channels: int) -> int:
+    """The largest power of two up to 16 that divides."""
+    return max(1, min(channels & -channels, 16))

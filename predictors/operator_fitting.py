@@ -1,0 +1,468 @@
+"""How an operator model is fitted: a Gaussian process over operators, observed through the sums that networks are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.sparse import csr_matrix, diags_array
+
+from predictors.base import Array
+from predictors.operator_features import COORDINATES, COSTLIER, GROUPS, QUANTITIES, describe, kernels
+from search_spaces import Operator, Workload
+
+# Prior of the rates, ms per kernel and per million: a CPU core, but a network's worth of measurements moves all alike.
+_START = np.log([0.005, 0.05, 0.3, 0.3])
+_OFFSET = np.log(0.02)
+_RATE_STD = 3.0  # of the logarithms of the rates that all groups share
+_GROUP_STD = 0.7  # of a group's own rates around them
+_TREND_STD = 0.1  # of the slope of a group's log cost over a coordinate (per factor of two)
+_BUMP_STD = 0.3  # of the smooth rest
+_LIMIT = 3.0  # on a trend and rest together: a factor of twenty
+_NUGGET = 1e-4
+_WORTH = 0.1  # an operator that takes this share of a network is worth an inducing point of its own
+
+# Hyper-parameters that leave-group-out chooses among: length scale in factors of two, and noise of a measurement.
+LENGTHS = (0.7, 1.0, 1.5, 2.5)
+NOISES = (0.01, 0.025, 0.05)
+_MOST_INDUCING = 512
+_FEW = 600  # networks that hyper-parameters are chosen on
+_FOLDS = 8
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Measured networks as counts of distinct operators.
+
+    Args:
+        counts: `(n, d)` sparse, how often each operator occurs in each network.
+        groups, quantities, coordinates: of the `d` operators, see `describe`.
+        values: `(n,)` what was measured, positive.
+        folds: `(n,)` networks with the same number are left out together.
+    """
+
+    counts: csr_matrix
+    groups: NDArray[np.int64]
+    quantities: Array
+    coordinates: Array
+    values: Array
+    folds: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, workloads: Sequence[Workload], values: Array, families: Sequence[str] | None) -> Observations:
+        index: dict[Operator, int] = {}
+        rows, columns, times = [], [], []
+        for n, workload in enumerate(workloads):
+            for op, count in kernels(workload).items():
+                rows.append(n)
+                columns.append(index.setdefault(op, len(index)))
+                times.append(float(count))
+        counts = csr_matrix((times, (rows, columns)), shape=(len(workloads), len(index)))
+        if families is not None and len(set(families)) > 2:
+            folds = np.unique(np.array(families), return_inverse=True)[1]
+        else:
+            folds = np.random.default_rng(0).permutation(len(workloads)) % min(_FOLDS, len(workloads))
+        return cls(counts, *describe(list(index)), values, folds)
+
+    def rows(self, chosen: NDArray[np.integer]) -> Observations:
+        """Some of the networks, and the operators that these have."""
+        counts = self.counts[chosen]
+        used = np.unique(counts.indices)
+        return Observations(
+            counts[:, used], self.groups[used], self.quantities[used], self.coordinates[used],
+            self.values[chosen], np.unique(self.folds[chosen], return_inverse=True)[1],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Inducing operators of the process (Snelson and Ghahramani, NIPS 2005), and what maps operators to features.
+
+    Args:
+        groups: `(m,)`, operators of different groups know nothing of each other.
+        coordinates: `(m, 8)`.
+        length: the squared exponential's scale.
+    """
+
+    groups: NDArray[np.int64]
+    coordinates: Array
+    length: float
+
+    @cached_property
+    def factor(self) -> Array:
+        """`(m, m)` lower triangular."""
+        covariance = self.covariance(self.groups, self.coordinates) + _NUGGET * np.eye(len(self.groups))
+        return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+
+    def covariance(self, groups: NDArray[np.int64], coordinates: Array) -> Array:
+        """`(n, m)` with the inducing operators."""
+        return _kernel(groups, coordinates, self.groups, self.coordinates, self.length)
+
+    def features(self, groups: NDArray[np.int64], coordinates: Array) -> Array:
+        """`(n, m)` whose inner products are the process's covariance, as far as the inducing operators tell."""
+        if not len(self.groups):
+            return np.zeros((len(groups), 0))
+        mapped: Array = solve_triangular(self.factor, self.covariance(groups, coordinates).T, lower=True).T
+        return mapped
+
+    def unknown(self, groups: NDArray[np.int64], coordinates: Array) -> tuple[Array, Array]:
+        """`(n,)` share of the variance that the inducing operators leave, and `(n,)` distance to the nearest."""
+        left = np.clip(1 - (self.features(groups, coordinates) ** 2).sum(1), 0.0, 1.0)
+        same = groups[:, None] == self.groups[None]
+        squared = np.where(same, _squared(coordinates, self.coordinates), np.inf)
+        nearest = np.sqrt(squared.min(1, initial=np.inf))
+        return left, nearest
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The maximum a posteriori, as numbers.
+
+    Args:
+        rates: `(groups, 4)` logarithms of the cost per unit of each quantity.
+        trends: `(groups, 8)` slopes over coordinates, from `centre` `(8,)`.
+        rest: `(m,)` weights of the basis's covariances.
+        offset: what every network costs.
+        doubt: `(groups,)` standard deviation of the log cost that rates and trends leave.
+    """
+
+    rates: Array
+    trends: Array
+    centre: Array
+    rest: Array
+    offset: float
+    doubt: Array
+
+
+def costs(p: Parameters, basis: Basis, groups: NDArray[np.int64], quantities: Array, coordinates: Array) -> Array:
+    """`(n,)` of operators."""
+    bend = ((coordinates - p.centre) * p.trends[groups]).sum(1)
+    if len(p.rest):
+        bend = bend + basis.covariance(groups, coordinates) @ p.rest
+    total: Array = (np.exp(p.rates[groups]) * quantities).sum(1) * np.exp(np.clip(bend, -_LIMIT, _LIMIT))
+    return total
+
+
+def doubts(
+    p: Parameters, basis: Basis, groups: NDArray[np.int64], coordinates: Array
+) -> tuple[Array, NDArray[np.bool_]]:
+    """`(n,)` standard deviation of the log cost of operators, and whether they are outside what was measured."""
+    left, nearest = basis.unknown(groups, coordinates)
+    reach = np.minimum(nearest, 8.0)
+    std = np.sqrt(p.doubt[groups] ** 2 + left * (_BUMP_STD**2 + (_TREND_STD * reach) ** 2))
+    return std, nearest > 2.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One fit with what it says of networks left out.
+
+    Args:
+        parameters, basis: the fit.
+        noise: standard deviation of a log measurement.
+        residuals: `(n,)` ln(measured / predicted by the networks of all other folds).
+        spread: `(n,)` standard deviation that those predictions claim.
+        trust: `(n,)` in 0..1.
+    """
+
+    parameters: Parameters
+    basis: Basis
+    noise: float
+    residuals: Array
+    spread: Array
+    trust: Array
+
+
+def fit(observations: Observations) -> Fitted:
+    """The model of measured networks: hyper-parameters by leave-group-out likelihood, disturbed ones left aside."""
+    n = len(observations.values)
+    few = observations
+    if n > _FEW:
+        few = observations.rows(np.sort(np.random.default_rng(0).permutation(n)[:_FEW]))
+    trust = np.ones(len(few.values))
+
+    def score(length: float, noise: float) -> float:
+        return _Problem(few, length, noise, trust).solve().score()
+
+    length = max(LENGTHS, key=lambda candidate: score(candidate, NOISES[1]))
+    noise = max(NOISES, key=lambda candidate: score(length, candidate))
+    problem = _Problem(observations, length, noise, np.ones(n)).solve()
+    for _ in range(4):
+        problem = replace(problem, trust=problem.believed(), start=problem.point).solve()
+    return problem.result()
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Observations under given hyper-parameters, and the point that maximises their posterior once solved.
+
+    The cost of operator o is exp(trend and rest of o) * sum over quantities q of rate(group of o, q) * q(o); a
+    network's value is the sum over its operators and an offset, times log-normal noise. All rates are logarithms with
+    normal priors, a group's own around those that all groups share, so that a group of few measurements leans on the
+    others. Everything is positive by construction. Gauss-Newton with Levenberg's damping finds the maximum; its normal
+    equations then give the posterior (Laplace) and the predictions of left-out networks without fitting again.
+    """
+
+    observations: Observations
+    length: float
+    noise: float
+    trust: Array
+    start: Array | None = None
+    state: _State | None = None
+
+    def solve(self, steps: int = 40) -> _Problem:
+        """Itself, solved."""
+        point = self._prior_mean.copy()
+        if self.start is None:
+            shift = float(np.median(self._evaluate(point).residual))
+            point[:4] += shift
+            point[-1] += shift
+        else:
+            point = self.start.copy()
+        here = self._evaluate(point)
+        damping = 1e-3
+        for _ in range(steps):
+            jacobian = self._jacobian(here)
+            weighted = jacobian * (np.sqrt(self.trust) / self.noise)[:, None]
+            normal = weighted.T @ weighted
+            normal[np.diag_indices_from(normal)] += self._precision
+            slope = weighted.T @ (np.sqrt(self.trust) * here.residual / self.noise)
+            slope -= (here.point - self._prior_mean) * self._precision
+            there = here
+            while damping < 1e8:
+                damped = normal.copy()
+                damped[np.diag_indices_from(damped)] *= 1 + damping
+                step = np.clip(cho_solve(cho_factor(damped), slope), -1.5, 1.5)
+                there = self._evaluate(here.point + step)
+                if there.loss < here.loss:
+                    damping = max(damping / 5, 1e-9)
+                    break
+                damping *= 5
+            gain = here.loss - there.loss
+            here = there
+            if gain < 1e-3 + 1e-4 * here.loss:
+                break
+        return replace(self, state=here)
+
+    @property
+    def solved(self) -> _State:
+        assert self.state is not None, "solve first"
+        return self.state
+
+    @property
+    def point(self) -> Array:
+        return self.solved.point
+
+    def score(self) -> float:
+        """Log density of each network given those of the other folds; one that is far off counts as three sigma."""
+        residuals, spread = self.left_out
+        return float(-np.sum(np.minimum((residuals / spread) ** 2, 9.0) / 2 + np.log(spread)))
+
+    def believed(self) -> Array:
+        """`(n,)` trust by Tukey's biweight (Beaton and Tukey, Technometrics 1974) on the slow side alone.
+
+        Interference only ever adds time, so a network that is too fast for the model is the model's fault.
+        """
+        leverage = np.minimum((self._weighted @ self._covariance * self._weighted).sum(1), 0.999)
+        residual = self.solved.residual / np.sqrt(1 - leverage)
+        centre = float(np.quantile(residual, 0.4))
+        scale = max(1.4826 * float(np.median(np.abs(residual - centre))), 0.02)
+        slow = np.clip((residual - centre) / (4.685 * scale), 0.0, 1.0)
+        trust: Array = (1 - slow**2) ** 2
+        return trust
+
+    @cached_property
+    def left_out(self) -> tuple[Array, Array]:
+        """`(n,)` log residuals and their standard deviations, each fold predicted by all others."""
+        residuals, spread = np.empty(len(self.trust)), np.empty(len(self.trust))
+        for fold in np.unique(self.observations.folds):
+            out = self.observations.folds == fold
+            own, raw = self._weighted[out], self._raw[out]
+            factor = cho_factor(self._normal - own.T @ own)
+            missed = own.T @ (np.sqrt(self.trust[out]) * self.solved.residual[out] / self.noise)
+            residuals[out] = self.solved.residual[out] + raw @ cho_solve(factor, missed)
+            variance = (raw * cho_solve(factor, raw.T).T).sum(1)
+            spread[out] = np.sqrt(self.noise**2 + np.maximum(variance, 0.0))
+        return residuals, spread
+
+    def result(self) -> Fitted:
+        """The fit, with residuals of left-out folds beside the spread that the finished model would claim for them."""
+        o, parameters = self.observations, self._parameters()
+        spread = np.empty(len(self.trust))
+        weight = costs(parameters, self._basis, o.groups, o.quantities, o.coordinates)
+        for fold in np.unique(o.folds):
+            out = o.folds == fold
+            seen = np.asarray((self._shares[~out]).max(0).todense()).ravel()
+            kept = seen[self._inducing] > 0.2 * _WORTH
+            known = np.zeros(len(GROUPS), dtype=bool)
+            known[np.unique(o.groups[seen > 0])] = True
+            basis = Basis(self._basis.groups[kept], self._basis.coordinates[kept], self.length)
+            without = replace(parameters, doubt=np.where(known, parameters.doubt, _UNSEEN))
+            std, _ = doubts(without, basis, o.groups, o.coordinates)
+            doubt = (o.counts[out] @ (weight * std)) / np.exp(np.log(o.values) - self.solved.residual)[out]
+            spread[out] = np.sqrt(self.noise**2 + doubt**2)
+        return Fitted(parameters, self._basis, self.noise, self.left_out[0], spread, self.trust)
+
+    @cached_property
+    def _present(self) -> NDArray[np.int64]:
+        """The groups that occur."""
+        return np.unique(self.observations.groups)
+
+    @cached_property
+    def _own(self) -> NDArray[np.int64]:
+        """`(d,)` index into `_present`."""
+        return np.searchsorted(self._present, self.observations.groups)
+
+    @cached_property
+    def _centre(self) -> Array:
+        centre: Array = self.observations.coordinates.mean(0)
+        return centre
+
+    @cached_property
+    def _shares(self) -> csr_matrix:
+        """`(n, d)` the share of each network that each operator has, by the prior's rates."""
+        o = self.observations
+        cost = (np.exp(_START + _COSTLIER[o.groups]) * o.quantities).sum(1)
+        part = o.counts @ diags_array(cost)
+        return csr_matrix(diags_array(1 / np.asarray(part.sum(1)).ravel()) @ part)
+
+    @cached_property
+    def _inducing(self) -> NDArray[np.int64]:
+        """Operators that matter and differ: pivoted Cholesky, with what they are worth as weight."""
+        o = self.observations
+        worth = np.minimum(np.asarray(self._shares.max(0).todense()).ravel() / _WORTH, 1.0)
+        most = min(_MOST_INDUCING, max(128, 2 * len(o.values)), len(worth))
+        left, rows, chosen = np.ones(len(worth)), np.zeros((most, len(worth))), []
+        for i in range(most):
+            best = int(np.argmax(left * worth))
+            if left[best] * worth[best] < 1e-3:
+                break
+            column = _kernel(o.groups[[best]], o.coordinates[[best]], o.groups, o.coordinates, self.length)[0]
+            rows[i] = (column - rows[:i, best] @ rows[:i]) / np.sqrt(left[best])
+            left = np.maximum(left - rows[i] ** 2, 0.0)
+            left[best] = 0.0
+            chosen.append(best)
+        return np.array(chosen, dtype=np.int64)
+
+    @cached_property
+    def _basis(self) -> Basis:
+        o = self.observations
+        return Basis(o.groups[self._inducing], o.coordinates[self._inducing], self.length)
+
+    @cached_property
+    def _bumps(self) -> Array:
+        """`(d, groups * 8 + m)` features of trends and rest, of unit prior variance."""
+        o, size = self.observations, len(COORDINATES)
+        trends = np.zeros((len(o.groups), len(self._present) * size))
+        columns = self._own[:, None] * size + np.arange(size)
+        trends[np.arange(len(o.groups))[:, None], columns] = _TREND_STD * (o.coordinates - self._centre)
+        return np.hstack([trends, _BUMP_STD * self._basis.features(o.groups, o.coordinates)])
+
+    @cached_property
+    def _prior_mean(self) -> Array:
+        free = 4 * len(self._present) + self._bumps.shape[1]
+        return np.concatenate([_START, np.zeros(free), [_OFFSET]])
+
+    @cached_property
+    def _precision(self) -> Array:
+        own = np.full(4 * len(self._present), _GROUP_STD)
+        std = np.concatenate([np.full(4, _RATE_STD), own, np.ones(self._bumps.shape[1]), [_RATE_STD]])
+        precision: Array = std**-2.0
+        return precision
+
+    def _evaluate(self, point: Array) -> _State:
+        o, first = self.observations, 4 + 4 * len(self._present)
+        rates = point[:4] + point[4:first].reshape(-1, 4)[self._own] + _COSTLIER[o.groups]
+        parts = np.exp(rates) * o.quantities
+        bend = self._bumps @ point[first:-1]
+        cost = parts.sum(1) * np.exp(np.clip(bend, -_LIMIT, _LIMIT))
+        total = o.counts @ cost + np.exp(point[-1])
+        residual = np.log(o.values / total)
+        loss = (self.trust * (residual / self.noise) ** 2).sum()
+        loss += ((point - self._prior_mean) ** 2 * self._precision).sum()
+        return _State(point, parts, cost, total, residual, float(loss))
+
+    def _jacobian(self, at: _State) -> Array:
+        """`(n, p)` of the log predictions."""
+        o = self.observations
+        own = self._operator_jacobian(at) * at.cost[:, None]
+        offset = np.full((len(o.values), 1), np.exp(at.point[-1]))
+        return np.hstack([o.counts @ own, offset]) / at.total[:, None]
+
+    def _operator_jacobian(self, at: _State) -> Array:
+        """`(d, p - 1)` of the log costs of operators."""
+        share = at.parts / at.parts.sum(1, keepdims=True)
+        own = np.zeros((len(share), 4 * len(self._present)))
+        own[np.arange(len(share))[:, None], self._own[:, None] * 4 + np.arange(4)] = share
+        return np.hstack([share, own, self._bumps])
+
+    @cached_property
+    def _raw(self) -> Array:
+        return self._jacobian(self.solved)
+
+    @cached_property
+    def _weighted(self) -> Array:
+        weighted: Array = self._raw * (np.sqrt(self.trust) / self.noise)[:, None]
+        return weighted
+
+    @cached_property
+    def _normal(self) -> Array:
+        normal: Array = self._weighted.T @ self._weighted
+        normal[np.diag_indices_from(normal)] += self._precision
+        return normal
+
+    @cached_property
+    def _covariance(self) -> Array:
+        inverse: Array = cho_solve(cho_factor(self._normal), np.eye(len(self._normal)))
+        return inverse
+
+    def _parameters(self) -> Parameters:
+        point, size = self.point, len(COORDINATES)
+        first = 4 + 4 * len(self._present)
+        second = first + size * len(self._present)
+        rates = point[:4] + _COSTLIER
+        rates[self._present] += point[4:first].reshape(-1, 4)
+        trends = np.zeros((len(GROUPS), size))
+        trends[self._present] = _TREND_STD * point[first:second].reshape(-1, size)
+        rest = np.zeros(0)
+        if len(self._inducing):
+            rest = solve_triangular(self._basis.factor.T, _BUMP_STD * point[second:-1], lower=False)
+        doubt = np.full(len(GROUPS), _UNSEEN)
+        covariance = self._covariance[:-1, :-1]
+        for group in self._present:
+            members = np.flatnonzero(self.observations.groups == group)[:200]
+            jacobian = self._operator_jacobian(self.solved)[members]
+            doubt[group] = np.sqrt(np.mean((jacobian @ covariance * jacobian).sum(1)))
+        return Parameters(rates, trends, self._centre, rest, float(np.exp(point[-1])), doubt)
+
+
+@dataclass(frozen=True)
+class _State:
+    """A point of the search and what it predicts."""
+
+    point: Array
+    parts: Array
+    cost: Array
+    total: Array
+    residual: Array
+    loss: float
+
+
+_UNSEEN = 1.0
+_COSTLIER = np.array([[np.log(COSTLIER.get((g, q), 1.0)) for q in QUANTITIES] for g in GROUPS])
+
+
+def _squared(x: Array, y: Array) -> Array:
+    """`(n, m)` squared distances."""
+    squared: Array = np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T, 0.0)
+    return squared
+
+
+def _kernel(g: NDArray[np.int64], x: Array, h: NDArray[np.int64], y: Array, length: float) -> Array:
+    """`(n, m)` squared exponential within groups, zero between them."""
+    covariance: Array = np.exp(-0.5 * _squared(x, y) / length**2) * (g[:, None] == h[None])
+    return covariance

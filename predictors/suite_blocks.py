@@ -1,0 +1,308 @@
+"""The building blocks of made-up networks, as torch modules; what published families are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ACTIVATIONS: dict[str, Any] = {
+    "": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hard_swish": nn.Hardswish,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "hard_sigmoid": nn.Hardsigmoid,
+}
+
+
+def _conv(
+    channels: int, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1, act: str = "relu", *,
+    groups: int = 1, norm: bool = True, dilation: int = 1,
+) -> nn.Sequential:  # fmt: skip
+    size = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (dilation * (size[0] - 1) // 2, dilation * (size[1] - 1) // 2)
+    layers: list[nn.Module] = [nn.Conv2d(channels, out, size, stride, padding, dilation, groups, bias=not norm)]
+    if norm:
+        layers.append(nn.BatchNorm2d(out))
+    if act:
+        layers.append(_ACTIVATIONS[act]())
+    return nn.Sequential(*layers)
+
+
+class _Sum(nn.Module):
+    """Two branches added, and an activation."""
+
+    def __init__(self, body: nn.Module, side: nn.Module, act: str = "") -> None:
+        super().__init__()
+        self.body, self.side, self.act = body, side, _ACTIVATIONS[act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.act(self.body(x) + self.side(x))
+        return result
+
+
+class _Concat(nn.Module):
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class _Gate(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self, channels: int, act: str) -> None:
+        super().__init__()
+        inner = max(4, channels // 4)
+        self.down, self.up, self.act = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1), _ACTIVATIONS[act]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.act(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        return x * weight
+
+
+class _Shuffle(nn.Module):
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class _Split(nn.Module):
+    """ShuffleNetV2's unit: half the channels pass by."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels - channels // 2
+        self.first = channels // 2
+        self.body = nn.Sequential(
+            _conv(half, half), _conv(half, half, 3, act="", groups=half), _conv(half, channels - self.first)
+        )
+        self.shuffle = _Shuffle(2 if channels % 2 == 0 else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.shuffle(torch.cat([x[:, : self.first], self.body(x[:, self.first :])], 1))
+        return y
+
+
+class _Ghost(nn.Module):
+    def __init__(self, channels: int, out: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        half = out // 2
+        self.main = _conv(channels, half, 1, stride)
+        self.cheap = _conv(half, half, kernel, groups=half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.main(x)
+        return torch.cat([y, self.cheap(y)], 1)
+
+
+class _Hourglass(nn.Module):
+    """Down, up, and the skipped map beside, as in a U-Net."""
+
+    def __init__(self, channels: int, out: int, up: str, kernel: int) -> None:
+        super().__init__()
+        self.up = up
+        self.down = _conv(channels, out, 3, 2)
+        self.inner = _conv(out, out, kernel)
+        self.grow = nn.ConvTranspose2d(out, out, 2, 2) if up == "transposed" else nn.Identity()
+        self.join = _conv(channels + out, out, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.grow(self.inner(self.down(x)))
+        if self.up == "transposed":
+            y = y[:, :, : x.shape[2], : x.shape[3]]
+        else:
+            corners = False if self.up == "bilinear" else None
+            y = F.interpolate(y, size=x.shape[2:], mode=self.up, align_corners=corners)
+        joined: Tensor = self.join(torch.cat([x, y], 1))
+        return joined
+
+
+class _Encoder(nn.Module):
+    def __init__(self, width: int, heads: int, expansion: int, act: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, expansion * width), _ACTIVATIONS[act](), nn.Linear(expansion * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        q, k, v = self.qkv(self.first(x)).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        attention = torch.softmax(q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5, -1)
+        x = x + self.out((attention @ v).transpose(1, 2).reshape(n, length, width))
+        y: Tensor = x + self.mlp(self.second(x))
+        return y
+
+
+class _Patches(nn.Module):
+    def __init__(self, channels: int, out: int, patch: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.conv(x)).flatten(2).transpose(1, 2)
+
+
+class _MobileAttention(nn.Module):
+    """MobileViT's block: attention among the pixels of the same place in all patches."""
+
+    def __init__(self, channels: int, width: int, depth: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.local = nn.Sequential(_conv(channels, channels, 3, act="silu"), nn.Conv2d(channels, width, 1))
+        self.encoder = nn.Sequential(*(_Encoder(width, 4, 2, "silu") for _ in range(depth)))
+        self.back = _conv(width, channels, act="silu")
+        self.join = _conv(2 * channels, channels, 3, act="silu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.patch
+        y = self.local(x)
+        y = y[:, :, : y.shape[2] // p * p, : y.shape[3] // p * p]
+        n, c, h, w = y.shape
+        tokens = y.reshape(n, c, h // p, p, w // p, p).permute(0, 3, 5, 2, 4, 1).reshape(n * p * p, h * w // p**2, c)
+        tokens = self.encoder(tokens).reshape(n, p, p, h // p, w // p, c)
+        y = self.back(tokens.permute(0, 5, 3, 1, 4, 2).reshape(n, c, h, w))
+        joined: Tensor = self.join(torch.cat([x[:, :, :h, :w], y], 1))
+        return joined
+
+
+class _Mean(nn.Module):
+    """Over positions or tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if x.dim() == 4 else x.mean(1)
+
+
+def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
+    """A block for `c` input channels, and its output channels."""
+    if kind == "conv":
+        return _conv(c, **a), a["out"]
+    if kind == "max_pool":
+        return nn.MaxPool2d(a["kernel"], a["stride"], a["kernel"] // 2, ceil_mode=False), c
+    if kind == "flatten":
+        return nn.Sequential(nn.AdaptiveAvgPool2d(a["pool"]) if a["pool"] == 1 else _Grid(a["pool"]), nn.Flatten()), (
+            c * a["pool"] ** 2
+        )
+    if kind == "dense":
+        return nn.Sequential(nn.Linear(c, a["out"]), _ACTIVATIONS[a["act"]]()), a["out"]
+    if kind in ("residual", "bottleneck"):
+        out, stride = a["out"], a["stride"]
+        act = a.get("act", "relu")
+        if kind == "residual":
+            body = nn.Sequential(_conv(c, out, 3, stride, act), _conv(out, out, 3, act=""))
+        else:
+            inner = out // 4
+            groups = a["groups"] if inner % a["groups"] == 0 else 1
+            body = nn.Sequential(
+                _conv(c, inner), _conv(inner, inner, 3, stride, groups=groups), _conv(inner, out, act="")
+            )
+        side = nn.Identity() if c == out and stride == 1 else _conv(c, out, 1, stride, "")
+        return _Sum(body, side, act), out
+    if kind == "separable":
+        return nn.Sequential(
+            _conv(c, c, a["kernel"], a["stride"], a["act"], groups=c), _conv(c, a["out"], act=a["act"])
+        ), a["out"]
+    if kind in ("inverted", "fused"):
+        out, stride, inner = a["out"], a["stride"], c * a["expansion"]
+        layers = [_conv(c, inner, act=a["act"]), _conv(inner, inner, a["kernel"], stride, a["act"], groups=inner)] if (
+            kind == "inverted"
+        ) else [_conv(c, inner, 3, stride, a["act"])]  # fmt: skip
+        if a.get("gate"):
+            layers.append(_Gate(inner, a["gate"]))  # type: ignore[arg-type]
+        body = nn.Sequential(*layers, _conv(inner, out, act=""))
+        return (_Sum(body, nn.Identity()) if c == out and stride == 1 else body), out
+    if kind == "growing":
+        growth = a["growth"]
+        head = [nn.BatchNorm2d(c), nn.ReLU()]
+        if a["bottleneck"]:
+            head.append(_conv(c, 4 * growth))
+        inner = 4 * growth if a["bottleneck"] else c
+        return _Concat(
+            nn.Identity(), nn.Sequential(*head, nn.Conv2d(inner, growth, 3, padding=1, bias=False))
+        ), c + growth
+    if kind == "transition":
+        return nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, a["out"], 1), nn.AvgPool2d(2)), a["out"]
+    if kind == "inception":
+        long = int(a["long"] or 5)
+        deep = nn.Sequential(_conv(c, a["reduce"]), *(
+            [_conv(a["reduce"], a["reduce"], (1, long)), _conv(a["reduce"], a["fives"], (long, 1))] if a["long"]
+            else [_conv(a["reduce"], a["fives"], 5)]
+        ))  # fmt: skip
+        branches = [
+            _conv(c, a["ones"]),
+            nn.Sequential(_conv(c, a["reduce"]), _conv(a["reduce"], a["threes"], 3)),
+            deep,
+            nn.Sequential(nn.AvgPool2d(3, 1, 1), _conv(c, a["pool"])),
+        ]
+        return _Concat(*branches), a["ones"] + a["threes"] + a["fives"] + a["pool"]
+    if kind == "fire":
+        squeeze, expand = a["squeeze"], a["expand"]
+        wide = _Concat(_conv(squeeze, expand, norm=False), _conv(squeeze, expand, 3, norm=False))
+        return nn.Sequential(_conv(c, squeeze, norm=False), wide), 2 * expand
+    if kind == "shuffled":
+        out, groups = a["out"], a["groups"]
+        inner = out // 4 // groups * groups or groups
+        first = _conv(c, inner, groups=groups if c % groups == 0 else 1)
+        return nn.Sequential(
+            first,
+            _Shuffle(groups),
+            _conv(inner, inner, 3, a["stride"], "", groups=inner),
+            _conv(inner, out, groups=groups),
+        ), out
+    if kind == "split_unit":
+        return _Split(c), c
+    if kind == "ghost":
+        return _Ghost(c, a["out"], a["kernel"], a["stride"]), a["out"]
+    if kind == "hourglass":
+        return _Hourglass(c, **a), a["out"]
+    if kind == "pyramid":
+        out = a["out"]
+        return nn.Sequential(
+            _Concat(
+                _conv(c, out), _conv(c, out, 3, dilation=a["dilation"]), _conv(c, out, 3, dilation=2 * a["dilation"])
+            ),
+            _conv(3 * out, out),
+        ), out
+    if kind == "patches":
+        return _Patches(c, a["out"], a["patch"]), a["out"]
+    if kind == "encoder":
+        return _Encoder(c, a["heads"], a["expansion"], a["act"]), c
+    if kind == "mobile_attention":
+        return _MobileAttention(c, **a), c
+    raise ValueError(f"no block {kind!r}")
+
+
+class _Grid(nn.Module):
+    """The first `size` x `size` positions, repeated where there are fewer: a classifier's input of fixed size."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, size=(self.size, self.size), mode="nearest")
+
+
+def network(input_shape: Sequence[int], layers: Sequence[tuple[str, Any]], classes: int) -> nn.Module:
+    """The module of a recipe."""
+    made, channels, flat = [], input_shape[0], False
+    for kind, arguments in layers:
+        layer, channels = _layer(kind, channels, dict(arguments))
+        made.append(layer)
+        flat = flat or kind in ("flatten", "dense")
+    return nn.Sequential(*made, *([] if flat else [_Mean()]), nn.Linear(channels, classes))
