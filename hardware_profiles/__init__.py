@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from hardware_profiles.command import CommandMeter
     from hardware_profiles.constraints import Finding, check_workload
     from hardware_profiles.host import host_fingerprint, host_name, host_profile
+    from hardware_profiles.litert import LiteRTConverter, LiteRTMeter
     from hardware_profiles.meter import Artifact, Converter, Measurement, Meter, OperatorTime, Protocol
     from hardware_profiles.onnx_runtime import OnnxConverter, OnnxRuntimeMeter
+    from hardware_profiles.openvino import OpenVINOConverter, OpenVINOMeter
+    from hardware_profiles.passes import InProcessMeter
     from hardware_profiles.paths import user_data_dir
     from hardware_profiles.profile import OperatingPoint, Profile, Target, list_profiles, load_profile, load_target
     from hardware_profiles.recording import RecordingMeter, ReplayMeter
@@ -26,10 +29,15 @@ _LAZY = {
     "CommandMeter": "command",
     "Converter": "meter",
     "Finding": "constraints",
+    "InProcessMeter": "passes",
+    "LiteRTConverter": "litert",
+    "LiteRTMeter": "litert",
     "Measurement": "meter",
     "Meter": "meter",
     "OnnxConverter": "onnx_runtime",
     "OnnxRuntimeMeter": "onnx_runtime",
+    "OpenVINOConverter": "openvino",
+    "OpenVINOMeter": "openvino",
     "OperatingPoint": "profile",
     "OperatorTime": "meter",
     "Profile": "profile",
@@ -51,10 +59,11 @@ _LAZY = {
 }
 
 __all__ = [
-    "AdbMeter", "Artifact", "CommandMeter", "Converter", "Finding", "Measurement", "Meter", "OnnxConverter",
-    "OnnxRuntimeMeter", "OperatingPoint", "OperatorTime", "Profile", "Protocol", "RecordingMeter", "ReplayMeter",
-    "SshMeter", "Target", "check_workload", "converter_for", "host_fingerprint", "host_name", "host_profile",
-    "list_profiles", "load_profile", "load_target", "meter_for", "user_data_dir",
+    "AdbMeter", "Artifact", "CommandMeter", "Converter", "Finding", "InProcessMeter", "LiteRTConverter", "LiteRTMeter",
+    "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OpenVINOConverter", "OpenVINOMeter",
+    "OperatingPoint", "OperatorTime", "Profile", "Protocol", "RecordingMeter", "ReplayMeter", "SshMeter", "Target",
+    "check_workload", "converter_for", "host_fingerprint", "host_name", "host_profile", "list_profiles",
+    "load_profile", "load_target", "meter_for", "user_data_dir",
 ]  # fmt: skip
 
 

@@ -7,13 +7,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hardware_profiles.conversion import Array, CheckedConverter
 from hardware_profiles.host import has_int8_dot_product
 from hardware_profiles.meter import Artifact, OperatorTime
 from hardware_profiles.onnx_quantization import quantize_onnx
-from hardware_profiles.passes import InProcessMeter, Session
+from hardware_profiles.passes import PROFILED_RUNS, InProcessMeter, Session
 from hardware_profiles.profile import Target
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 # The oldest opset with HardSwish (14) and the reductions in the form that torch writes; every recent runtime reads it.
 OPSET = 17
-PROFILED_RUNS = 30
 
 
 class _OnnxSession(Session):
@@ -61,9 +58,7 @@ class OnnxRuntimeMeter(InProcessMeter):
         """
         import onnxruntime as ort
 
-        self._check_target(target)
-        x = np.random.default_rng(self.seed).standard_normal((target.batch, *artifact.input_shape), dtype=np.float32)
-        self.opened(artifact, target, x)
+        x = self._profiled_input(artifact, target)
         options = _options(target)
         options.enable_profiling = True
         with tempfile.TemporaryDirectory() as folder:

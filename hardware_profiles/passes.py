@@ -21,6 +21,8 @@ from search_spaces.errors import UserError
 
 Array = np.ndarray[Any, Any]
 
+PROFILED_RUNS = 30
+
 
 class Session(ABC):
     """An artifact opened by a runtime: `feed` once, then `run` any number of times on that input."""
@@ -155,6 +157,13 @@ class InProcessMeter(Meter):
         except Exception as error:  # runtimes have no common base of their errors
             raise UserError(f"{artifact.path}: {self.title} cannot run this file: {reason(error)}") from error
         return session
+
+    def _profiled_input(self, artifact: Artifact, target: Target) -> Array:
+        """Random input for `per_operator`, with which the file is known to run."""
+        self._check_target(target)
+        x = np.random.default_rng(self.seed).standard_normal((target.batch, *artifact.input_shape), dtype=np.float32)
+        self.opened(artifact, target, x)
+        return x
 
     def _check_target(self, target: Target) -> None:
         if target.runtime != self.runtime or not target.profile.local:

@@ -28,10 +28,16 @@ class Runtime:
 
 
 _ONNX = "hardware_profiles.onnx_runtime:OnnxConverter"
+_LITERT = "hardware_profiles.litert:LiteRTConverter"
+_OPENVINO = "hardware_profiles.openvino:OpenVINOConverter"
 
 # `runtime` of an operating point -> its classes. One line per runtime.
 RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": Runtime(_ONNX, "hardware_profiles.onnx_runtime:OnnxRuntimeMeter"),
+    "litert": Runtime(_LITERT, "hardware_profiles.litert:LiteRTMeter"),
+    "tflite": Runtime(_LITERT),
+    "edgetpu": Runtime(_LITERT),
+    "openvino": Runtime(_OPENVINO, "hardware_profiles.openvino:OpenVINOMeter"),
     "tensorrt": Runtime(_ONNX),
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,19 @@ from hardware_profiles.conversion import calibration_batches
 from search_spaces import UserError, load_space
 
 # Operating points of `host`, with the modules of the extra that brings their runtime.
-POINTS = {"fp32": (), "int8": ()}
+LITERT, OPENVINO = ("litert_torch", "ai_edge_litert"), ("openvino", "nncf")
+POINTS: dict[str, tuple[str, ...]] = {
+    "fp32": (),
+    "int8": (),
+    "litert-fp32": LITERT,
+    "litert-int8": LITERT,
+    "openvino-fp32": OPENVINO,
+    "openvino-int8": OPENVINO,
+}
+SILENT = ("litert",)  # runtimes that give no times of single operators
 SHAPE = (3, 24, 24)
+
+Files = Callable[[Target, Callable[[], nn.Module]], Artifact]
 
 
 def _points() -> list[object]:
@@ -54,10 +64,33 @@ def plain_cnn(channels: int = 8) -> nn.Module:
 
 
 def mobile_net() -> nn.Module:
-    """Inverted residuals, squeeze-and-excitation, hard-swish."""
+    """Inverted residuals, squeeze-and-excitation, hard-swish; normalised, as training leaves it."""
     torch.manual_seed(0)
     space = load_space("quickstart", in_channels=3, num_classes=5)
-    return space.build(space.sample(1, np.random.default_rng(1))[0])
+    network = space.build(space.sample(1, np.random.default_rng(1))[0]).train()
+    for _ in range(20):
+        network(torch.randn(16, *SHAPE))
+    return network
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Converts a network for a target, once."""
+    folder = tmp_path_factory.mktemp("files")
+    done: dict[tuple[str, str], Artifact] = {}
+
+    def get(target: Target, make: Callable[[], nn.Module]) -> Artifact:
+        key = target.operating_point, make.__name__
+        if key not in done:
+            converter, network = converter_for(target), make().train()
+            path = folder / "-".join(key) / f"n.{converter.format}"
+            artifact = done[key] = converter.convert(network, target, SHAPE, path)
+            assert network.training
+            assert (artifact.path, artifact.precision, artifact.input_shape) == (path, target.precision, SHAPE)
+            assert {p.stem for p in path.parent.iterdir()} == {"n"}, "something was left behind"
+        return done[key]
+
+    return get
 
 
 def outputs(artifact: Artifact, target: Target, x: np.ndarray) -> np.ndarray:
@@ -76,23 +109,16 @@ def fast(target: Target) -> Meter:
 
 
 @pytest.mark.parametrize("make", [plain_cnn, mobile_net])
-def test_the_file_computes_what_the_network_does(make: Callable[[], nn.Module], target: Target, tmp_path: Path) -> None:
-    network = make().train()
-    converter = converter_for(target)
-    path = tmp_path / f"n.{converter.format}"
-    artifact = converter.convert(network, target, SHAPE, path)
-    assert network.training
-    assert (artifact.path, artifact.precision, artifact.input_shape) == (path, target.precision, SHAPE)
-    assert artifact.file_bytes >= path.stat().st_size > 0
-    assert {p.stem for p in tmp_path.iterdir()} == {"n"}
-
+def test_the_file_computes_what_the_network_does(make: Callable[[], nn.Module], target: Target, files: Files) -> None:
+    artifact = files(target, make)
+    assert artifact.file_bytes >= artifact.path.stat().st_size > 0
     x = calibration_batches(None, 1, SHAPE)[1]
     with torch.no_grad():
-        expected = network.eval()(torch.from_numpy(x)).numpy()
+        expected = make().eval()(torch.from_numpy(x)).numpy()
     found = outputs(artifact, target, x)
     assert found.dtype == np.float32
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-    assert error < (1e-4 if target.precision == "fp32" else 0.2)
+    assert error < (1e-4 if target.precision == "fp32" else 0.25)
     assert (error > 1e-4) == (target.precision == "int8"), "an int8 file that is exact was not quantised"
 
 
@@ -103,25 +129,21 @@ def test_larger_batches_give_the_same_as_single_images(target: Target, tmp_path:
     x = calibration_batches(None, 3, SHAPE)[0]
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(x)).numpy()
-    np.testing.assert_allclose(
-        outputs(artifact, batched, x),
-        expected,
-        atol=(1e-4 if target.precision == "fp32" else 0.15) * abs(expected).max(),
-    )
+    tolerance = (1e-4 if target.precision == "fp32" else 0.25) * abs(expected).max()
+    np.testing.assert_allclose(outputs(artifact, batched, x), expected, atol=tolerance)
     (m,) = fast(target).measure([artifact], batched)
     assert (m.error, m.protocol.batch) == ("", 3)
     (m,) = fast(target).measure([artifact], target)
     assert "cannot run" in m.error
 
 
-def test_many_are_measured_at_once_and_bad_files_get_an_error(target: Target, tmp_path: Path) -> None:
-    converter = converter_for(target)
-    good = [converter.convert(plain_cnn(c), target, SHAPE, tmp_path / f"{c}.{converter.format}") for c in (8, 16)]
-    broken = tmp_path / f"broken.{converter.format}"
+def test_many_are_measured_at_once_and_bad_files_get_an_error(target: Target, files: Files, tmp_path: Path) -> None:
+    good = [files(target, make) for make in (plain_cnn, mobile_net)]
+    broken = tmp_path / f"broken{good[0].path.suffix}"
     broken.write_bytes(good[0].path.read_bytes()[:50])
     bad = [
         replace(good[0], path=broken),
-        replace(good[0], path=tmp_path / f"gone.{converter.format}"),
+        replace(good[0], path=broken.with_stem("gone")),
         replace(good[0], format="weights"),
         replace(good[0], input_shape=(3, 9, 9)),
     ]
@@ -141,9 +163,12 @@ def test_many_are_measured_at_once_and_bad_files_get_an_error(target: Target, tm
         assert ("seeded noise" in p.notes) == (target.precision == "int8")
 
 
-def test_operators_have_names_kinds_and_times(target: Target, tmp_path: Path) -> None:
-    converter = converter_for(target)
-    artifact = converter.convert(plain_cnn(), target, SHAPE, tmp_path / f"n.{converter.format}")
+def test_operators_have_names_kinds_and_times(target: Target, files: Files) -> None:
+    artifact = files(target, plain_cnn)
+    if target.runtime in SILENT:
+        with pytest.raises(UserError, match="no times of single operators"):
+            meter_for(target).per_operator(artifact, target)
+        return
     times = meter_for(target).per_operator(artifact, target)
     assert sum("conv" in t.kind.lower() for t in times) == 2
     assert all(t.name and t.latency_ms >= 0 for t in times)
@@ -165,31 +190,34 @@ def test_an_operator_that_the_runtime_does_not_take_is_named(target: Target, tmp
 
 def test_a_file_that_differs_from_the_network_is_not_written(target: Target, tmp_path: Path) -> None:
     converter = converter_for(target)
-    path = tmp_path / f"n.{converter.format}"
     write = converter._write
     converter._write = lambda network, *rest: write(plain_cnn(9).eval(), *rest)
-    with pytest.raises(
-        UserError, match=rf"Sequential: the {target.precision} .* differs from the network by .*not written"
-    ):
-        converter.convert(plain_cnn(8), target, SHAPE, path)
+    with pytest.raises(UserError, match=rf"the {target.precision} .* differs from the network by .*not written"):
+        converter.convert(plain_cnn(8), target, SHAPE, tmp_path / f"n.{converter.format}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_int8_ranges_come_from_the_images_that_are_given(target: Target, tmp_path: Path) -> None:
+def test_calibration_images_must_fit(target: Target, tmp_path: Path) -> None:
     converter = converter_for(target)
-    convert = partial(converter.convert, plain_cnn(), target, SHAPE, tmp_path / f"n.{converter.format}")
     for images, message in [
         (np.zeros((4, 3, 9, 9), np.float32), r"shape \(4, 3, 9, 9\), expected \(n, 3, 24, 24\)"),
         (np.zeros((0, *SHAPE), np.float32), r"shape \(0, 3, 24, 24\)"),
         (np.full((2, *SHAPE), np.nan, np.float32), "not all values are finite"),
     ]:
         with pytest.raises(UserError, match=message):
-            convert(images=images)
-    if target.precision == "int8":
-        x = 50 * calibration_batches(None, 1, SHAPE)[0]
-        wide, narrow = (outputs(convert(images=images), target, x) for images in (np.concatenate([x, -x]), x / 50))
-        assert abs(wide).max() > 5 * abs(narrow).max()
-        assert "2 images" in convert(images=np.concatenate([x, -x])).note
+            converter.convert(plain_cnn(), target, SHAPE, tmp_path / "n", images=images)
+
+
+def test_int8_ranges_come_from_the_images_that_are_given(target: Target, files: Files, tmp_path: Path) -> None:
+    if target.precision != "int8":
+        return
+    converter, x = converter_for(target), 50 * calibration_batches(None, 1, SHAPE)[0]
+    images = np.concatenate([x, -x])
+    wide = converter.convert(plain_cnn(), target, SHAPE, tmp_path / f"n.{converter.format}", images=images)
+    assert "calibrated on 2 images" in wide.note
+    assert "noise" not in wide.note
+    narrow = files(target, plain_cnn)
+    assert abs(outputs(wide, target, x)).max() > 5 * abs(outputs(narrow, target, x)).max()
 
 
 def test_a_target_without_its_runtime_installed_says_what_to_install(
