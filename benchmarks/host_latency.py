@@ -1,15 +1,21 @@
 """Predicted against measured latency on this machine, for networks that the calibration never saw.
 
-    python -m benchmarks.host_latency [--networks 100] [--calibration 32] [--seed 0]
+    python -m benchmarks.host_latency [--runtime onnxruntime] [--precision fp32] [--parts quickstart mobile96 ...]
 
-For the `quickstart` and the `mobile96` space: a fresh calibration, then seeded random architectures, converted and
-measured twice by independent runs of the meter. fp32, one thread, batch 1. The last line is JSON, one object per space:
+`quickstart` and `mobile96`: a fresh calibration of 32 networks of the space, tested on random architectures of it.
+`other_families`: one calibration on made-up networks, tested on published ones of all families and on seeded random
+architectures of three spaces, none of which it has seen. Everything is converted and then measured twice by independent
+runs of the meter; one thread, batch 1. A network that the runtime cannot convert or run is named and left out.
+The last line is JSON, one object per part:
 
 within_10_percent         share of networks predicted within 10 % of the first measurement
 repeat_within_10_percent  share of networks whose second measurement is within 10 % of the first: what noise allows
 within_10_relative        ratio of the two
 spearman                  rank correlation of prediction and first measurement
-measuring_s               seconds that the calibration took, conversion included
+coverage_90               share of first measurements inside the 90 % interval
+median_ape                median of |predicted / measured - 1|
+measuring_s               seconds that measuring for the calibration took
+converting_s              seconds that converting for it took
 n                         networks compared
 """
 
@@ -18,57 +24,104 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from hardware_profiles import OnnxConverter, OnnxRuntimeMeter, load_target
-from predictors.calibration import calibrate, network_input_shape
-from search_spaces import load_space
+from hardware_profiles import Artifact, Target, converter_for, load_target, meter_for
+from predictors import CalibrationNetwork, calibrate
+from predictors.calibration import Calibration, SpaceNetwork
+from search_spaces import SearchSpace, UserError, load_space, reference_network, reference_networks
 
 # The spaces with the task that each is meant for: input channels and classes.
 SPACES = {"quickstart": (1, 10), "mobile96": (3, 100)}
+OTHERS = "other_families"
+# Published networks are tested at their resolution, or at a smaller one that brings them below so many
+# multiply-accumulates: so that all take 0.1 to 100 ms.
+MOST_MACS = 1.2e9
 
 
-def evaluate(name: str, networks: int, calibration_networks: int, seed: int) -> dict[str, float]:
-    """The figures of one space."""
-    space = load_space(name, *SPACES[name])
-    target = load_target("host")
+def published(per_family: int) -> list[CalibrationNetwork]:
+    """Up to so many reference networks of each family, from the first to the last in its list."""
+    families: dict[str, list[str]] = {}
+    for name in reference_networks():
+        families.setdefault(reference_network(name).family, []).append(name)
+    chosen: list[CalibrationNetwork] = []
+    for names in families.values():
+        places = np.linspace(0, len(names) - 1, min(per_family, len(names))).round().astype(int)
+        for name in (names[i] for i in np.unique(places)):
+            network = reference_network(name)
+            try:
+                macs = network.workload().macs
+                if macs > MOST_MACS:
+                    size = int(network.input_shape[1] * np.sqrt(MOST_MACS / macs) // 32 * 32)
+                    network = reference_network(name, resolution=max(size, 96))
+                    network.workload()
+            except UserError as error:
+                print(f"left out: {error}")
+                continue
+            chosen.append(network)
+    return chosen
+
+
+def drawn(space: SearchSpace, n: int, seed: int, known: Set[str] = frozenset()) -> list[CalibrationNetwork]:
+    """Random architectures of a space, without those named in `known`."""
+    archs = np.unique(space.sample(n + 2 * len(known), np.random.default_rng([seed, 1])), axis=0)
+    networks = [SpaceNetwork(space, tuple(arch.tolist())) for arch in archs]
+    unseen = [network for network in networks if network.name not in known]
+    order = np.random.default_rng([seed, 2]).permutation(len(unseen))[:n]
+    return [unseen[i] for i in order]
+
+
+def compare(
+    target: Target, calibration: Calibration, networks: Sequence[CalibrationNetwork], seed: int, title: str
+) -> dict[str, float]:
+    """The figures of one part."""
+    converter = converter_for(target)
     with tempfile.TemporaryDirectory(prefix="nasbench-host-latency-") as directory:
-        calibration = calibrate(target, space, calibration_networks, seed=seed, cache=Path(directory) / "calibrations")
-        known = {tuple(space.encode(n.architecture)) for n in calibration.networks}
-        drawn = space.sample(networks + 2 * len(known), np.random.default_rng([seed, 1]))
-        archs = np.array([arch for arch in np.unique(drawn, axis=0) if tuple(arch) not in known])
-        archs = np.random.default_rng([seed, 2]).permutation(archs)[:networks]
-        artifacts = [
-            OnnxConverter().convert(
-                space.build(arch), target, network_input_shape(space, arch), Path(directory) / f"{i}.onnx"
-            )
-            for i, arch in enumerate(archs)
-        ]
-        first, second = (
-            np.array([m.latency_ms for m in OnnxRuntimeMeter(seed=seed + run).measure(artifacts, target)])
-            for run in range(2)
-        )
-    estimate = calibration.predictor().bind(space).predict(archs)
-    within = float(np.mean(np.abs(estimate.mean / first - 1) <= 0.1))
-    repeat = float(np.mean(np.abs(second / first - 1) <= 0.1))
+        artifacts: list[Artifact] = []
+        tested: list[CalibrationNetwork] = []
+        for i, network in enumerate(networks):
+            path = Path(directory) / f"{i}.{converter.format}"
+            try:
+                artifacts.append(converter.convert(network.build(), target, network.input_shape, path))
+                tested.append(network)
+            except UserError as error:
+                print(f"left out: {network.name}: {error}", flush=True)
+        runs = []
+        for run in range(2):
+            meter = meter_for(target)
+            meter.seed = seed + run  # type: ignore[attr-defined]
+            runs.append(meter.measure(artifacts, target))
+    kept = [i for i, pair in enumerate(zip(*runs, strict=True)) if not any(m.error for m in pair)]
+    for i in sorted(set(range(len(tested))) - set(kept)):
+        print(f"left out: {tested[i].name}: {runs[0][i].error or runs[1][i].error}")
+    first, second = (np.array([run[i].latency_ms for i in kept]) for run in runs)
+    estimate = calibration.predictor().predict([tested[i].workload() for i in kept])
+    off = np.abs(estimate.mean / first - 1)
+    within, repeat = float(np.mean(off <= 0.1)), float(np.mean(np.abs(second / first - 1) <= 0.1))
     inside = (first >= estimate.quantile(0.05)) & (first <= estimate.quantile(0.95))
     print(
-        f"{name}: {len(archs)} networks of {first.min():.3f}-{first.max():.3f} ms (median {np.median(first):.3f}), "
-        f"median error {np.median(np.abs(estimate.mean / first - 1)):.1%}, "
-        f"median difference of the two measurements {np.median(np.abs(second / first - 1)):.1%}, "
-        f"90 % interval holds {inside.mean():.0%}"
+        f"{title}: {len(kept)} networks of {first.min():.3f}-{first.max():.3f} ms (median {np.median(first):.3f}), "
+        f"median error {np.median(off):.1%}, median difference of the two measurements "
+        f"{np.median(np.abs(second / first - 1)):.1%}, 90 % interval holds {inside.mean():.0%}"
     )
+    for place in np.argsort(-off)[:10]:
+        name = tested[kept[place]].name
+        print(f"  {name}: predicted {estimate.mean[place]:.3f}, measured {first[place]:.3f} ms")
     return {
         "within_10_percent": within,
         "repeat_within_10_percent": repeat,
-        "within_10_relative": within / repeat,
+        "within_10_relative": within / repeat if repeat else float("nan"),
         "spearman": float(spearmanr(estimate.mean, first).statistic),
-        "measuring_s": round(sum(calibration.seconds.values()), 1),
-        "n": len(archs),
+        "coverage_90": float(inside.mean()),
+        "median_ape": float(np.median(off)),
+        "measuring_s": round(calibration.seconds["measure"], 1),
+        "converting_s": round(calibration.seconds["convert"], 1),
+        "n": len(kept),
     }
 
 
@@ -76,16 +129,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Predicted against measured latency of unseen networks on this machine."
     )
+    parser.add_argument("--runtime", default="onnxruntime", help="onnxruntime, litert, openvino, executorch")
+    parser.add_argument("--precision", default="fp32", help="fp32 or int8")
+    parser.add_argument("--parts", nargs="+", default=[*SPACES, OTHERS], choices=[*SPACES, OTHERS])
     parser.add_argument("--networks", type=int, default=100, help="random architectures per space")
-    parser.add_argument("--calibration", type=int, default=32, help="networks measured for the calibration")
+    parser.add_argument("--calibration", type=int, default=32, help="networks measured for the calibration of a space")
+    parser.add_argument("--suite", type=int, default=240, help="made-up networks measured for the other families")
+    parser.add_argument("--per-family", type=int, default=3, help="published networks per family")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = {name: evaluate(name, args.networks, args.calibration, args.seed) for name in SPACES}
+    prefix = "" if args.runtime == "onnxruntime" else f"{args.runtime}-"
+    target = load_target(f"host:{prefix}{args.precision}")
+    results = {}
+    for part in args.parts:
+        with tempfile.TemporaryDirectory(prefix="nasbench-host-latency-") as cache:
+            if part == OTHERS:
+                calibration = calibrate(target, None, args.suite, seed=args.seed, cache=Path(cache))
+                networks = published(args.per_family)
+                for name in ("quickstart", "mobile96", "ofa_mobilenet_v3"):
+                    networks += drawn(load_space(name, *SPACES.get(name, ())), 10, args.seed)
+            else:
+                space = load_space(part, *SPACES[part])
+                calibration = calibrate(target, space, args.calibration, seed=args.seed, cache=Path(cache))
+                networks = drawn(space, args.networks, args.seed, {n.name for n in calibration.networks})
+        results[part] = compare(target, calibration, networks, args.seed, part)
     keys = list(next(iter(results.values())))
-    print("space".ljust(12) + "".join(k.rjust(26) for k in keys))
+    print("part".ljust(16) + "".join(k.rjust(26) for k in keys))
     for name, row in results.items():
-        print(name.ljust(12) + "".join(f"{row[k]:.3f}".rjust(26) for k in keys))
+        print(name.ljust(16) + "".join(f"{row[k]:.3f}".rjust(26) for k in keys))
     print(json.dumps({name: {k: round(v, 4) for k, v in row.items()} for name, row in results.items()}))
 
 
