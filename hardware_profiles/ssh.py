@@ -77,12 +77,16 @@ class SshMeter(OutOfProcessMeter):
             raise ToolError(f"the device says it is {name!r}, but the profile means {self.section.identity!r}")
         if "no program" in text:
             raise ToolError(f"{self.binary}: no such program on {self.section.host}; name it in [meter] binary")
-        mode = re.search(r"NV Power Mode: *(\S+)", text)
+        mode = re.search(r"NV Power Mode: *(\S+)\s+(\d+)?", text)
         wanted = target.point.power_mode
-        if mode and wanted and _plain(wanted) not in _plain(mode[1]):
+        number = target.point.options.get("nvpmodel")  # surer than names, which differ between releases
+        same = str(number) == mode[2] if mode and mode[2] and number is not None else True
+        if number is None and mode and wanted:
+            same = _plain(wanted) in _plain(mode[1])
+        if mode and not same:
             raise ToolError(
                 f"the device is in power mode {mode[1]!r}, the operating point {target.operating_point!r} means "
-                f"{wanted!r}; change it with nvpmodel -m"
+                f"{wanted!r}; change it with nvpmodel -m {'' if number is None else number}".rstrip()
             )
         release = re.search(r"R(\d+) .*REVISION: ([\d.]+)", text)
         parts = [name, f"power mode {mode[1]}" if mode else "", f"L4T {release[1]}.{release[2]}" if release else ""]

@@ -9,7 +9,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from search_spaces.errors import UserError, nearest
+from nasbench.devices_cli import app as devices_app
+from nasbench.tables import table
+from search_spaces.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,7 +83,7 @@ def runs(
         names = list(view.config.objectives)
         columns = ["name", *(c for n in names for c in front.columns if c == n or c.startswith(f"{n}_"))]
         rows = front[front["pareto"]].sort_values(names[-1])[columns]
-        _table(columns, rows.itertuples(index=False, name=None))
+        table(columns, rows.itertuples(index=False, name=None))
         return
     found: list[tuple[object, ...]] = []
     for path in sorted(p.parent for p in below.glob("*/config.toml")):
@@ -90,7 +92,7 @@ def runs(
             found.append((str(path), view.state["status"], view.state["created"], len(view.evaluations())))
         except (UserError, OSError, ValueError) as error:
             found.append((str(path), f"unreadable: {error}", "", ""))
-    _table(("run", "status", "created", "evaluations"), found)
+    table(("run", "status", "created", "evaluations"), found)
 
 
 @app.command()
@@ -99,16 +101,16 @@ def spaces(name: Annotated[str | None, typer.Argument(help="Show this space.")] 
     from search_spaces import load_space, presets
 
     if name is None:
-        _table(("space", "what it is"), presets().items())
+        table(("space", "what it is"), presets().items())
         return
     space = load_space(name)
     print(f"{space.name}: {space.size:,} architectures, {len(space.knobs)} knobs, input {space.input_shape}")
-    _table(("knob", "choices"), [(k.name, ", ".join(map(str, k.choices))) for k in space.knobs])
+    table(("knob", "choices"), [(k.name, ", ".join(map(str, k.choices))) for k in space.knobs])
     rows = []
     for reference, arch in space.references.items():
         workload = space.workload(arch)
         rows.append((reference, f"{workload.macs / 1e6:.2f}", f"{workload.params / 1e6:.3f}"))
-    _table(("reference", "M MACs", "M parameters"), rows)
+    table(("reference", "M MACs", "M parameters"), rows)
 
 
 @app.command()
@@ -123,98 +125,55 @@ def stages() -> None:
     _components("stage")
 
 
-devices_app = typer.Typer(help="Devices: list, show, calibrate.", no_args_is_help=True)
 app.add_typer(devices_app, name="devices")
-
-
-@devices_app.command("list")
-def devices_list() -> None:
-    """List device profiles."""
-    from hardware_profiles import list_profiles, load_profile
-
-    rows = []
-    for name in list_profiles():
-        profile = load_profile(name)
-        rows.append((name, profile.title, ", ".join(profile.operating_points), profile.default))
-    _table(("device", "what it is", "operating points", "default"), rows)
-
-
-@devices_app.command("show")
-def devices_show(name: Annotated[str, typer.Argument(help="A device, or the path of a profile.")]) -> None:
-    """Show a profile, with the sources of its figures."""
-    import tomli_w
-
-    from hardware_profiles import load_profile
-
-    print(tomli_w.dumps(load_profile(name).model_dump(exclude_none=True)), end="")
-
-
-@devices_app.command("calibrate")
-def devices_calibrate(
-    name: Annotated[str, typer.Argument(help="A target that is here.")] = "host",
-    space: Annotated[list[str] | None, typer.Option(help="Spaces whose networks are measured.")] = None,
-    networks: Annotated[int, typer.Option(help="How many networks of each.")] = 32,
-    output: Annotated[Path | None, typer.Option(help="Write the calibration here too.")] = None,
-) -> None:
-    """Measure networks and fit the latency model of a target; the result is kept for later runs."""
-    from hardware_profiles import load_target
-    from nasbench.experiment import calibration_summary
-    from nasbench.progress import Reporter
-    from predictors import calibrate
-    from search_spaces import load_space
-
-    with Reporter().phase(f"calibrate {name}") as phase:
-        found = [load_space(s) for s in space or ["quickstart"]]
-        calibration = calibrate(
-            load_target(name),
-            found,
-            networks=networks * len(found),
-            progress=phase.steps("networks"),
-        )
-        phase.done(calibration_summary(calibration))
-    if output is not None:
-        calibration.save(output)
 
 
 @app.command()
 def predict(
     target: Annotated[str, typer.Option(help="device or device:operating-point.")],
-    network: Annotated[Path | None, typer.Argument(help="An ONNX file.")] = None,
+    network: Annotated[
+        str | None,
+        typer.Argument(help="A reference network (mobilenet_v2, resnet18@160), SPACE:ARCHITECTURE, or an ONNX file."),
+    ] = None,
     space: Annotated[str | None, typer.Option(help="A space, with --arch.")] = None,
     arch: Annotated[str | None, typer.Option(help="Choice indices separated by blanks, or a reference name.")] = None,
     metric: Annotated[
-        str, typer.Option(help="latency_ms, energy_mj, peak_memory_bytes, params or macs.")
-    ] = "latency_ms",
+        list[str] | None,
+        typer.Option(help="latency_ms (default), energy_mj, peak_memory_bytes, params or macs; may be repeated."),
+    ] = None,
+    predictor: Annotated[str, typer.Option(help="auto, roofline, scale, operator_model, or module:Class.")] = "auto",
 ) -> None:
-    """Predict a cost of one network on a target, with its 90 % interval."""
-    from hardware_profiles import load_target
-    from nasbench.archive import arch_row
-    from predictors import calibrate, predictor_for
-    from search_spaces import load_space, read_onnx
+    """Predict costs of one network on a target, with 90 % intervals and what they rest on."""
+    from hardware_profiles import check_workload, load_target
+    from nasbench.networks import named_networks
+    from predictors.choice import choose_predictor
 
     device = load_target(target)
-    if (network is None) == (space is None):
-        raise UserError("name an ONNX file, or --space with --arch")
-    calibration = None
-    if network is not None:
-        workload = read_onnx(network)
-    else:
-        chosen = load_space(str(space))
-        names = chosen.references
-        digits = (arch or "").replace(" ", "").isdigit()
-        if arch not in names and not digits:
-            raise UserError(f"--arch {arch!r}: neither choice indices nor a reference. {nearest(arch or '', names)}")
-        row = names[arch] if arch in names else chosen.check(arch_row(str(arch))[None])[0]
-        workload = chosen.workload(row)
-    if metric == "latency_ms" and device.profile.local:
-        calibration = calibrate(device, [load_space(space or "quickstart")])
-    estimate = predictor_for(device.name, metric, calibration).predict([workload])
-    low, high = float(estimate.quantile(0.05)[0]), float(estimate.quantile(0.95)[0])
-    print(
-        f"{metric} on {device.name}: {float(estimate.mean[0]):.4g} (90 % interval {low:.4g} to {high:.4g}), predicted"
-    )
-    if estimate.warning:
-        print(f"warning: {estimate.warning}", file=sys.stderr)
+    (chosen,) = _one(named_networks([network] if network else [], space, [arch] if arch else []))
+    workload = chosen.workload
+    choices = [(m, choose_predictor(device, m, predictor=predictor)) for m in metric or ["latency_ms"]]
+    warnings: dict[str, None] = {}
+    for name, choice in choices:
+        estimate = choice.predictor.predict([workload])
+        low, high = float(estimate.quantile(0.05)[0]), float(estimate.quantile(0.95)[0])
+        value, unit = name.removesuffix("_ms").removesuffix("_mj").removesuffix("_bytes"), _UNITS.get(name, "")
+        interval = f" (90 % interval {low:.4g} to {high:.4g})" if high > low else ""
+        said = f"{float(estimate.mean[0]):.4g}{unit}{interval}"
+        print(f"{value} of {chosen.name} on {device.name}: {said}, predicted: {choice.basis}")
+        warnings.update(dict.fromkeys(w for w in estimate.warning.split("; ") if w))
+    for finding in check_workload(workload, device)[:5]:
+        warnings[str(finding)] = None
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+_UNITS = {"latency_ms": " ms", "energy_mj": " mJ", "peak_memory_bytes": " bytes"}
+
+
+def _one(networks: list[Any]) -> list[Any]:
+    if len(networks) != 1:
+        raise UserError("name one network, or --space with one --arch")
+    return networks
 
 
 def _components(family: str) -> None:
@@ -231,17 +190,7 @@ def _components(family: str) -> None:
             if p.kind is p.KEYWORD_ONLY
         ]
         rows.append((name, (inspect.getdoc(component) or "").split("\n")[0], ", ".join(keys)))
-    _table((family, "what it is", "keys"), rows)
-
-
-def _table(columns: Any, rows: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(f"{c:.4g}" if isinstance(c, float) else str(c) for c in row))
-    Console().print(table)
+    table((family, "what it is", "keys"), rows)
 
 
 def _interrupt(*_: Any) -> NoReturn:

@@ -1,8 +1,11 @@
-"""Which predictor a metric on a target needs."""
+"""Which predictor a metric on a target needs: chosen by what data exist, or by name."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.profile import Target, load_target
 from predictors.base import Predictor
@@ -12,37 +15,132 @@ from search_spaces import UserError, nearest
 
 if TYPE_CHECKING:
     from predictors.calibration import Calibration
+    from predictors.target_calibration import TargetCalibration
 
 METRICS = ("latency_ms", "energy_mj", *COUNTS)
+# Names that `predictor` takes besides `module:Class`.
+PREDICTORS = ("auto", "roofline", "scale", "operator_model")
 
 
-def predictor_for(target: str | Target | None, metric: str, calibration: Calibration | None = None) -> Predictor:
-    """The best predictor there is: exact counts; a calibrated model where there is a calibration; else a roofline.
+@dataclass(frozen=True)
+class Choice:
+    """A predictor, and what its figures rest on, in a few words."""
+
+    predictor: Predictor
+    basis: str
+
+
+def predictor_for(
+    target: str | Target | None,
+    metric: str,
+    calibration: Calibration | TargetCalibration | None = None,
+    predictor: str = "auto",
+) -> Predictor:
+    """The best predictor there is; see `choose_predictor`, which also says what it rests on."""
+    return choose_predictor(target, metric, calibration, predictor).predictor
+
+
+def choose_predictor(
+    target: str | Target | None,
+    metric: str,
+    calibration: Calibration | TargetCalibration | None = None,
+    predictor: str = "auto",
+) -> Choice:
+    """The predictor of a metric on a target: by what data exist, or the one that is named.
+
+    Chosen automatically: exact counts; else a calibration, given or in the user's directory; else the profile's
+    roofline, whose parameters are fitted to published measurements or taken from the datasheet.
 
     Args:
         target: `device` or `device:operating-point`; counts need none (peak memory then means fp32).
         metric: `latency_ms`, `energy_mj`, `peak_memory_bytes`, `params` or `macs`.
-        calibration: measurements of that target.
+        calibration: measurements of that target; None looks into the user's directory.
+        predictor: `auto`, one of `PREDICTORS`, or `module:Class` of one's own, made as `Class(target, metric)`.
 
     Raises:
-        UserError: an unknown metric or target, a calibration of another target, this machine without a calibration, or
-            energy of a target whose power nobody states.
+        UserError: an unknown metric, target or predictor, a calibration of another target or of another kind than the
+            one that is named, this machine without a calibration, or energy of a target whose power nobody states.
     """
     if metric not in METRICS:
         raise UserError(f"no predictor for metric {metric!r}. {nearest(metric, METRICS)}")
     if isinstance(target, str):
         target = load_target(target) if target else None
-    if metric in COUNTS:
-        return Count(metric, itemsize=target.itemsize if target else 4)
+    if metric in COUNTS and predictor == "auto":
+        exact = "a lower bound: largest sum of live activations" if metric == "peak_memory_bytes" else "an exact count"
+        return Choice(Count(metric, itemsize=target.itemsize if target else 4), exact)
     if target is None:
         raise UserError(f'{metric} needs a target, such as "host" or "raspberry_pi_4"')
-    if calibration is not None and metric == "latency_ms":
-        if calibration.target != target.name:
-            raise UserError(f"the calibration is of {calibration.target}, not of {target.name}")
-        return calibration.predictor()
-    if target.profile.local and metric == "latency_ms":
+    if ":" in predictor:
+        return Choice(_own(predictor, target, metric), f"your {predictor}")
+    if predictor not in PREDICTORS:
+        raise UserError(f'unknown predictor {predictor!r}. {nearest(predictor, PREDICTORS)} Your own: "module:Class".')
+    if metric in COUNTS:
+        raise UserError(f"{metric} is counted, not predicted; leave predictor at 'auto'")
+    if predictor == "roofline":
+        return _roofline(target, metric)
+    found = _calibrated(target, metric, calibration, predictor)
+    if found is not None:
+        return found
+    if predictor != "auto" or (target.profile.local and metric == "latency_ms"):
         raise UserError(
-            f"{target.name}: latency on this machine is predicted from measurements; make them with "
-            "`nasbench devices calibrate`, or predictors.calibrate(target, space), and pass the calibration"
+            f"{target.name}: {'latency on this machine' if predictor == 'auto' else predictor} is predicted from "
+            f"measurements; make them with `nasbench devices calibrate {target.name}`, or pass a calibration"
         )
-    return Roofline(target, metric)
+    return _roofline(target, metric)
+
+
+def _calibrated(
+    target: Target, metric: str, calibration: Calibration | TargetCalibration | None, predictor: str
+) -> Choice | None:
+    """From a calibration, given or kept; None where there is none of that metric."""
+    from predictors.target_calibration import TargetCalibration, kept_calibration
+
+    given = calibration is not None
+    if calibration is None:
+        calibration = kept_calibration(target)
+    if calibration is None:
+        return None
+    if calibration.target != target.name:
+        raise UserError(f"the calibration is of {calibration.target}, not of {target.name}")
+    if not isinstance(calibration, TargetCalibration):
+        if metric != "latency_ms":
+            return None
+        if predictor not in ("auto", "operator_model"):
+            raise UserError(f"{target.name}: the calibration is an operator model, not {predictor!r}")
+        basis = f"operator model of {len(calibration.networks)} networks measured {calibration.created:%Y-%m-%d}"
+        return Choice(calibration.predictor(), basis)
+    if metric not in calibration.models:
+        return None
+    method = calibration.models[metric].method
+    if predictor not in ("auto", method):
+        where = "the calibration" if given else "your calibration of it"
+        raise UserError(
+            f"{target.name}: {where} is by {method!r}, not {predictor!r}; "
+            f"calibrate again with --method {predictor}, or leave predictor at 'auto'"
+        )
+    return Choice(calibration.predictor(target, metric), calibration.basis(metric))
+
+
+def _roofline(target: Target, metric: str) -> Choice:
+    roof = target.profile.roofline
+    basis = "roofline from datasheet figures" if roof.estimated else f"roofline fitted to measurements ({roof.source})"
+    return Choice(Roofline(target, metric), basis)
+
+
+def _own(path: str, target: Target, metric: str) -> Predictor:
+    module, _, name = path.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a user's module may raise
+        raise UserError(f"predictor {path!r}: cannot import it: {type(error).__name__}: {error}") from error
+    if not (inspect.isclass(found) and issubclass(found, Predictor)):
+        raise UserError(f"predictor {path!r} is no Predictor")
+    try:
+        made: Predictor = found(target, metric)  # type: ignore[call-arg]
+    except TypeError as error:
+        raise UserError(f"predictor {path!r}: is made as {name}(target, metric): {error}") from error
+    if getattr(made, "metric", None) != metric:
+        raise UserError(
+            f"predictor {path!r}: its attribute 'metric' is {getattr(made, 'metric', None)!r}, not {metric!r}"
+        )
+    return made

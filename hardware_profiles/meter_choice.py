@@ -1,0 +1,94 @@
+"""A meter by a word, for devices whose profile ships without one: where your board is, only you know."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from hardware_profiles.meter import Meter
+from hardware_profiles.meter_section import MeterSection
+from hardware_profiles.profile import Target
+from hardware_profiles.runtimes import meter_for
+from search_spaces.errors import UserError, nearest
+
+# What measures networks of a runtime on a device that ssh reaches.
+_OVER_SSH = {
+    "tensorrt": "trtexec",
+    "openvino": "benchmark_app",
+    "tflite": "benchmark_model",
+    "litert": "benchmark_model",
+}
+
+
+def with_meter(target: Target, spec: str, progress: Callable[[int, int], None] | None = None) -> tuple[Target, Meter]:
+    """A target that is measured as `spec` says, and the meter that does.
+
+    Args:
+        spec: `adb` or `adb:SERIAL`; `ssh:HOST`; a TOML file with the keys of a `[meter]` section; `replay:FILE` of
+            recorded measurements; `module:Class` of a meter of one's own, made as `Class(progress=...)`.
+        progress: as the meter's.
+
+    Raises:
+        UserError: a spec that names nothing, or a file with wrong keys.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "replay":
+        from hardware_profiles.recording import ReplayMeter
+
+        return target, ReplayMeter(Path(rest))
+    if spec.endswith(".toml"):
+        return _section(target, _read(Path(spec)), spec, progress)
+    if kind == "adb":
+        return _section(target, {"kind": "adb", **({"serial": rest} if rest else {})}, spec, progress)
+    if kind == "ssh":
+        tool = _OVER_SSH.get(target.runtime)
+        if tool is None:
+            raise UserError(
+                f"{target.name}: which program measures runtime {target.runtime!r} over ssh? Write it into a TOML file "
+                "with kind, host, tool and binary, and name that"
+            )
+        # OpenVINO's name of the device; the profiles of Myriad devices say which.
+        device = {"device": str(target.point.options.get("device", "CPU"))} if tool == "benchmark_app" else {}
+        return _section(target, {"kind": "ssh", "host": rest, "tool": tool, **device}, spec, progress)
+    if ":" not in spec:
+        known = ("adb", "adb:SERIAL", "ssh:HOST", "replay:FILE", "module:Class", "FILE.toml")
+        raise UserError(f"unknown meter {spec!r}. {nearest(spec, known)}")
+    try:
+        made = getattr(importlib.import_module(kind), rest)(progress=progress)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's module may raise
+        raise UserError(f"meter {spec!r}: cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Meter):
+        raise UserError(f"meter {spec!r} is no Meter")
+    return target, made
+
+
+def _section(
+    target: Target, table: dict[str, Any], where: str, progress: Callable[[int, int], None] | None
+) -> tuple[Target, Meter]:
+    adapter: TypeAdapter[MeterSection] = TypeAdapter(MeterSection)
+    try:
+        section = adapter.validate_python(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(p) for p in first["loc"][1:] or first["loc"])
+        raise UserError(f"{where}: {key or 'kind'}: {first['msg'].removeprefix('Value error, ')}") from error
+    profile = target.profile.model_copy(update={"meter": section})
+    target = Target(profile, target.operating_point)
+    return target, meter_for(target, progress)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this meter: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this is no valid TOML: {error}") from error
+    return dict(table.get("meter", table))

@@ -1,0 +1,430 @@
+"""The commands `nasbench devices ...`: look at devices, add one, measure on it, calibrate and validate it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nasbench.tables import table
+from search_spaces.errors import UserError
+
+if TYPE_CHECKING:
+    from hardware_profiles import Target
+    from nasbench.measurements import Measured
+    from nasbench.networks import NamedNetwork
+    from predictors.target_calibration import FittedMetric, MeasuredRow
+    from search_spaces import SearchSpace
+
+app = typer.Typer(
+    help="Devices: list, show, new, check, measure, calibrate, validate. docs/add_a_device.md goes through them.",
+    no_args_is_help=True,
+)
+
+_Target = Annotated[str, typer.Argument(help="device or device:operating-point.")]
+_Networks = Annotated[
+    list[str] | None,
+    typer.Argument(help="Reference networks (mobilenet_v2, resnet18@160), SPACE:ARCHITECTURE, or ONNX files."),
+]
+_Space = Annotated[list[str] | None, typer.Option(help="Spaces whose architectures are measured.")]
+_Meter = Annotated[
+    str | None,
+    typer.Option(help="adb[:SERIAL], ssh:HOST, a TOML file with a [meter] section, replay:FILE, or module:Class."),
+]
+_Quiet = Annotated[bool, typer.Option(help="Say nothing but the result.")]
+
+
+@app.command("list")
+def list_() -> None:
+    """List device profiles."""
+    from hardware_profiles import list_profiles, load_profile
+
+    rows = []
+    for name in list_profiles():
+        profile = load_profile(name)
+        rows.append((name, profile.title, ", ".join(profile.operating_points), profile.default))
+    table(("device", "what it is", "operating points", "default"), rows)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A device, or the path of a profile.")]) -> None:
+    """Show a profile, with the sources of its figures."""
+    import tomli_w
+
+    from hardware_profiles import load_profile
+
+    print(tomli_w.dumps(load_profile(name).model_dump(exclude_none=True)), end="")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and _.")],
+    title: Annotated[str, typer.Option(help="What it is, for people.")] = "",
+    kind: Annotated[str, typer.Option(help="CPU, GPU, NPU, DSP, MCU or FPGA.")] = "CPU",
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime, litert, openvino, tensorrt, tflite, or any other word.")
+    ] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
+    command: Annotated[str, typer.Option(help="Measures a network and prints JSON; {artifact} is the file.")] = "",
+    adb: Annotated[str | None, typer.Option(help="An Android device's serial number; '' for the only one.")] = None,
+    ssh: Annotated[str, typer.Option(help="A host that ssh reaches without asking.")] = "",
+    local: Annotated[bool, typer.Option("--local", help="It is the machine this runs on.")] = False,
+    peak_gmacs: Annotated[float | None, typer.Option(help="10^9 multiply-accumulates/s, from its datasheet.")] = None,
+    bandwidth_gbs: Annotated[float | None, typer.Option(help="Memory bandwidth, GB/s, from its datasheet.")] = None,
+    power_w: Annotated[float | None, typer.Option(help="Power while it infers, W.")] = None,
+    source: Annotated[str, typer.Option(help="Where these figures are from.")] = "",
+) -> None:
+    """Write a commented profile of a new device into your data directory; nothing is overwritten."""
+    from nasbench.devices import NewDevice, new_profile
+
+    path = new_profile(
+        NewDevice(
+            name=name, title=title, kind=kind, runtime=runtime, precision=precision, threads=threads, command=command,
+            adb=adb, ssh=ssh, local=local, peak_gmacs=peak_gmacs, bandwidth_gbs=bandwidth_gbs, power_w=power_w,
+            source=source,
+        )
+    )  # fmt: skip
+    print(path)
+    print(f"next: nasbench devices check {name}", file=sys.stderr)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A device, device:operating-point, or the path of a profile.")],
+    networks: _Networks = None,
+    space: _Space = None,
+    arch: Annotated[
+        list[str] | None, typer.Option(help="Architectures of the space; all its blocks by default.")
+    ] = None,
+) -> None:
+    """Validate a profile and explain it; with networks or a space, tell which operators the device cannot run."""
+    from hardware_profiles import load_profile, load_target
+    from nasbench.devices import REFUSED, unsupported_operators
+    from nasbench.networks import named_networks, space_network
+
+    target = load_profile(name).target() if name.endswith(".toml") else load_target(name)
+    _explain(target)
+    if not networks and not space:
+        return
+    found = named_networks(networks or [], None) if networks else []
+    checked = [(network.name, [network.workload]) for network in found]
+    for label, loaded in _spaces(space).items():
+        if arch:
+            checked += [(n.name, [n.workload]) for n in (space_network(loaded, a, label) for a in arch)]
+        else:
+            checked.append((label, [loaded.catalog[i].workload for i in range(len(loaded.catalog))]))
+    rows = []
+    for label, workloads in checked:
+        for kind, times, reason, then in unsupported_operators(target, workloads):
+            rows.append((label, kind, times, reason, then))
+    if rows:
+        table(("network", "operator", "times", "why not", "then"), rows)
+        if any(row[-1] == REFUSED for row in rows):
+            raise typer.Exit(1)
+    whole = [label for label, _ in checked if label not in {row[0] for row in rows}]
+    if whole:
+        print(f"{target.name} runs all operators of {', '.join(whole)}")
+
+
+@app.command()
+def measure(
+    target: _Target,
+    networks: _Networks = None,
+    space: Annotated[str | None, typer.Option(help="A space, with --arch.")] = None,
+    arch: Annotated[list[str] | None, typer.Option(help="Choice indices, or a reference of the space.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="CSV to append to; measurements/TARGET.csv in your data directory.")
+    ] = None,
+    meter: _Meter = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep commands and outputs in this JSON file, for replay.")
+    ] = None,
+    quiet: _Quiet = False,
+) -> None:
+    """Measure networks on a device and keep the results."""
+    from nasbench.networks import named_networks
+
+    device = _load(target)
+    found = named_networks(networks or [], space, arch or [])
+    device, measured = _measured(device, found, meter, record, quiet)
+    path = output or _measurements_path(device)
+    _keep(path, device, measured)
+    _show_measured(measured)
+    print(f"kept in {path}", file=sys.stderr)
+    if any(m.error for m in measured):
+        raise typer.Exit(1)
+
+
+@app.command()
+def calibrate(
+    target: _Target = "host",
+    networks: Annotated[int, typer.Option(help="How many networks to measure, of the spaces or made up.")] = 48,
+    space: _Space = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Measured networks in a CSV, instead of measuring.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="auto, operator_model, roofline or scale.")] = "auto",
+    meter: _Meter = None,
+    output: Annotated[Path | None, typer.Option(help="Write the calibration here too.")] = None,
+    quiet: _Quiet = False,
+) -> None:
+    """Measure networks (or read measured ones) and fit the predictor of a target; the result is kept for later use.
+
+    Many networks give an operator model, a handful a fitted roofline: what predicts left-out networks best is taken.
+    """
+    from nasbench.devices import calibration_networks
+    from nasbench.measurements import read_measurements
+
+    device = _load(target)
+    _check_method(method)
+    if from_ is None:
+        _check_meter(device, meter)
+    spaces = _spaces(space)
+    host = protocol = ""
+    if from_ is not None:
+        rows = read_measurements(from_, device)
+        protocol = f"measurements read from {from_.name}"
+    else:
+        chosen = calibration_networks(device, networks, spaces)
+        device, measured = _measured(device, chosen, meter, None, quiet)
+        _keep(_measurements_path(device), device, measured)
+        _say_failures(measured)
+        rows = [m.row for m in measured if m.row]
+        host, protocol = _protocol(measured)
+    _fit_and_keep(device, rows, spaces, method, host, protocol, output, quiet)
+
+
+@app.command()
+def validate(
+    target: _Target,
+    networks: _Networks = None,
+    space: _Space = None,
+    count: Annotated[int, typer.Option(help="How many architectures of the spaces.")] = 12,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Measured networks in a CSV, instead of measuring.")
+    ] = None,
+    predictor: Annotated[str, typer.Option(help="auto, roofline, or what the calibration is by.")] = "auto",
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Fit again to these and the earlier networks.")
+    ] = False,
+    meter: _Meter = None,
+    quiet: _Quiet = False,
+) -> None:
+    """Compare predictions with fresh measurements: error, rank, interval coverage, and drift since the calibration."""
+    from nasbench.devices import VALIDATION_NETWORKS, calibration_networks, resolved, validate_target
+    from nasbench.measurements import read_measurements
+    from nasbench.networks import named_networks
+
+    device = _load(target)
+    if from_ is None:
+        _check_meter(device, meter)
+    spaces = _spaces(space)
+    if from_ is not None:
+        rows = read_measurements(from_, device)
+    else:
+        if networks or not spaces:
+            chosen = named_networks(networks or VALIDATION_NETWORKS)
+        else:
+            chosen = calibration_networks(device, count, spaces, seed=1)
+        device, measured = _measured(device, chosen, meter, None, quiet)
+        _keep(_measurements_path(device), device, measured)
+        _say_failures(measured)
+        rows = [m.row for m in measured if m.row]
+    rows, workloads = resolved(rows, spaces)
+    found = validate_target(device, rows, workloads, predictor)
+    table(
+        ("network", "measured ms", "predicted ms", "90 % interval", "error", "since calibration"),
+        [
+            (n, m, p, f"{low:.3g} to {high:.3g}{'' if low <= m <= high else ' (missed)'}", f"{p / m - 1:+.1%}",
+             f"{found.drift[n] - 1:+.1%}" if n in found.drift else "")
+            for n, m, p, low, high in zip(
+                found.networks, found.measured, found.mean, found.low, found.high, strict=True
+            )
+        ],
+    )  # fmt: skip
+    print(f"{device.name}: {found.basis}")
+    print(_figures(found.figures, len(rows)))
+    if found.warning:
+        print(f"warning: {found.warning}", file=sys.stderr)
+    if "drift" in found.figures and abs(found.figures["drift"] - 1) > 0.1:
+        print(
+            f"warning: networks measured at calibration now take {found.figures['drift'] - 1:+.0%}: clock, runtime or "
+            "load have changed; calibrate again",
+            file=sys.stderr,
+        )
+    if recalibrate:
+        from predictors.target_calibration import kept_calibration
+
+        before = kept_calibration(device)
+        fresh = {r.network for r in rows}
+        earlier = [r for r in before.rows if r.network not in fresh] if before else []
+        host, protocol = (before.host, before.protocol) if before else ("", "")
+        _fit_and_keep(device, [*earlier, *rows], spaces, "auto", host, protocol, None, quiet)
+
+
+def _load(name: str) -> Target:
+    from hardware_profiles import load_target
+
+    return load_target(name)
+
+
+def _check_method(method: str) -> None:
+    from predictors.target_calibration import METHODS
+    from search_spaces import nearest
+
+    if method not in ("auto", *METHODS):
+        raise UserError(f"--method {method!r}: {nearest(method, ('auto', *METHODS))}")
+
+
+def _check_meter(target: Target, meter: str | None) -> None:
+    """Say that a device cannot be measured before networks for it are chosen and built."""
+    from hardware_profiles import meter_for
+    from hardware_profiles.meter_choice import with_meter
+
+    if meter:
+        with_meter(target, meter)
+    else:
+        meter_for(target)
+
+
+def _spaces(names: Iterable[str] | None) -> dict[str, SearchSpace]:
+    from search_spaces import load_space
+
+    return {s: load_space(s) for s in names or []}
+
+
+def _measurements_path(target: Target) -> Path:
+    from hardware_profiles import user_data_dir
+
+    return user_data_dir() / "measurements" / f"{target.name.replace(':', '-')}.csv"
+
+
+def _measured(
+    target: Target, networks: list[NamedNetwork], meter: str | None, record: Path | None, quiet: bool
+) -> tuple[Target, list[Measured]]:
+    """Measure with a bar, as the target's own meter or the one that was asked for does."""
+    from hardware_profiles import RecordingMeter, meter_for
+    from hardware_profiles.meter_choice import with_meter
+    from nasbench.measurements import measure_networks
+    from nasbench.progress import Reporter
+
+    with Reporter(quiet).phase(f"measure {target.name}") as phase:
+        steps = phase.steps("networks")
+
+        def said(done: int, total: int) -> None:
+            steps("measure", done, total)
+
+        if meter:
+            target, chosen = with_meter(target, meter, said)
+        else:
+            chosen = meter_for(target, said)
+        if record is not None:
+            chosen = RecordingMeter(chosen, record)
+        measured = measure_networks(target, networks, meter=chosen, progress=steps)
+        failed = sum(bool(m.error) for m in measured)
+        phase.done(f"{len(measured) - failed} networks" + (f", {failed} failed" if failed else ""))
+    return target, measured
+
+
+def _keep(path: Path, target: Target, measured: list[Measured]) -> None:
+    from nasbench.measurements import append_measurements
+
+    append_measurements(path, target, measured)
+
+
+def _protocol(measured: list[Measured]) -> tuple[str, str]:
+    """The device's own name, and how it was measured, in a few words."""
+    for one in measured:
+        if one.measurement and not one.error:
+            p = one.measurement.protocol
+            return p.host, (
+                f"{p.runtime} {p.runtime_version}, {p.precision}, {p.threads} threads, batch {p.batch}, {p.statistic}"
+            )
+    return "", ""
+
+
+def _fit_and_keep(
+    target: Target,
+    rows: list[MeasuredRow],
+    spaces: dict[str, SearchSpace],
+    method: str,
+    host: str,
+    protocol: str,
+    output: Path | None,
+    quiet: bool,
+) -> None:
+    from nasbench.devices import resolved
+    from nasbench.progress import Reporter
+    from predictors.target_calibration import calibration_path, fit_target
+
+    with Reporter(quiet).phase(f"fit {target.name}"):
+        rows, workloads = resolved(rows, spaces)
+        calibration = fit_target(target, rows, workloads, method=method, host=host, protocol=protocol)  # type: ignore[arg-type]
+    path = calibration_path(target)
+    calibration.save(path)
+    if output is not None:
+        calibration.save(output)
+    for metric, model in calibration.models.items():
+        print(f"{metric} on {target.name}: {calibration.basis(metric)}")
+        print(_quality(model))
+    print(f"kept in {path}", file=sys.stderr)
+
+
+def _quality(model: FittedMetric) -> str:
+    return _figures(model.quality, int(model.quality["networks"])) + ", each predicted by a fit without it"
+
+
+def _figures(figures: dict[str, float], networks: int) -> str:
+    parts = [f"{networks} networks"]
+    for key, words in (
+        ("median_error", "median error {:.1%}"), ("within_10_percent", "within 10 %: {:.0%}"),
+        ("spearman", "Spearman {:.3f}"), ("interval_90_coverage", "in the 90 % interval: {:.0%}"),
+    ):  # fmt: skip
+        if key in figures:
+            parts.append(words.format(figures[key]))
+    return ", ".join(parts)
+
+
+def _show_measured(measured: list[Measured]) -> None:
+    rows: list[tuple[Any, ...]] = []
+    for one in measured:
+        m = one.measurement
+        if m is None or one.error:
+            rows.append((one.network.name, "", "", one.error))
+            continue
+        energy = "" if m.energy_mj is None else f"{m.energy_mj:.4g}"
+        rows.append((one.network.name, m.latency_ms, energy, m.note))
+    table(("network", "ms", "mJ", "note"), rows)
+
+
+def _say_failures(measured: list[Measured]) -> None:
+    for one in measured:
+        if one.error:
+            print(f"not measured: {one.network.name}: {one.error}", file=sys.stderr)
+
+
+def _explain(target: Target) -> None:
+    """What a profile says, in lines, and what each prediction of it would rest on."""
+    from hardware_profiles import meter_for
+    from predictors.choice import choose_predictor
+
+    profile, point = target.profile, target.point
+    print(f"{profile.name}: {profile.title} ({profile.kind}), a valid profile")
+    print(f"operating points: {', '.join(profile.operating_points)}; here {target.operating_point}: {point.precision}, "
+          f"{point.runtime}, {point.threads} threads, batch {point.batch}")  # fmt: skip
+    guessed = " (estimated)" if point.estimated else ""
+    print(f"peak {point.peak_gmacs:g} GMAC/s, memory {point.bandwidth_gbs:g} GB/s{guessed}: {point.source}")
+    try:
+        meter_for(target)
+        print("measured from here: yes")
+    except UserError as error:
+        print(f"measured from here: no: {error}")
+    for metric in ("latency_ms", "energy_mj", "peak_memory_bytes"):
+        try:
+            print(f"{metric}: {choose_predictor(target, metric).basis}")
+        except UserError as error:
+            print(f"{metric}: none: {error}")

@@ -1,0 +1,200 @@
+"""Measured networks of a target: taking them, and keeping them in a CSV file that anybody can read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hardware_profiles import Measurement, Meter, Target, meter_for
+from hardware_profiles.paths import write_text
+from nasbench.networks import NamedNetwork
+from predictors.target_calibration import MeasuredRow
+from search_spaces import UserError, nearest
+
+COLUMNS = (
+    "network", "target", "latency_ms", "energy_mj", "peak_memory_bytes", "throttled", "runtime", "runtime_version",
+    "precision", "threads", "batch", "passes", "repeats", "statistic", "device", "measured", "note",
+)  # fmt: skip
+# Units that a column may be given in, and how many of ours they are.
+_UNITS = {
+    "latency_ms": {"latency_us": 1e-3, "latency_s": 1e3, "latency_ns": 1e-6},
+    "energy_mj": {"energy_j": 1e3, "energy_uj": 1e-3},
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network with its measurement, or with why there is none."""
+
+    network: NamedNetwork
+    measurement: Measurement | None
+    error: str = ""
+
+    @property
+    def row(self) -> MeasuredRow | None:
+        """For fitting; None where it failed."""
+        m = self.measurement
+        if m is None or self.error:
+            return None
+        return MeasuredRow(
+            network=self.network.name,
+            family=self.network.family,
+            latency_ms=m.latency_ms,
+            energy_mj=m.energy_mj,
+            throttled=m.throttled,
+        )
+
+
+def measure_networks(
+    target: Target,
+    networks: Sequence[NamedNetwork],
+    *,
+    meter: Meter | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Measured]:
+    """Convert and measure networks on a target, all together, so that passes over them are interleaved.
+
+    One that cannot be converted or run gets its reason, and the others their numbers.
+
+    Args:
+        meter: instead of the target's own.
+        progress: called with (phase, done, total): `convert`, in networks, then `measure`, in passes or runs.
+
+    Raises:
+        UserError: the target cannot be measured from here, or not one network could be.
+    """
+    said = (lambda done, total: progress("measure", done, total)) if progress else None
+    meter = meter or meter_for(target, said)
+    artifacts, errors = {}, {}
+    with tempfile.TemporaryDirectory(prefix="nasbench-measure-") as folder:
+        for i, network in enumerate(networks):
+            try:
+                artifacts[i] = network.artifact(target, Path(folder), i)
+            except UserError as error:
+                errors[i] = str(error)
+            if progress:
+                progress("convert", i + 1, len(networks))
+        taken = dict(zip(artifacts, meter.measure(list(artifacts.values()), target), strict=True)) if artifacts else {}
+    errors.update((i, m.error) for i, m in taken.items() if m.error)
+    if len(errors) == len(networks):
+        raise UserError(f"{target.name}: no network could be measured: {next(iter(errors.values()))}")
+    return [Measured(n, taken.get(i), errors.get(i, "")) for i, n in enumerate(networks)]
+
+
+def append_measurements(path: Path, target: Target, measured: Sequence[Measured]) -> int:
+    """Add measurements to a CSV file, which is made where there is none; written whole or not at all.
+
+    Returns:
+        How many were added; failed ones are not.
+
+    Raises:
+        UserError: the file is there and is no such table.
+    """
+    text = io.StringIO()
+    before = ""
+    if path.exists():
+        before = _read_text(path)
+        header = next(csv.reader(io.StringIO(before)), [])
+        if tuple(header) != COLUMNS:
+            raise UserError(
+                f"{path}: its columns are not those of measurements ({', '.join(COLUMNS[:4])}, ...); name another file"
+            )
+    writer = csv.writer(text, lineterminator="\n")
+    if not before:
+        writer.writerow(COLUMNS)
+    count = 0
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for one in measured:
+        m = one.measurement
+        if m is None or one.error:
+            continue
+        count += 1
+        p = m.protocol
+        energy = "" if m.energy_mj is None else f"{m.energy_mj:.6g}"
+        writer.writerow(
+            [one.network.name, target.name, f"{m.latency_ms:.6g}", energy, m.peak_memory_bytes or "",
+             str(m.throttled).lower(), p.runtime, p.runtime_version, p.precision, p.threads, p.batch, p.passes,
+             p.repeats, p.statistic, p.host, now, " ".join(m.note.split())]
+        )  # fmt: skip
+    if before and not before.endswith("\n"):
+        before += "\n"
+    write_text(path, before + text.getvalue())
+    return count
+
+
+def read_measurements(path: Path, target: Target | None = None) -> list[MeasuredRow]:
+    """Measurements in a CSV file with the columns `network` and `latency_ms`, and as many others as there are.
+
+    `latency_us`, `latency_s` and `energy_j` are understood and converted. Where there is a column `target`, rows of
+    other targets are passed over. A network that was measured again counts with its last row.
+
+    Raises:
+        UserError: no such file or columns, two latency columns, or a value that is no positive number, with its line.
+    """
+    lines = list(csv.reader(io.StringIO(_read_text(path))))
+    header = [c.strip() for c in lines[0]] if lines else []
+    if "network" not in header:
+        raise UserError(f"{path}: needs a column 'network'. {nearest('network', header) if header else 'It is empty.'}")
+    latency, factor = _column(path, header, "latency_ms")
+    if latency is None:
+        raise UserError(f"{path}: needs a column 'latency_ms'. {nearest('latency_ms', header)}")
+    energy, energy_factor = _column(path, header, "energy_mj")
+    rows: dict[str, MeasuredRow] = {}
+    elsewhere: set[str] = set()
+    for number, line in enumerate(lines[1:], 2):
+        if not line:
+            continue
+        if len(line) != len(header):
+            raise UserError(f"{path}, line {number}: {len(line)} values for {len(header)} columns")
+        values = dict(zip(header, (v.strip() for v in line), strict=True))
+        if target is not None and values.get("target") and values["target"] != target.name:
+            elsewhere.add(values["target"])
+            continue
+        if not values["network"]:
+            raise UserError(f"{path}, line {number}: network is empty")
+        mj = None
+        if energy is not None and values[energy]:
+            mj = energy_factor * _positive(path, number, energy, values[energy])
+        row = MeasuredRow(
+            network=values["network"],
+            latency_ms=factor * _positive(path, number, latency, values[latency]),
+            energy_mj=mj,
+            throttled=values.get("throttled", "") == "true",
+        )
+        rows.pop(row.network, None)
+        rows[row.network] = row
+    if not rows:
+        other = f"; it has {', '.join(sorted(elsewhere))}" if elsewhere else ""
+        raise UserError(f"{path}: no measurements{f' of {target.name}' if target else ''}{other}")
+    return list(rows.values())
+
+
+def _column(path: Path, header: Sequence[str], name: str) -> tuple[str | None, float]:
+    """The column of a quantity and the factor to our unit."""
+    found = [(c, 1.0 if c == name else _UNITS[name][c]) for c in header if c == name or c in _UNITS[name]]
+    if len(found) > 1:
+        raise UserError(f"{path}: the columns {found[0][0]!r} and {found[1][0]!r} say the same in two units; keep one")
+    return found[0] if found else (None, 1.0)
+
+
+def _positive(path: Path, number: int, column: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{path}, line {number}: {column} is {text!r}, a number without unit was expected") from None
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{path}, line {number}: {column} is {text}, it must be positive and finite")
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -1,0 +1,407 @@
+"""Calibration of any target from whatever was measured on it: a few networks or many, kept in the user's directory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hardware_profiles.paths import user_data_dir, write_text
+from hardware_profiles.profile import Target
+from predictors.base import AdditivePredictor, Array, Estimate, Predictor
+from predictors.operator_model import LEAST_NETWORKS, OperatorModel
+from predictors.roofline import Roofline
+from search_spaces import UserError, Workload
+from search_spaces.errors import explain
+
+FORMAT = 1
+METRICS = ("latency_ms", "energy_mj")
+Method = Literal["scale", "roofline", "operator_model"]
+METHODS: tuple[Method, ...] = ("scale", "operator_model")
+
+# Spread of ln(measured / predicted) that a fit with so few networks cannot get below.
+LEAST_LOG_STD = 0.05
+# Assumed of a fit to one network.
+UNJUDGED_LOG_STD = 0.35
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MeasuredRow(_Record):
+    """One network as measured on a target.
+
+    Args:
+        network: how it is found again: a reference network's name, `space:architecture`, or an ONNX file.
+        family: networks that are left out together when a fit is judged.
+        latency_ms, energy_mj: per inference (one batch); energy where it was measured.
+    """
+
+    network: Annotated[str, Field(min_length=1)]
+    family: str = ""
+    latency_ms: Positive
+    energy_mj: Positive | None = None
+    throttled: bool = False
+
+
+class FittedMetric(_Record):
+    """A fitted model of one metric as numbers.
+
+    Args:
+        method: `operator_model` (many networks), `roofline` (its parameters fitted anew) or `scale` (the profile's
+            roofline times one factor).
+        numbers: of that method.
+        log_std: spread of ln(measured / predicted) over networks that the fit had not seen.
+        quality: those networks' `median_error`, `within_10_percent`, `spearman`, `interval_90_coverage`, and how many
+            `networks` and `families` there were.
+    """
+
+    method: Method
+    numbers: dict[str, Any]
+    log_std: Positive
+    lowest: Positive
+    highest: Positive
+    quality: dict[str, float]
+
+
+class TargetCalibration(_Record):
+    """What was measured on a target, and the models fitted to it.
+
+    Args:
+        target: `device:operating-point`.
+        created: time of day, UTC.
+        host: the device as it named itself.
+        protocol: how it was measured, as far as known.
+        rows: the measurements.
+        models: per metric.
+    """
+
+    format: int = FORMAT
+    target: str
+    created: datetime
+    host: str = ""
+    protocol: str = ""
+    rows: tuple[MeasuredRow, ...]
+    models: dict[str, FittedMetric]
+
+    @model_validator(mode="after")
+    def _check(self) -> TargetCalibration:
+        if unknown := self.models.keys() - set(METRICS):
+            raise ValueError(f"models: unknown metric {sorted(unknown)[0]!r}")
+        return self
+
+    def predictor(self, target: Target, metric: str = "latency_ms") -> Predictor:
+        """The fitted predictor.
+
+        Raises:
+            UserError: of another target, or nothing of that metric was measured.
+        """
+        if target.name != self.target:
+            raise UserError(f"the calibration is of {self.target}, not of {target.name}")
+        if metric not in self.models:
+            raise UserError(f"{target.name}: the calibration holds no measurements of {metric}")
+        return fitted_predictor(self.models[metric], target, metric)
+
+    def basis(self, metric: str) -> str:
+        """What its predictions of a metric rest on, in a few words."""
+        model = self.models[metric]
+        words = {"operator_model": "operator model", "roofline": "roofline fitted anew", "scale": "scaled roofline"}
+        error = model.quality.get("median_error")
+        left_out = f", {error:.0%} median error on networks left out" if error is not None else ""
+        count = int(model.quality["networks"])
+        return f"{words[model.method]} of {count} networks measured {self.created:%Y-%m-%d}{left_out}"
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically. Raises UserError where that fails."""
+        write_text(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> TargetCalibration:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: no such file, or one that is damaged or of another version.
+        """
+        try:
+            found = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot read this calibration: {error}") from error
+        except ValidationError as error:
+            reason = explain(error, str(path), cls.model_fields)[:300]
+            raise UserError(f"{reason} (this calibration is damaged: delete it and calibrate again)") from error
+        if found.format != FORMAT:
+            raise UserError(f"{path}: calibration format {found.format}, this version reads {FORMAT}; calibrate again")
+        return found
+
+
+class ScaledRoofline(AdditivePredictor):
+    """The profile's roofline times one factor, with the spread that was measured.
+
+    Args:
+        base: the roofline.
+        factor: geometric mean of measured over predicted.
+        log_std: spread of ln(measured / predicted).
+    """
+
+    def __init__(self, base: Roofline, factor: float, log_std: float, lowest: float, highest: float) -> None:
+        self.base = base
+        self.metric = base.metric
+        self.factor = factor
+        self.log_std = log_std
+        self.range = (lowest, highest)
+
+    def block_features(self, workload: Workload) -> Array:
+        return self.base.block_features(workload)
+
+    def head(self, totals: Any) -> Any:
+        return self.factor * self.base.head(totals)
+
+    def around(self, mean: Array) -> Estimate:
+        return spread_around(mean, self.log_std, *self.range)
+
+    def doubts(self, features: Array) -> str:
+        return self.base.doubts(features)
+
+    @property
+    def coefficients(self) -> tuple[Array, float] | None:
+        linear = self.base.coefficients
+        return None if linear is None else (self.factor * linear[0], self.factor * linear[1])
+
+
+def spread_around(mean: Array, log_std: float, lowest: float, highest: float) -> Estimate:
+    """Log-normal estimate; wider, and with a warning, where the prediction lies outside what was measured."""
+    beyond = np.maximum(
+        np.log(np.maximum(mean, 1e-12) / (1.1 * highest)), np.log(lowest / 1.1 / np.maximum(mean, 1e-12))
+    )
+    outside = beyond > 0
+    # A heuristic, as in the operator model: a factor two outside the range adds 0.14 to the log spread.
+    spread = log_std + 0.2 * np.maximum(beyond, 0.0)
+    warning = ""
+    if outside.any():
+        warning = f"{int(outside.sum())} of {len(mean)} networks lie outside the measured {lowest:.3g} to {highest:.3g}"
+    return Estimate(mean, mean * np.sqrt(np.expm1(spread**2)), lognormal=True, warning=warning)
+
+
+def fitted_predictor(model: FittedMetric, target: Target, metric: str) -> Predictor:
+    """The predictor that fitted numbers stand for.
+
+    Raises:
+        UserError: numbers that are not of that method.
+    """
+    try:
+        return _METHODS[model.method].load(model, target, metric)
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"calibration of {target.name}: numbers of {model.method!r} are damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A fit and how it did on networks left out of it.
+
+    Args:
+        numbers: of the method.
+        logs: `(m,)` ln(measured / predicted) of networks left out; `m` is 0 where too few were measured for that.
+        log_std: spread of them.
+        inside: share of them in their 90 % interval.
+    """
+
+    numbers: dict[str, Any]
+    logs: Array
+    log_std: float
+    inside: float
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to fit: from how many networks, how, and what predicts then."""
+
+    least: int
+    fit: Callable[[Target, str, Sequence[Workload], Array, Sequence[str]], _Fitted]
+    load: Callable[[FittedMetric, Target, str], Predictor]
+
+
+def _base(target: Target, metric: str) -> Roofline:
+    """A roofline of the metric; where nobody states the power, energy is taken as latency times some power."""
+    if metric == "energy_mj" and target.point.power_w is None:
+        point = target.point.model_copy(update={"power_w": 1.0})
+        points = {**target.profile.operating_points, target.operating_point: point}
+        target = Target(target.profile.model_copy(update={"operating_points": points}), target.operating_point)
+    return Roofline(target, metric)
+
+
+def _fit_scale(
+    target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
+) -> _Fitted:
+    """The median of measured over predicted; judged by leaving out families, or single networks of one family."""
+    ratios = np.log(y / _base(target, metric).predict(workloads).mean)
+    groups = np.array(families) if len(set(families)) > 1 else np.arange(len(y))
+    left = [
+        ratio - np.median(ratios[groups != group])
+        for ratio, group in zip(ratios, groups, strict=True)
+        if (groups != group).any()
+    ]
+    logs = np.array(left)
+    log_std = max(LEAST_LOG_STD, _spread(logs)) if len(logs) else UNJUDGED_LOG_STD
+    inside = float(np.mean(np.abs(logs) <= 1.645 * log_std)) if len(logs) else np.nan
+    return _Fitted({"factor": float(np.exp(np.median(ratios)))}, logs, log_std, inside)
+
+
+def _load_scale(model: FittedMetric, target: Target, metric: str) -> Predictor:
+    factor = float(model.numbers["factor"])
+    return ScaledRoofline(_base(target, metric), factor, model.log_std, model.lowest, model.highest)
+
+
+def _fit_operators(
+    target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
+) -> _Fitted:
+    several = len(set(families)) > 2
+    model, logs = OperatorModel.fit_report(workloads, y, metric=metric, families=list(families) if several else None)
+    log_std = float(max(LEAST_LOG_STD, model.numbers.stretch * model.numbers.noise))
+    # The interval of each was stretched to hold these very errors.
+    return _Fitted(model.to_dict(), logs, log_std, np.nan)
+
+
+def _load_operators(model: FittedMetric, target: Target, metric: str) -> Predictor:
+    return OperatorModel.from_dict(model.numbers)
+
+
+_METHODS: dict[str, _Way] = {
+    "scale": _Way(1, _fit_scale, _load_scale),
+    "operator_model": _Way(LEAST_NETWORKS, _fit_operators, _load_operators),
+}
+
+
+def fit_target(
+    target: Target,
+    rows: Sequence[MeasuredRow],
+    workloads: Sequence[Workload],
+    *,
+    method: Method | Literal["auto"] = "auto",
+    host: str = "",
+    protocol: str = "",
+) -> TargetCalibration:
+    """Fit what was measured on a target. Of the methods that so many networks allow, the one that predicts best those
+    left out of it is taken.
+
+    Args:
+        rows: measurements, each network once.
+        workloads: one per row.
+        method: instead of choosing.
+
+    Raises:
+        UserError: no rows, a network twice, or too few for the method.
+    """
+    if not rows or len(rows) != len(workloads):
+        raise UserError(f"{target.name}: no measurements to fit")
+    names = [r.network for r in rows]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise UserError(
+            f"{target.name}: {twice[0]!r} was measured more than once; keep one measurement of each network"
+        )
+    models = {"latency_ms": _fit_metric(target, "latency_ms", rows, workloads, method)}
+    with_energy = [i for i, r in enumerate(rows) if r.energy_mj is not None]
+    if with_energy:
+        some = [rows[i] for i in with_energy]
+        models["energy_mj"] = _fit_metric(target, "energy_mj", some, [workloads[i] for i in with_energy], "auto")
+    return TargetCalibration(
+        target=target.name,
+        created=datetime.now(UTC),
+        host=host,
+        protocol=protocol,
+        rows=tuple(rows),
+        models=models,
+    )
+
+
+def _fit_metric(
+    target: Target,
+    metric: str,
+    rows: Sequence[MeasuredRow],
+    workloads: Sequence[Workload],
+    method: Method | Literal["auto"],
+) -> FittedMetric:
+    y = np.array([getattr(r, metric) for r in rows], dtype=float)
+    families = [r.family or r.network for r in rows]
+    if method != "auto" and len(y) < _METHODS[method].least:
+        raise UserError(
+            f"{target.name}: {method} needs at least {_METHODS[method].least} networks, {len(y)} were measured"
+        )
+    names: list[Method] = [method] if method != "auto" else [n for n in METHODS if len(y) >= _METHODS[n].least]
+    fits = {name: _METHODS[name].fit(target, metric, workloads, y, families) for name in names}
+    # Of methods that cannot be judged (one network), the simplest stays.
+    best = min(fits, key=lambda n: float(np.median(np.abs(fits[n].logs))) if len(fits[n].logs) else 0.0)
+    fitted = fits[best]
+    return FittedMetric(
+        method=best,
+        numbers=fitted.numbers,
+        log_std=fitted.log_std,
+        lowest=float(y.min()),
+        highest=float(y.max()),
+        quality={
+            "networks": float(len(y)),
+            "families": float(len(set(families))),
+            **figures(fitted.logs, y, fitted.inside),
+        },
+    )
+
+
+def _spread(logs: Array) -> float:
+    """Log standard deviation whose 90 % interval covers 90 % of new ones (conformal rank, Vovk et al., 2005)."""
+    ordered = np.sort(np.abs(logs))
+    rank = min(len(ordered), int(np.ceil(0.9 * (len(ordered) + 1))))
+    # With few networks the largest seen is no bound of the next: 1.2 at five, 1 from twenty on.
+    few = max(1.0, 1.3 - 0.015 * len(ordered))
+    return float(few * max(1.4826 * np.median(ordered), ordered[rank - 1] / 1.645))
+
+
+def figures(logs: Array, y: Array, inside: float) -> dict[str, float]:
+    """How well predictions hold; nothing of no networks.
+
+    Args:
+        logs: `(m,)` ln(measured / predicted).
+        y: `(n,)` measured values; a rank correlation needs them to be of the same networks.
+        inside: share of measured values in the 90 % interval; NaN where that says nothing.
+    """
+    from scipy.stats import spearmanr
+
+    if not len(logs):
+        return {}
+    errors = np.abs(np.expm1(-logs))
+    found = {
+        "median_error": float(np.median(errors)),
+        "within_10_percent": float(np.mean(errors <= 0.1)),
+    }
+    if np.isfinite(inside):
+        found["interval_90_coverage"] = inside
+    if len(logs) == len(y) and len(y) > 2:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of constant values, whose rank correlation is no number
+            rank = float(spearmanr(y / np.exp(logs), y).statistic)
+        if np.isfinite(rank):
+            found["spearman"] = rank
+    return found
+
+
+def calibration_path(target: Target) -> Path:
+    """Where the calibration of a target is kept, in the user's directory."""
+    return user_data_dir() / "calibrations" / "targets" / f"{target.name.replace(':', '-')}.json"
+
+
+def kept_calibration(target: Target) -> TargetCalibration | None:
+    """The user's calibration of a target, if there is one.
+
+    Raises:
+        UserError: there is one, and it is damaged or of another version.
+    """
+    path = calibration_path(target)
+    return TargetCalibration.load(path) if path.is_file() else None

@@ -1,0 +1,394 @@
+"""The commands `nasbench devices ...` and `nasbench predict`, on a device whose measurements are known."""
+
+import json
+import math
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hardware_profiles import load_profile, load_target, user_data_dir
+from nasbench.cli import app
+from nasbench.measurements import read_measurements
+from nasbench.networks import named_network
+from predictors.target_calibration import TargetCalibration, calibration_path, kept_calibration
+from search_spaces import UserError, load_space
+
+# A board that takes 3 ns a byte and 0.2 ms at all, and fails on files with a name in its list.
+BOARD = """
+import json, os, pathlib, sys
+refused = pathlib.Path(__file__).with_name("refused")
+size = os.path.getsize(sys.argv[1])
+if refused.exists() and size > int(refused.read_text()):
+    sys.exit("out of memory")
+slow = pathlib.Path(__file__).with_name("slow").exists()
+ms = (0.2 + 3e-6 * size) * (1.5 if slow else 1)
+import time; time.sleep(ms / 1000)
+print(json.dumps({"latency_ms": [ms, ms * 1.01, ms * 0.99], "energy_mj": 2 * ms, "runtime_version": "board 1"}))
+"""
+
+SPACE = """
+family = "mobilenet_v3"
+description = "for tests"
+resolutions = [16]
+widths = [1.0]
+stem_width = 8
+stem_stride = 2
+final_width = 32
+feature_width = 32
+
+[[stages]]
+width = 16
+stride = 2
+depths = [1, 2, 3]
+kernels = [3, 5]
+expansions = [2, 4]
+se = true
+activation = "hard_swish"
+"""
+
+
+def call(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def good(*arguments: Any) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def bad(*arguments: Any) -> str:
+    """The message of the error that a person sees."""
+    result = call(*arguments)
+    assert isinstance(result.exception, UserError), (result.output, result.exception)
+    return str(result.exception)
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    """A device `board`, added by its command alone; the folder of its program."""
+    (tmp_path / "board.py").write_text(BOARD)
+    command = f"{sys.executable} {tmp_path / 'board.py'} {{artifact}}"
+    good("devices", "new", "board", "--kind", "MCU", "--runtime", "boardlib", "--command", command)
+    return tmp_path
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    path = tmp_path / "space.toml"
+    path.write_text(SPACE)
+    return path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--kind", "GPU", "--precision", "fp16", "--runtime", "tensorrt", "--ssh", "user@nano"],
+        ["--kind", "CPU", "--precision", "int8", "--runtime", "tflite", "--adb", ""],
+        ["--adb", "0123ABC", "--runtime", "tflite"],
+        [
+            "--ssh",
+            "pi",
+            "--runtime",
+            "own",
+            "--peak-gmacs",
+            "5",
+            "--bandwidth-gbs",
+            "2",
+            "--power-w",
+            "3",
+            "--source",
+            "p. 3",
+        ],
+        ["--local", "--threads", "2", "--title", 'My "board" \\ of 2024'],
+        ["--kind", "FPGA", "--command", "measure '{artifact}' -t {threads} \"x y\""],
+    ],
+)
+def test_a_new_profile_is_valid_and_commented(options: list[str]) -> None:
+    good("devices", "new", "my_board", *options)
+    path = user_data_dir() / "devices" / "my_board.toml"
+    profile = load_profile("my_board")
+    assert path.read_text().count("#") > 8
+    assert load_target("my_board").threads == (2 if "--threads" in options else 1)
+    assert (profile.meter is not None) == any(o in options for o in ("--ssh", "--adb", "--command"))
+    assert profile.local == ("--local" in options)
+    assert profile.target().point.estimated == ("--peak-gmacs" not in options)
+    assert "my_board" in good("devices", "list")
+    assert tomllib.loads(good("devices", "show", "my_board"))["name"] == "my_board"
+    assert "a valid profile" in good("devices", "check", "my_board")
+    before = path.read_bytes()
+    assert "exists" in bad("devices", "new", "my_board")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["jetson_nano"], "'jetson_nano' exists"),
+        (["host"], "'host' exists"),
+        (["My Board"], "name: .*pattern"),
+        (["../x"], "name: .*pattern"),
+        (["b", "--kind", "TPU"], "kind: .*'NPU'.*got 'TPU'"),
+        (["b", "--precision", "fp8"], "precision: .*'int8'.*got 'fp8'"),
+        (["b", "--threads", "0"], "threads: .*greater than or equal to 1"),
+        (["b", "--peak-gmacs", "-1", "--bandwidth-gbs", "1"], "peak_gmacs: .*greater than 0"),
+        (["b", "--command", "run it"], r"must have \{artifact\}"),
+        (["b", "--command", "x {artifact}", "--local"], "give one of them"),
+    ],
+)
+def test_a_profile_that_would_be_wrong_is_not_written(options: list[str], message: str) -> None:
+    import re
+
+    assert re.search(message, bad("devices", "new", *options))
+    assert files(user_data_dir()) == []
+
+
+def test_check_tells_what_a_device_cannot_run() -> None:
+    said = call("devices", "check", "edge_tpu", "mobilenet_v3_small", "mobilenet_v2")
+    assert said.exit_code == 0
+    assert "hard_swish" in said.output
+    assert "runs all operators of mobilenet_v2" in said.output
+    assert "measured from here: no" in said.output
+    for more in ([], ["--arch", "largest"]):
+        assert "hard_swish" in good("devices", "check", "edge_tpu", "--space", "mobilenet_v3_small", *more)
+    assert "Did you mean 'mobilenet_v2'" in bad("devices", "check", "edge_tpu", "mobilnet_v2")
+
+
+def test_measuring_keeps_a_table_and_a_recording(board: Path, space: Path) -> None:
+    output, record = board / "m.csv", board / "r.json"
+    arguments = ["--output", output, "--record", record, "--quiet"]
+    good("devices", "measure", "board", "mobilenet_v3_small@32", *arguments)
+    good("devices", "measure", "board", "--space", space, "--arch", "smallest", "--arch", "largest", *arguments)
+    rows = read_measurements(output, load_target("board"))
+    assert rows[0].network == "mobilenet_v3_small@32"
+    assert named_network(rows[2].network).workload.macs > named_network(rows[1].network).workload.macs
+    assert all(r.energy_mj == pytest.approx(2 * r.latency_ms, rel=0.02) for r in rows)
+
+    (board / "board.py").unlink()  # the toolchain is gone; what it said is not
+    again = board / "again.csv"
+    good(
+        "devices",
+        "measure",
+        "board",
+        "mobilenet_v3_small@32",
+        "--meter",
+        f"replay:{record}",
+        "--output",
+        again,
+        "--quiet",
+    )
+    assert read_measurements(again)[0].latency_ms == pytest.approx(rows[0].latency_ms)
+    assert "never measured" in bad(
+        "devices", "measure", "board", "squeezenet1_1@32", "--meter", f"replay:{record}", "--output", again, "--quiet"
+    )
+
+
+def test_one_network_that_fails_is_named_and_the_others_kept(board: Path, space: Path) -> None:
+    (board / "refused").write_text("1000000")
+    output = board / "m.csv"
+    result = call(
+        "devices", "measure", "board", "mobilenet_v3_small@32", f"{space}:smallest", "--output", output, "--quiet"
+    )
+    assert result.exit_code == 1
+    assert "out of memory" in result.output
+    assert len(read_measurements(output)) == 1
+    assert "no network could be measured" in bad(
+        "devices", "measure", "board", "mobilenet_v3_small@32", "--output", output
+    )
+    assert len(read_measurements(output)) == 1
+
+
+def test_from_nothing_to_a_validated_predictor(board: Path, space: Path) -> None:
+    profile = user_data_dir() / "devices" / "board.toml"
+    before = profile.read_bytes()
+    uncalibrated = good("predict", f"{space}:largest", "--target", "board")
+    assert "roofline from datasheet figures" in uncalibrated
+
+    said = good("devices", "calibrate", "board", "--space", space, "--networks", "10", "--quiet")
+    kept = kept_calibration(load_target("board"))
+    assert kept is not None
+    assert kept.models.keys() == {"latency_ms", "energy_mj"}
+    assert f"{len(kept.rows)} networks measured" in said
+    assert profile.read_bytes() == before
+    for metric, unit in (("latency_ms", "ms"), ("energy_mj", "mJ")):
+        said = good("predict", f"{space}:largest", "--target", "board", "--metric", metric)
+        assert f" {unit} (90 % interval" in said
+        assert f"of {len(kept.rows)} networks measured" in said
+
+    said = good("devices", "validate", "board", "--space", space, "--count", "6", "--quiet")
+    assert "median error" in said
+    assert "in the 90 % interval" in said
+    assert kept_calibration(load_target("board")) == kept
+
+    (board / "slow").touch()
+    slow = call("devices", "validate", "board", *[r.network for r in kept.rows[:3]], "--quiet", "--recalibrate")
+    assert slow.exit_code == 0, slow.exception
+    assert "now take +50%" in slow.output
+    anew = kept_calibration(load_target("board"))
+    assert anew is not None
+    assert len(anew.rows) == len(kept.rows)
+    assert {r.network for r in anew.rows} == {r.network for r in kept.rows}
+    assert [r.latency_ms for r in anew.rows[-3:]] == pytest.approx(
+        [1.5 * r.latency_ms for r in kept.rows[:3]], rel=0.02
+    )
+
+
+def test_a_handful_read_from_a_table_calibrates_a_device_that_is_not_here(space: Path, tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text('network,latency_us\nmobilenet_v2,9000\nresnet18,40000\nsqueezenet1_1,"11000"\n')
+    said = good("devices", "calibrate", "snapdragon_855", "--from", table, "--output", tmp_path / "c.json", "--quiet")
+    assert "of 3 networks measured" in said
+    calibration = TargetCalibration.load(tmp_path / "c.json")
+    assert calibration == kept_calibration(load_target("snapdragon_855"))
+    assert sorted(r.latency_ms for r in calibration.rows) == [9.0, 11.0, 40.0]
+    said = good("devices", "validate", "snapdragon_855", "--from", table, "--quiet")
+    assert "3 networks" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs a column 'network'"),
+        ("network\nresnet18\n", "needs a column 'latency_ms'"),
+        ("network,latency\nresnet18,3\n", "needs a column 'latency_ms'. Did you mean 'latency'"),
+        ("network,latency_ms,latency_us\nresnet18,3,3000\n", "the same in two units"),
+        ("network,latency_ms\nresnet18,nan\n", "line 2: latency_ms is nan"),
+        ("network,latency_ms\nresnet18,0\n", "line 2: latency_ms is 0, it must be positive"),
+        ("network,latency_ms\nresnet18,-3\n", "positive and finite"),
+        ("network,latency_ms\nresnet18,3 ms\n", "'3 ms', a number without unit"),
+        ("network,latency_ms\nresnet18,3,4\n", "line 2: 3 values for 2 columns"),
+        ("network,latency_ms\n,3\n", "line 2: network is empty"),
+        ("network,latency_ms\nresnet19,3\n", "no network 'resnet19'. Did you mean 'resnet1"),
+        (
+            "network,target,latency_ms\nresnet18,pixel_3:fp32,3\n",
+            "no measurements of jetson_nano:fp16-maxn; it has pixel_3:fp32",
+        ),
+    ],
+)
+def test_tables_of_measurements_that_are_wrong(text: str, message: str, tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text(text)
+    assert message in bad("devices", "calibrate", "jetson_nano", "--from", table, "--quiet")
+    assert files(user_data_dir()) == []
+
+
+def test_a_network_measured_again_counts_with_its_last_value(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text("network,latency_ms\nresnet18,3\nresnet34,5\nresnet18,4\n")
+    assert {r.network: r.latency_ms for r in read_measurements(table)} == {"resnet34": 5.0, "resnet18": 4.0}
+
+
+def test_measurements_are_not_added_to_another_table(board: Path) -> None:
+    other = board / "notes.csv"
+    other.write_text("a,b\n1,2\n")
+    assert "name another file" in bad(
+        "devices", "measure", "board", "mobilenet_v3_small@32", "--output", other, "--quiet"
+    )
+    assert other.read_text() == "a,b\n1,2\n"
+
+
+def test_damaged_calibrations_are_told_and_nothing_else_is_used_instead(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text("network,latency_ms\nresnet18,3\n")
+    good("devices", "calibrate", "jetson_nano", "--from", table, "--quiet")
+    path = calibration_path(load_target("jetson_nano"))
+    whole = path.read_text()
+    for change in (
+        whole[:50],
+        whole.replace('"latency_ms":3.0', '"latency_ms":-3.0').replace('"latency_ms": 3.0', '"latency_ms": -3.0'),
+    ):
+        path.write_text(change)
+        assert "damaged" in bad("predict", "resnet18", "--target", "jetson_nano")
+    path.write_text(json.dumps({**json.loads(whole), "format": 9}))
+    assert "calibration format 9" in bad("predict", "resnet18", "--target", "jetson_nano")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "resnet18", "--target", "host"], "nasbench devices calibrate host:fp32"),
+        (["predict", "resnet18", "--target", "jetson_nan"], "Did you mean 'jetson_nano'"),
+        (["predict", "resnet18", "--target", "host", "--metric", "latency"], "Did you mean 'latency_ms'"),
+        (["predict", "--target", "host"], "name a network"),
+        (
+            ["predict", "resnet18", "--space", "quickstart", "--arch", "largest", "--target", "jetson_nano"],
+            "name one network",
+        ),
+        (["predict", "gone.onnx", "--target", "jetson_nano"], "gone.onnx: no such file"),
+        (["predict", "resnet18@big", "--target", "jetson_nano"], "NAME@RESOLUTION"),
+        (["predict", "--space", "quickstart", "--arch", "0 1", "--target", "jetson_nano"], "columns|knobs"),
+        (
+            ["predict", "--space", "quickstart", "--arch", "bigest", "--target", "jetson_nano"],
+            "Did you mean 'largest'|neither",
+        ),
+        (["predict", "resnet18", "--target", "jetson_nano", "--predictor", "rofline"], "Did you mean 'roofline'"),
+        (["predict", "resnet18", "--target", "jetson_nano", "--predictor", "scale"], "make them with"),
+        (["predict", "resnet18", "--target", "jetson_nano", "--predictor", "nowhere:X"], "cannot import it"),
+        (["devices", "measure", "jetson_nano", "resnet18"], "cannot be measured here"),
+        (["devices", "measure", "jetson_nano", "resnet18", "--meter", "telnet"], "unknown meter 'telnet'"),
+        (["devices", "measure", "jetson_nano", "resnet18", "resnet18"], "named twice"),
+        (["devices", "measure", "jetson_nano", "--arch", "largest"], "needs --space"),
+        (["devices", "calibrate", "jetson_nano", "--from", "gone.csv"], "gone.csv: cannot be read"),
+        (["devices", "calibrate", "jetson_nano", "--method", "magic"], "Known: auto"),
+    ],
+)
+def test_what_a_person_can_mend_says_how(arguments: list[str], message: str) -> None:
+    import re
+
+    assert re.search(message, bad(*arguments))
+
+
+def test_predictions_say_what_they_rest_on_and_what_they_doubt(tmp_path: Path) -> None:
+    said = good("predict", "mobilenet_v3_large", "--target", "edge_tpu", "--metric", "latency_ms", "--metric", "macs")
+    assert "latency of mobilenet_v3_large on edge_tpu:int8" in said
+    assert "hard_swish is not among the supported operators" in said
+    assert "predicted: an exact count" in said
+    (tmp_path / "m.csv").write_text("network,latency_ms\nmobilenet_v2,5\nmobilenet_v2@160,3\n")
+    good("devices", "calibrate", "jetson_nano", "--from", tmp_path / "m.csv", "--quiet")
+    assert "outside" in good("predict", "vgg16", "--target", "jetson_nano")
+
+
+OWN = """
+import numpy as np
+from predictors.base import AdditivePredictor
+class Mine(AdditivePredictor):
+    def __init__(self, target, metric): self.metric = metric
+    def block_features(self, workload): return np.array([workload.macs], dtype=float)
+    def head(self, totals): return totals[:, 0] * 0 + 42.0
+class Other:
+    pass
+"""
+
+
+def test_ones_own_predictor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_predictors.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = good("predict", "resnet18", "--target", "host", "--predictor", "my_predictors:Mine")
+    assert "42 ms, predicted: your my_predictors:Mine" in said
+    assert "is no Predictor" in bad("predict", "resnet18", "--target", "host", "--predictor", "my_predictors:Other")
+
+
+def test_names_of_networks_lead_back_to_them() -> None:
+    for name in ("resnet18", "mobilenet_v2@96", "quickstart:smallest", "suite20:" + named_suite()):
+        network = named_network(name)
+        again = named_network(network.name)
+        assert again.workload == network.workload
+        assert again.family == network.family
+    space = load_space("quickstart")
+    assert named_network("quickstart:largest").workload == space.workload(space.references["largest"])
+    assert math.prod(named_network("mobilenet_v2@96").input_shape) == 3 * 96 * 96
+
+
+def named_suite() -> str:
+    from nasbench.networks import suite_networks
+
+    return suite_networks(20)[3].name.partition(":")[2]
