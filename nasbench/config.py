@@ -66,11 +66,14 @@ class TargetsSection(Section):
         devices: the first is the default of objectives that need a target.
         calibration_networks: whole networks measured to calibrate a latency model of a device that is here.
         calibration: per target a calibration file to use as it is, instead of measuring.
+        fallback: networks with operators that a device leaves to the CPU of its host are never proposed where there
+            are others (`avoid`), proposed like any other (`allow`), or never proposed at all (`refuse`).
     """
 
     devices: list[str] = Field(default_factory=lambda: ["host"], min_length=1)
     calibration_networks: int = Field(default=32, ge=8)
     calibration: dict[str, str] = Field(default_factory=dict)
+    fallback: Literal["avoid", "allow", "refuse"] = "avoid"
 
 
 class ObjectiveSection(Section):

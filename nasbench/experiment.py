@@ -97,6 +97,9 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
     from nasbench.report import write_report
 
     # Made first, trained later: missing data and options that make no sense are told before anything costs time.
+    for note in plan.notes:
+        report.line(f"targets: {note}")
+    run.mark(notes=list(plan.notes))
     supernet = new_supernet(plan) if plan.needs_supernet else None
     evaluator = plan.make_evaluator(supernet)
     costs = bind_costs(plan, run, report)
@@ -258,6 +261,7 @@ def spread_sample(
     """
     rng = np.random.default_rng([seed, 1])
     pool = np.unique(np.vstack([space.sample(64 * n, rng), *(a[None] for a in space.references.values())]), axis=0)
+    pool = pool[space.permits(pool)]
     if len(pool) <= n:
         return rng.permutation(pool)
     predictor = next(iter(costs.values()), None) or predictor_for("", "macs").bind(space)
@@ -274,7 +278,8 @@ def spread_sample(
 
 def make_strategy(plan: Plan) -> Strategy:
     """The ask/tell strategy of the plan, in its initial state."""
-    initial = np.stack(list(plan.space.references.values())) if plan.config.strategy.seed_references else None
+    references = list(plan.references.values()) if plan.config.strategy.seed_references else []
+    initial = np.stack(references) if references else None
     kind = cast(type[Strategy], plan.strategy)
     return kind(plan.space, plan.config.seed, initial, **plan.strategy_options)
 
@@ -449,7 +454,7 @@ def verify(
         else:
             chosen = np.linspace(0, len(front) - 1, count).round().astype(int).tolist()
         front = front[chosen]
-    references = plan.space.references
+    references = plan.references
     archs = np.vstack([front, *(a[None] for a in references.values())])
     frame = pd.DataFrame(
         {

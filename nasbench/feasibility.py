@@ -124,8 +124,9 @@ def _rises_with_mean(space: SearchSpace, objective: Objective, predictor: BoundP
 def minimiser(space: SearchSpace, predictor: BoundPredictor, *, maximise: bool = False) -> Archs | None:
     """An architecture `(K,)` with the least (or greatest) expected cost of the whole space, exactly.
 
-    None where that is not to be had: the predictor is no table over blocks, or its head is not linear, or the space
-    ties too many knobs together (tables beyond 10^7 entries). Of equally good choices the first is taken.
+    Blocks that were taken out of the space cost without bound. None where that is not to be had: the predictor is no
+    table over blocks, or its head is not linear, or the space ties too many knobs together (tables beyond 10^7
+    entries). Of equally good choices the first is taken.
     """
     if not isinstance(predictor, BoundAdditive):
         return None
@@ -138,12 +139,32 @@ def minimiser(space: SearchSpace, predictor: BoundPredictor, *, maximise: bool =
         weights = linear[0] * (-1.0 if maximise else 1.0)
     else:
         return None
-    if any(prod(space.cardinalities[list(knobs)].tolist()) > _LARGEST_TABLE for knobs in space.block_knobs):
+    if _ties_too_many(space):
         return None
-    factors = [
-        (knobs, (rows @ weights).reshape(space.cardinalities[list(knobs)])) for knobs, _, rows in predictor.positions
-    ]
-    found = _eliminate(factors, space.cardinalities, np.maximum if largest else np.add)
+    costs = [rows @ weights for _, _, rows in predictor.positions]
+    return _least(space, costs, np.maximum if largest else np.add)
+
+
+def fewest_blocks(space: SearchSpace, unwanted: NDArray[np.bool_]) -> Archs | None:
+    """An architecture `(K,)` with as few of the unwanted blocks `(len(catalog),)` as any; None as in `minimiser`."""
+    if _ties_too_many(space):
+        return None
+    marks = np.append(unwanted, False).astype(float)
+    return _least(space, [marks[space.block_grid(p)[2]] for p in range(len(space.block_knobs))], np.add)
+
+
+def _ties_too_many(space: SearchSpace) -> bool:
+    return any(prod(space.cardinalities[list(knobs)].tolist()) > _LARGEST_TABLE for knobs in space.block_knobs)
+
+
+def _least(space: SearchSpace, costs: Sequence[NDArray[np.float64]], combine: np.ufunc) -> Archs | None:
+    """The permitted architecture `(K,)` with the least combination of one cost per position and row of its grid."""
+    factors: list[Factor] = []
+    for position, cost in enumerate(costs):
+        knobs, _, ids = space.block_grid(position)
+        possible = np.where(space.permits_blocks(ids), cost, np.inf)
+        factors.append((knobs, possible.reshape(space.cardinalities[list(knobs)])))
+    found = _eliminate(factors, space.cardinalities, combine)
     return None if found is None else space.canonical(found[None].astype(space.dtype))[0]
 
 

@@ -16,8 +16,10 @@ from nasbench.registry import options, resolve
 from nasbench.selection import named_networks
 from nasbench.stages.base import Stage, check_order
 from nasbench.strategies.base import GradientStrategy, Strategy
+from nasbench.support import supported_space
 from predictors.accuracy import MIN_SAMPLES
 from search_spaces import SearchSpace, UserError, load_space, nearest, presets
+from search_spaces.base import Archs
 
 if TYPE_CHECKING:
     from nasbench.tasks.base import Task
@@ -32,7 +34,9 @@ class Plan:
         config: with every component's defaults filled in.
         make_evaluator: from the trained supernet (None where the evaluator needs none).
         evaluator_metrics: what that evaluator gives.
+        space: without what the targets do not run (see `nasbench.support`).
         stages: name and stage, in order; the order is known to be possible.
+        notes: what of the space the targets do not run, for people.
     """
 
     config: Config
@@ -47,6 +51,12 @@ class Plan:
     needs_supernet: bool
     training_options: dict[str, Any]
     stages: list[tuple[str, Stage]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> dict[str, Archs]:
+        """The space's named architectures that all targets run."""
+        return {name: arch for name, arch in self.space.references.items() if self.space.permits(arch[None])[0]}
 
     @property
     def predicted(self) -> tuple[Objective, ...]:
@@ -74,6 +84,9 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     targets = {t.name: t for t in map(load_target, config.targets.devices)}
     metrics, make_evaluator, needs_supernet = _evaluator(config, space, task, where)
     objectives = _objectives(config, targets, metrics)
+    used = [targets[name] for name in dict.fromkeys(o.target for o in objectives if o.target)]
+    supported = supported_space(space, used, config.targets.fallback)
+    space = supported.space
 
     strategy = resolve("strategy", config.strategy.name, where)
     if not (inspect.isclass(strategy) and issubclass(strategy, Strategy | GradientStrategy)):
@@ -112,6 +125,7 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         needs_supernet,
         given,
         stages,
+        supported.notes,
     )
 
 
@@ -123,7 +137,9 @@ def _check_selection(config: Config, space: SearchSpace, objectives: tuple[Objec
     """Refuse what would only fail after the search."""
     section = config.selection
     if section.rule == "named":
-        named_networks(space, section.networks)
+        for name, arch in named_networks(space, section.networks).items():
+            if not space.permits(arch[None])[0]:
+                raise UserError(f"selection.networks: {name!r} has operators that a target does not run")
     names = [o.name for o in objectives]
     if section.objective is not None and section.objective not in names:
         raise UserError(

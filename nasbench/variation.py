@@ -1,16 +1,20 @@
 """Variation of architectures, generic over any space's knobs: mutation, crossover, neighbours; batched.
 
 Every function returns canonical rows. A knob that becomes active (a block that appears when the depth grows) is drawn
-afresh, uniformly: its old value, the canonical zero, meant nothing.
+afresh, uniformly: its old value, the canonical zero, meant nothing. Choices come from the space's menu, and what a
+restricted space does not permit is drawn again, a bounded number of times, before a row is left as its parent was.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces import SearchSpace
-from search_spaces.base import Archs
+from search_spaces.base import TRIES, Archs
 
 
 def _settled(space: SearchSpace, archs: Archs, drawn: NDArray[np.bool_], rng: np.random.Generator) -> Archs:
@@ -21,8 +25,23 @@ def _settled(space: SearchSpace, archs: Archs, drawn: NDArray[np.bool_], rng: np
         if not len(fresh):
             archs *= active
             return archs
-        archs.reshape(-1)[fresh] = rng.random(len(fresh)) * space.cardinalities[fresh % archs.shape[1]]
+        archs.reshape(-1)[fresh] = space.menu.draw(fresh % archs.shape[1], rng)
         drawn = drawn | active
+
+
+def _permitted(space: SearchSpace, parents: Archs, make: Callable[[Any], Archs]) -> Archs:
+    """`make(rows)` for all rows, made again where the space does not permit it; at last those keep their parent's."""
+    out = make(slice(None))
+    if not space.restricted:
+        return out
+    wrong = np.flatnonzero(~space.permits(out))
+    for _ in range(TRIES):
+        if not len(wrong):
+            return out
+        out[wrong] = make(wrong)
+        wrong = wrong[~space.permits(out[wrong])]
+    out[wrong] = parents[wrong]
+    return out
 
 
 def mutate(
@@ -35,8 +54,12 @@ def mutate(
         at_least_one: change one active knob of a row at random where none changed by chance, so that no row stays as it
             is; with `rate` 0 exactly one knob changes.
     """
+    return _permitted(space, archs, lambda rows: _mutated(space, archs[rows], rng, rate, at_least_one))
+
+
+def _mutated(space: SearchSpace, archs: Archs, rng: np.random.Generator, rate: float, at_least_one: bool) -> Archs:
     active = space.active(archs)
-    can = active & (space.cardinalities > 1)
+    can = active & (space.menu.counts > 1)
     if rate > 0:
         change = rng.random(archs.shape, dtype=np.float32) < rate
         change &= can
@@ -49,10 +72,8 @@ def mutate(
         kth = 1 + (rng.random(len(still)) * count[:, -1]).astype(np.int32)
         change[still] = can[still] & (count == kth[:, None])
     flat = np.flatnonzero(change)
-    cardinality = space.cardinalities[flat % archs.shape[1]]
-    step = 1 + (rng.random(len(flat)) * (cardinality - 1)).astype(np.int64)
     out = archs.copy()
-    out.reshape(-1)[flat] = (out.reshape(-1)[flat] + step) % cardinality
+    out.reshape(-1)[flat] = space.menu.other(flat % archs.shape[1], out.reshape(-1)[flat], rng)
     return _settled(space, out, active, rng)
 
 
@@ -62,6 +83,10 @@ def crossover(space: SearchSpace, first: Archs, second: Archs, rng: np.random.Ge
     A knob that is active in one parent only comes from that parent, so that a block that the child inherits is never
     made of another parent's absence.
     """
+    return _permitted(space, first, lambda rows: _crossed(space, first[rows], second[rows], rng))
+
+
+def _crossed(space: SearchSpace, first: Archs, second: Archs, rng: np.random.Generator) -> Archs:
     active_first, active_second = space.active(first), space.active(second)
     bits = np.frombuffer(rng.bytes(first.size // 8 + 1), dtype=np.uint8)
     from_first = np.unpackbits(bits, count=first.size).reshape(first.shape).astype(bool)
@@ -72,12 +97,12 @@ def crossover(space: SearchSpace, first: Archs, second: Archs, rng: np.random.Ge
 
 
 def neighbours(space: SearchSpace, arch: Archs, rng: np.random.Generator) -> Archs:
-    """The `(m, K)` architectures that differ from `arch` `(K,)` by one active knob's choice, one for each choice."""
+    """The permitted `(m, K)` architectures that differ from `arch` `(K,)` by one active knob, one for each choice."""
     arch = np.asarray(arch, dtype=space.dtype)
     active = space.active(arch[None])[0]
     knobs, choices = (
         np.array(
-            [(k, c) for k in np.flatnonzero(active) for c in range(space.cardinalities[k]) if c != arch[k]],
+            [(k, c) for k in np.flatnonzero(active) for c in space.menu.choices(int(k)) if c != arch[k]],
             dtype=np.int64,
         )
         .reshape(-1, 2)
@@ -85,7 +110,8 @@ def neighbours(space: SearchSpace, arch: Archs, rng: np.random.Generator) -> Arc
     )
     out = np.tile(arch, (len(knobs), 1))
     out[np.arange(len(knobs)), knobs] = choices
-    return _settled(space, out, np.tile(active, (len(knobs), 1)), rng)
+    out = _settled(space, out, np.tile(active, (len(knobs), 1)), rng)
+    return out[space.permits(out)]
 
 
 def row_keys(archs: Archs) -> NDArray[np.uint64]:

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,11 +183,14 @@ class BoundAdditive(BoundPredictor):
     def _blocks(self, archs: Archs) -> NDArray[np.int32]:
         """`(n, P)` block ids whose rows of the table are there."""
         ids = self.space.blocks(archs)
+        self._fill_missing(ids)
+        return ids
+
+    def _fill_missing(self, ids: NDArray[np.int32]) -> None:
         if self._missing is not None and self._missing[ids].any():
             new = np.unique(ids[self._missing[ids]])
             self._fill(new)
             self._missing[new] = False
-        return ids
 
     def totals(self, archs: Archs) -> Array:
         """`(n, F)` features of whole networks."""
@@ -235,11 +237,8 @@ class BoundAdditive(BoundPredictor):
     def positions(self) -> list[tuple[tuple[int, ...], NDArray[np.int64], Array]]:
         """Per position: its knobs, all combinations of their choices `(m, knobs)`, and features of each `(m, F)`."""
         positions = []
-        for position, knobs in enumerate(self.space.block_knobs):
-            # One row per combination; a position without knobs has one row and no column.
-            counts = [int(self.space.cardinalities[k]) for k in knobs]
-            grid = np.indices(counts).reshape(len(knobs), prod(counts)).T
-            archs = np.zeros((len(grid), len(self.space.knobs)), dtype=self.space.dtype)
-            archs[:, list(knobs)] = grid
-            positions.append((knobs, grid, self.table[self._blocks(archs)[:, position]]))
+        for position in range(len(self.space.block_knobs)):
+            knobs, grid, ids = self.space.block_grid(position)
+            self._fill_missing(ids)
+            positions.append((knobs, grid, self.table[ids]))
         return positions

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 Archs = NDArray[np.unsignedinteger[Any]]
 Choice = int | float | str
+
+# Rounds of drawing again what a restricted space does not permit, and the least number drawn in a round. Together they
+# find what one architecture in some ten thousand has.
+TRIES = 100
+_LEAST_DRAWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,53 @@ class Catalog(Sequence[Block]):
         return self._made[index]
 
 
+@dataclass(frozen=True)
+class Menu:
+    """The choices that a space offers per knob: all, or fewer where blocks were taken out of it.
+
+    Args:
+        counts: `(K,)` int64, how many.
+        order: `(K, C)` int64, which, padded with zeros; None where all are offered.
+        rank: `(K, C)` int64, the inverse of `order`; -1 for what is not offered.
+    """
+
+    counts: NDArray[np.int64]
+    order: NDArray[np.int64] | None = None
+    rank: NDArray[np.int64] | None = None
+
+    @staticmethod
+    def of(offered: Sequence[NDArray[np.bool_]]) -> Menu:
+        """From one vector per knob that marks the choices offered."""
+        counts = np.array([marks.sum() for marks in offered], dtype=np.int64)
+        if all(marks.all() for marks in offered):
+            return Menu(counts)
+        order = np.zeros((len(offered), max(map(len, offered))), dtype=np.int64)
+        rank = np.full_like(order, -1)
+        for k, marks in enumerate(offered):
+            order[k, : counts[k]] = np.flatnonzero(marks)
+            rank[k, order[k, : counts[k]]] = np.arange(counts[k])
+        return Menu(counts, order, rank)
+
+    def draw(self, knobs: NDArray[np.integer[Any]], rng: np.random.Generator) -> NDArray[np.int64]:
+        """A uniform choice for each of the given knobs (any shape)."""
+        places = (rng.random(knobs.shape) * self.counts[knobs]).astype(np.int64)
+        return places if self.order is None else self.order[knobs, places]
+
+    def other(
+        self, knobs: NDArray[np.integer[Any]], choices: NDArray[Any], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """For each of the given knobs a choice that is not its present one; knobs need two choices or more."""
+        counts = self.counts[knobs]
+        step = 1 + (rng.random(len(knobs)) * (counts - 1)).astype(np.int64)
+        if self.order is None or self.rank is None:
+            return (choices + step) % counts
+        return self.order[knobs, (self.rank[knobs, choices] + step) % counts]
+
+    def choices(self, knob: int) -> NDArray[np.int64]:
+        """The indices offered for one knob."""
+        return np.arange(self.counts[knob]) if self.order is None else self.order[knob, : self.counts[knob]]
+
+
 class SearchSpace(ABC):
     """A set of architectures, each a row of choice indices, one per knob.
 
@@ -83,6 +136,8 @@ class SearchSpace(ABC):
     """
 
     name: str = "space"
+    # Blocks that no architecture may have, (blocks + 1,) bool; the last stands for the absent one. None for no such.
+    _blocked: NDArray[np.bool_] | None = None
 
     @property
     @abstractmethod
@@ -115,8 +170,98 @@ class SearchSpace(ABC):
         return np.dtype(np.uint8 if self.cardinalities.max() <= 255 else np.uint16)
 
     def sample(self, n: int, rng: np.random.Generator) -> Archs:
-        """Draw `n` architectures, each knob uniform and independent; `(n, K)` canonical."""
-        return self.canonical((rng.random((n, len(self.knobs))) * self.cardinalities).astype(self.dtype))
+        """Draw `n` architectures, each knob uniform and independent; `(n, K)` canonical, and permitted.
+
+        Raises:
+            UserError: a restricted space, in which hardly any architecture is permitted.
+        """
+        knobs = np.arange(len(self.knobs))
+        if self._blocked is None:
+            return self.canonical(self.menu.draw(np.broadcast_to(knobs, (n, len(knobs))), rng).astype(self.dtype))
+        found = np.empty((0, len(knobs)), dtype=self.dtype)
+        for _ in range(TRIES):
+            if len(found) >= n:
+                break
+            drawn = np.broadcast_to(knobs, (max(n - len(found), _LEAST_DRAWN), len(knobs)))
+            archs = self.canonical(self.menu.draw(drawn, rng).astype(self.dtype))
+            found = np.concatenate([found, archs[self.permits(archs)]])
+        if len(found) < n:
+            raise UserError(
+                f"{self.name}: only {len(found)} of at least {TRIES * _LEAST_DRAWN:,} random architectures are made of "
+                "permitted blocks alone; restrict the space itself"
+            )
+        return found[:n]
+
+    def without_blocks(self, blocked: NDArray[np.bool_]) -> Self:
+        """This space less all architectures that have one of the given blocks.
+
+        Architectures keep their rows and their names. What draws or varies architectures (`sample`, `nasbench`'s
+        variation, `menu`) stays among those that `permits` tells; `size` and `references` are still the whole space's.
+
+        Args:
+            blocked: `(len(catalog),)`, True for a block that no architecture may have.
+        """
+        restricted = copy(self)
+        restricted.__dict__.pop("menu", None)
+        marks = np.append(np.asarray(blocked, dtype=bool), False)
+        restricted._blocked = marks if self._blocked is None else self._blocked | marks
+        return restricted
+
+    @property
+    def restricted(self) -> bool:
+        """Whether blocks were taken out of this space."""
+        return self._blocked is not None
+
+    def permits(self, archs: Archs) -> NDArray[np.bool_]:
+        """Which of `(n, K)` architectures have no block that was taken out, `(n,)` bool."""
+        if self._blocked is None:
+            return np.ones(len(archs), dtype=bool)
+        return np.asarray(~self._blocked[self.blocks(archs)].any(axis=1))
+
+    def permits_blocks(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Which catalog indices of any shape, -1 for an absent block, were not taken out."""
+        return np.ones(ids.shape, dtype=bool) if self._blocked is None else ~self._blocked[ids]
+
+    @cached_property
+    def menu(self) -> Menu:
+        """The choices worth drawing: all but those that only ever lead to a block that was taken out."""
+        offered = [np.ones(count, dtype=bool) for count in self.cardinalities]
+        if self._blocked is None:
+            return Menu.of(offered)
+        grids = [self.block_grid(position) for position in range(len(self.block_knobs))]
+        changed = True
+        while changed:  # one choice less may leave another without company; each turn takes at least one away
+            changed = False
+            for knobs, grid, ids in grids:
+                good = self.permits_blocks(ids)
+                for column, k in enumerate(knobs):
+                    good &= offered[k][grid[:, column]]
+                active = self.active(self._rows(knobs, grid))
+                for column, k in enumerate(knobs):
+                    seen = np.unique(grid[active[:, k], column])
+                    left = np.unique(grid[good & active[:, k], column])
+                    lost = np.setdiff1d(seen[offered[k][seen]], left)
+                    # A knob without any choice left belongs to a block that can only be absent.
+                    if len(lost) and len(lost) < offered[k].sum():
+                        offered[k][lost] = False
+                        changed = True
+        return Menu.of(offered)
+
+    def block_grid(self, position: int) -> tuple[tuple[int, ...], NDArray[np.int64], NDArray[np.int32]]:
+        """One position's knobs, all `m` combinations of their choices `(m, knobs)`, and the block of each `(m,)`.
+
+        A position without knobs has one combination, of no column.
+        """
+        knobs = self.block_knobs[position]
+        counts = [int(self.cardinalities[k]) for k in knobs]
+        grid = np.indices(counts).reshape(len(knobs), prod(counts)).T
+        return knobs, grid, self.blocks(self._rows(knobs, grid))[:, position]
+
+    def _rows(self, knobs: tuple[int, ...], grid: NDArray[np.int64]) -> Archs:
+        """Architectures `(m, K)` with the given choices of the given knobs and the first of all others."""
+        archs = np.zeros((len(grid), len(self.knobs)), dtype=self.dtype)
+        archs[:, list(knobs)] = grid
+        return archs
 
     def active(self, archs: Archs) -> NDArray[np.bool_]:
         """Which knobs take part in each architecture, `(n, K)` bool. All of them, unless a space says otherwise."""

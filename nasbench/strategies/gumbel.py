@@ -87,7 +87,7 @@ class GumbelSearch(GradientStrategy):
     ) -> Proposals:
         generator = torch.Generator().manual_seed(self.seed)
         costly = [o for o in objectives if o.name in costs]
-        logits = [torch.zeros(len(k.choices), requires_grad=True) for k in self.space.knobs]
+        logits = [self._start(knob) for knob in range(len(self.space.knobs))]
         train = task.split("train")
         order = torch.randperm(len(train), generator=generator)
         halves = order[: len(train) // 2], order[len(train) // 2 :]
@@ -133,6 +133,12 @@ class GumbelSearch(GradientStrategy):
         archs = self._most_wanted(costs, costly)
         return Proposals(np.arange(len(archs), dtype=np.int64), archs)
 
+    def _start(self, knob: int) -> Tensor:
+        """Equal logits of the choices that the space offers; the others have no chance, now or ever."""
+        logits = torch.full((len(self.space.knobs[knob].choices),), -torch.inf)
+        logits[torch.as_tensor(self.space.menu.choices(knob))] = 0.0
+        return logits.requires_grad_()
+
     def _batches(
         self, task: Task, split: Split, rows: Tensor, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,6 +171,10 @@ class GumbelSearch(GradientStrategy):
         archs = first_of_each(
             self.space.canonical(np.vstack([best, np.column_stack(columns)]).astype(self.space.dtype))
         )
+        permitted = self.space.permits(archs)
+        if not permitted.any():  # the likely choices are permitted one by one, but not together
+            archs = first_of_each(self.space.sample(self.proposals, rng))
+            permitted = self.space.permits(archs)
         logs = [np.log(np.maximum(p, 1e-300)) for p in self.probabilities]
         each = np.column_stack([log[column] for log, column in zip(logs, archs.T, strict=True)])
         likelihood = (each * self.space.active(archs)).sum(axis=1)
@@ -175,7 +185,8 @@ class GumbelSearch(GradientStrategy):
             excess += violations(value[:, None], (objective,))[:, 0]
         # The most likely architecture is the search's answer: among those that keep the limits it stands first.
         likelihood[0] = np.inf
-        return archs[np.lexsort((-likelihood, excess))[: self.proposals]]
+        order = np.lexsort((-likelihood, excess))
+        return archs[order[permitted[order]][: self.proposals]]
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nasbench.evaluators.base import Proposals
 from nasbench.strategies.base import Strategy
 from search_spaces import SearchSpace, UserError, nearest
-from search_spaces.base import Archs
+from search_spaces.base import TRIES, Archs
 
 _STUDY = "nasbench"
 _VIOLATIONS = "violations"
@@ -63,10 +63,17 @@ class OptunaStrategy(Strategy):
         self._seed = seed
         self._sampler_name = sampler
         self._options = dict(sampler_options or {})
-        self._distributions = {k.name: CategoricalDistribution(k.choices) for k in space.knobs}
+        self._choices = [
+            tuple(knob.choices[int(c)] for c in space.menu.choices(index)) for index, knob in enumerate(space.knobs)
+        ]
+        self._distributions = {
+            k.name: CategoricalDistribution(choices) for k, choices in zip(space.knobs, self._choices, strict=True)
+        }
+        self._numbers: list[int] = []  # per proposal, its trial; trials that the space does not permit are no proposals
         self._study_name = study_name
         self._storage_url = storage
         self._mirror: optuna.Study | None = None
+        self._written = 0
         self._rebuild(1, [], {})
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
@@ -114,12 +121,30 @@ class OptunaStrategy(Strategy):
                 if row < len(given):
                     self._study.enqueue_trial(dict(self.space.decode(given[row])))
                 try:
-                    archs[row] = self._suggested(self._study.ask())
+                    archs[row] = self._permitted()
                 except ValueError as error:
                     raise UserError(
                         f"strategy.sampler = {self._sampler_name!r} cannot do this search: {error}"
                     ) from error
         return self._proposals(archs)
+
+    def _permitted(self) -> Archs:
+        """The next architecture `(K,)` that the space permits; trials with any other fail, and the sampler learns so.
+
+        Raises:
+            UserError: the sampler finds none.
+        """
+        for _ in range(TRIES):
+            trial = self._study.ask()
+            arch = self._suggested(trial)
+            if self.space.permits(arch[None])[0]:
+                self._numbers.append(trial.number)
+                return arch
+            self._study.tell(trial, state=TrialState.FAIL)
+        raise UserError(
+            f"strategy.sampler = {self._sampler_name!r}: none of {TRIES} suggestions in a row is an architecture "
+            "that all targets run; choose another strategy or restrict the space"
+        )
 
     def _suggested(self, trial: optuna.Trial) -> Archs:
         """The architecture that a trial suggests, `(K,)`: knobs in order, those first that are active already."""
@@ -130,7 +155,7 @@ class OptunaStrategy(Strategy):
             if not len(open_knobs):
                 return self.space.canonical(arch)[0]
             knob = self.space.knobs[open_knobs[0]]
-            choice = trial.suggest_categorical(knob.name, knob.choices)
+            choice = trial.suggest_categorical(knob.name, self._choices[open_knobs[0]])
             arch[0, open_knobs[0]] = knob.choices.index(choice)
             asked[open_knobs[0]] = True
 
@@ -147,7 +172,8 @@ class OptunaStrategy(Strategy):
         failed = (status != 0) | np.isnan(values).any(axis=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for row, number in enumerate(proposals.ids.tolist()):
+            numbers = [self._numbers[i] for i in proposals.ids.tolist()]
+            for row, number in enumerate(numbers):
                 if violations.shape[1]:
                     trial_id = self._memory.get_trial_id_from_study_id_trial_number(self._study_id, number)
                     # A finite number, since JSON and most samplers have no infinity.
@@ -156,11 +182,11 @@ class OptunaStrategy(Strategy):
                     self._study.tell(number, state=TrialState.FAIL)
                 else:
                     self._study.tell(number, values[row].tolist())
-        if self._storage_url:
-            self._write(proposals.ids.tolist())
+        if self._storage_url and numbers:
+            self._write(numbers[-1] + 1)
 
-    def _write(self, numbers: list[int]) -> None:
-        """Add told trials to the named storage; those that are there from before an interruption are only compared.
+    def _write(self, count: int) -> None:
+        """Add the first `count` trials to the named storage; those there from before an interruption are only compared.
 
         Raises:
             UserError: the storage cannot be used, or its study holds another search.
@@ -174,11 +200,12 @@ class OptunaStrategy(Strategy):
                 )  # fmt: skip
             there = self._mirror.get_trials(deepcopy=False)
             trials = self._study.get_trials(deepcopy=False)
-            for number in numbers:
+            for number in range(self._written, count):
                 if number >= len(there):
                     self._mirror.add_trial(trials[number])
                 elif there[number].params != trials[number].params:
                     raise UserError(f"{where} holds another search; give another study_name")
+            self._written = count
         except UserError:
             raise
         except Exception as error:  # drivers and databases raise their own kinds
@@ -195,11 +222,17 @@ class OptunaStrategy(Strategy):
             }
             for trial in self._study.trials
         ]
-        own = {"objectives": self._objectives, "trials": trials, "attributes": self._attributes()}
+        own = {
+            "objectives": self._objectives,
+            "trials": trials,
+            "numbers": list(self._numbers),
+            "attributes": self._attributes(),
+        }
         return super().state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
+        self._numbers = [int(number) for number in state.get("numbers", range(self.next_id))]
         trials = [
             optuna.trial.create_trial(
                 state=TrialState[trial["state"]],

@@ -117,3 +117,16 @@ def test_samples_are_distributions_that_sharpen():
 def test_bad_settings_name_their_key(space, options, key):
     with pytest.raises(UserError, match=f"strategy.{key}"):
         GumbelSearch(space, 0, **({"warmup_epochs": 2} | options))
+
+
+def test_what_a_space_does_not_permit_has_no_chance(space):
+    large = [any(op.output.size > 5000 for op in block.workload.operators) for block in space.catalog]
+    wide = [any(op.kernel == (5, 5) for op in block.workload.operators) for block in space.catalog]
+    restricted = space.without_blocks(np.array(large) | np.array(wide))
+    strategy, found = find(restricted, [make_objective("macs")])
+    assert len(found) > 1
+    assert restricted.permits(found.archs).all()
+    for index, knob in enumerate(space.knobs):
+        assert np.isfinite(strategy.probabilities[index]).all()
+        if knob.name.startswith("kernel"):
+            np.testing.assert_array_equal(strategy.probabilities[index], [1.0, 0.0])

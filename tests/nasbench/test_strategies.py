@@ -126,6 +126,33 @@ def test_initial_architectures_come_first(make, space):
         make(space, 0, initial[:, :-1])
 
 
+def blocked_choice(space):
+    """No 5x5 kernels: choices that are never possible."""
+    return [any(op.kernel == (5, 5) for op in block.workload.operators) for block in space.catalog]
+
+
+def blocked_pair(space):
+    """No wide blocks on large maps: choices that are possible, but not together."""
+    return [any(op.output.size > 5000 for op in block.workload.operators) for block in space.catalog]
+
+
+@pytest.mark.parametrize("blocked", [blocked_choice, blocked_pair])
+def test_what_a_space_does_not_permit_is_never_proposed(make, space, blocked):
+    restricted = space.without_blocks(blocked(space))
+    problem = Problem(space, limit=2.0, failing=0.1)
+    strategy = make(restricted, 0, None)
+    archs = np.concatenate([run(strategy, problem, 4)[0]])
+    state = json.loads(json.dumps(strategy.state_dict(), default=lambda array: array.tolist()))
+    expected = run(strategy, problem, 3)[0]
+    restored = make(restricted, 0, None)
+    restored.load_state_dict(state)
+    np.testing.assert_array_equal(run(restored, problem, 3)[0], expected)
+    for proposed in (archs, expected):
+        assert restricted.permits(proposed).all()
+        np.testing.assert_array_equal(proposed, space.canonical(space.check(proposed)))
+    assert len(np.unique(archs, axis=0)) > 20
+
+
 def test_failures_are_survived(make, space):
     strategy = make(space, 0, None)
     archs, values, _ = run(strategy, Problem(space, failing=0.5), 12)
