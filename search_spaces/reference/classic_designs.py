@@ -177,6 +177,28 @@ _DENSENET = tuple(
     )
 )
 
+_XCEPTION = Design(
+    "xception", "xception", f"{_HERE}.xception:xception", "keras.applications.Xception, trainable",
+    params=22_855_952, resolution=299,
+)  # fmt: skip
+
+_NASNET = tuple(
+    Design(
+        f"nasnet_{size}",
+        "nasnet",
+        f"{_HERE}.nasnet:nasnet",
+        f"keras.applications.NASNet{size.capitalize()}, trainable",
+        options,
+        params,
+        resolution=resolution,
+        deviations="no auxiliary classifier",
+    )
+    for size, options, params, resolution in (
+        ("mobile", {"stem": 32, "channels": 44, "repeats": 4, "skip": False, "dropout": 0.5}, 5_289_978, 224),
+        ("large", {"stem": 96, "channels": 168, "repeats": 6, "skip": True, "dropout": 0.5}, 88_753_150, 331),
+    )
+)
+
 _SHUFFLENET_V1 = tuple(
     Design(
         "shufflenet_v1" if groups == 3 else f"shufflenet_v1_g{groups}",
@@ -236,6 +258,8 @@ DESIGNS = (
     *_SQUEEZENET,
     *_INCEPTION,
     *_DENSENET,
+    _XCEPTION,
+    *_NASNET,
     *_SHUFFLENET_V1,
     *_QUTIBENCH,
 )

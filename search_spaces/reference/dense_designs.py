@@ -88,8 +88,17 @@ _UNET = Design(
 )
 
 
+_DEPLOYED = "re-parameterised as deployed; raw heads, without decoding of boxes"
+
+
 def _yolo(
-    name: str, family: str, table: Table, scale: tuple[float, float], params: int | str, source: str, **options: Any
+    name: str,
+    family: str,
+    table: Table,
+    scale: tuple[float, float],
+    params: int | str | None,
+    source: str,
+    **options: Any,
 ) -> Design:
     """A detector of 80 COCO categories at 640x640 pixels; `scale` is depth and width."""
     multipliers = {key: value for key, value in zip(("depth", "width"), scale, strict=True) if value != 1}
@@ -103,7 +112,7 @@ def _yolo(
         resolution=640,
         num_classes=80,
         task="detection",
-        deviations="re-parameterised as deployed; raw heads, without decoding of boxes",
+        deviations=_DEPLOYED,
     )
 
 
@@ -114,9 +123,12 @@ _YOLO = (
         _yolo(f"yolov6{s}", "yolov6", table, scale, params, "meituan/YOLOv6 0.2.0 README.md")
         for s, table, scale, params in (
             ("n", yolo.YOLOV6, (0.33, 0.25), "4.3M"),
-            ("t", yolo.YOLOV6, (0.25, 0.5), "15.0M"),
             ("m", yolo.YOLOV6_CSP, (0.6, 0.75), "34.3M"),
         )
+    ),
+    replace(
+        _yolo("yolov6t", "yolov6", yolo.YOLOV6, (0.33, 0.375), None, "meituan/YOLOv6 configs/yolov6t.py"),
+        deviations=f"{_DEPLOYED}; no published count: the README's 15.0M are of a model of other multipliers",
     ),
     _yolo(
         "yolov7_tiny",
@@ -168,4 +180,53 @@ _YOLO = (
     ),
 )
 
-DESIGNS = (*_SSD, _DEEPLAB, _UNET, *_YOLO)
+_RESNET18 = {"block": "basic", "depths": (2, 2, 2, 2)}
+_FCN = Design(
+    "fcn_resnet18",
+    "fcn_resnet",
+    f"{_HERE}.heads:fcn_resnet",
+    "dusty-nv/pytorch-segmentation; torchvision.models.segmentation.fcn.FCNHead",
+    _RESNET18,
+    resolution=(320, 512),
+    num_classes=21,
+    task="segmentation",
+    deviations="no published count of parameters; logits at a 32nd of the resolution, as jetson-inference deploys it",
+)
+
+_POSE = (
+    Design(
+        "pose_resnet18",
+        "pose_resnet",
+        f"{_HERE}.heads:pose_resnet",
+        "NVIDIA-AI-IOT/trt_pose resnet18_baseline_att",
+        _RESNET18,
+        num_classes=18,
+        task="pose",
+        deviations="no published count of parameters; maps only, without the search for persons",
+    ),
+    Design(
+        "pose_densenet121",
+        "pose_densenet",
+        f"{_HERE}.heads:pose_densenet",
+        "NVIDIA-AI-IOT/trt_pose densenet121_baseline_att",
+        {"growth": 32, "stem": 64, "depths": (6, 12, 24, 16)},
+        resolution=256,
+        num_classes=18,
+        task="pose",
+        deviations="no published count of parameters; maps only, without the search for persons",
+    ),
+)
+
+_PLAIN_UNET = Design(
+    "unet",
+    "unet",
+    f"{_HERE}.heads:unet",
+    "milesial/Pytorch-UNet UNet(3, 2), transposed convolutions",
+    {"widths": (64, 128, 256, 512, 1024)},
+    31_037_698,
+    num_classes=2,
+    task="segmentation",
+    deviations="sides must be multiples of 16",
+)
+
+DESIGNS = (*_SSD, _DEEPLAB, _UNET, *_YOLO, _FCN, *_POSE, _PLAIN_UNET)

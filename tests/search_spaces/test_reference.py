@@ -53,8 +53,6 @@ def test_parameters_are_the_published_ones(name: str) -> None:
         assert counts_as(workload, network.rounded_params), workload.params
     if network.operations:
         assert rounds_to(2 * workload.macs, network.operations), 2 * workload.macs
-    with torch.device("meta"):
-        assert parameters(network.build()) == workload.params
     # Every weight is used, and none more than once per pixel of the input.
     assert 0 < workload.macs <= workload.params * prod(network.input_shape[1:])
 
@@ -63,6 +61,8 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 def test_another_input_changes_the_work_and_not_the_kind_of_result(name: str) -> None:
     network = reference_network(name)
     channels, height, width = network.input_shape
+    with torch.device("meta"):
+        assert parameters(network.build()) == network.workload().params
     larger = reference_network(name, resolution=(height + 32, width + 64))
     assert (larger.input_shape, larger.params) == ((channels, height + 32, width + 64), None)
     assert larger.workload().macs > network.workload().macs > 0
