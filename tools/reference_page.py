@@ -20,8 +20,8 @@ Published networks by name, to be measured, profiled, trained and plotted beside
 from search_spaces import reference_network, reference_networks
 
 network = reference_network("mobilenet_v2_0.5", resolution=192)
-network.workload().macs          # traced without allocating a weight
-module = network.build()         # a fresh torch module
+network.workload().macs  # traced without allocating a weight
+module = network.build()  # a fresh torch module
 ```
 
 A number after the last underscore is a width multiplier; any positive one builds where the design has widths.
