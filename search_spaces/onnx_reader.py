@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import helper, numpy_helper, shape_inference
 
 from search_spaces.errors import UserError
+from search_spaces.onnx_shapes import infer
 from search_spaces.operators import Shape, Tensor, Workload, WorkloadBuilder
 
 # ONNX operator -> operator kind; those with shapes or weights to look at are in `_READERS`, others keep their name.
@@ -37,7 +38,6 @@ _KINDS = {
     "BatchNormalization": "batch_norm",
     "LayerNormalization": "layer_norm",
     "GroupNormalization": "group_norm",
-    "Gather": "embedding",
     "QuantizeLinear": "quantize",
 }
 _VIEWS = frozenset(
@@ -71,7 +71,8 @@ _LEARNED = {
 def read_onnx(source: str | Path | onnx.ModelProto) -> Workload:
     """The operators of an ONNX model, per sample.
 
-    The batch must be 1 or dynamic, every other size fixed. Views, transpositions and casts are no operators. In a model
+    The batch must be 1 or dynamic, every other size of the inputs fixed. Views, transpositions, casts and what computes
+    shapes are no operators. A product's bias belongs to it, and a sigmoid times its input is one `silu`. In a model
     with QuantizeLinear / DequantizeLinear pairs the tensors between two operators count in their quantised type and the
     pairs are no operators, as runtimes fuse them; quantisation of a graph input, or of a tensor that is also read
     unquantised, is an operator `quantize`. Weights count as the parameters of the operator that reads them first.
@@ -122,7 +123,7 @@ def _fixed_shapes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        return shape_inference.infer_shapes(model, data_prop=True)
+        return infer(model)
     except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
         raise UserError(f"{where}: shapes cannot be inferred: {str(error).strip().splitlines()[0]}") from error
 
@@ -161,6 +162,9 @@ class _Reader:
             if prod(tensor.dims) <= 16:
                 self._arrays[tensor.name] = numpy_helper.to_array(tensor)
         self._activations: dict[str, int] = {}  # name -> tensor that it is, or is a view of
+        self._products: set[str] = set()  # of an activation and weights
+        self._gates: set[str] = set()  # sigmoids that only multiply their own input
+        self._results = {value.name for value in self._graph.output}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self._graph.node:
             for name in node.input:
@@ -202,28 +206,88 @@ class _Reader:
             self._from.update((name, learned) for name in node.output)
             return
         source = self._activations[reads[0]]
-        if node.op_type in _VIEWS or node.op_type == "DequantizeLinear" or self._fused_quantize(node):
+        if self._is_gate(node):
+            self._gates.add(node.output[0])
+            self._activations[node.output[0]] = source
+            return
+        if self._is_bias(node):
+            self._add_bias(source, node)
+            return
+        if (
+            self._selects(node)
+            or node.op_type in _VIEWS
+            or node.op_type == "DequantizeLinear"
+            or self._fused_quantize(node)
+        ):
             # A dequantised tensor is the quantised one: that is what is stored, and what fused operators read.
             for name in filter(None, node.output):
                 self._activations[name] = source
                 if node.op_type == "DequantizeLinear":
                     self._types[name] = Tensor(self._type(name).shape, self._type(node.input[0]).itemsize)
             return
+        seen = [self._type(name) for name in reads]
         known = _Node(
             node.op_type, list(node.input), attributes, self._full_shape, self._activations, self._arrays
         )  # fmt: skip
         kind, fields = _READERS.get(node.op_type, _plain)(known)
+        if any(name in self._gates for name in reads):
+            kind, reads = "silu", [name for name in reads if name not in self._gates]
         output = self._type(node.output[0])
         written = self._builder.add(
             kind,
             [self._activations[name] for name in reads],
             output.shape,
             params=self._learned(node),
-            inputs=[self._type(name) for name in reads],
+            inputs=seen[: len(reads)],
             itemsize=self._quantised_itemsize(node.output[0]) or output.itemsize,
             **fields,
         )
         self._activations.update((name, written) for name in node.output if name)
+        if kind == "linear":
+            self._products.add(node.output[0])
+
+    def _is_gate(self, node: onnx.NodeProto) -> bool:
+        """Whether a sigmoid is only there to multiply its own input."""
+        readers = self._readers.get(node.output[0], [])
+        return (
+            node.op_type == "Sigmoid"
+            and [reader.op_type for reader in readers] == ["Mul"]
+            and set(readers[0].input) == {node.input[0], node.output[0]}
+            and node.output[0] not in self._results
+        )
+
+    def _is_bias(self, node: onnx.NodeProto) -> bool:
+        """Whether an addition puts a learned vector on a product that nobody else reads."""
+        product, bias = self._split(node)
+        return (
+            node.op_type == "Add"
+            and product in self._products
+            and len(self._readers[product]) == 1
+            and product not in self._results
+            and self._full_shape.get(bias) == self._full_shape[product][-1:]
+        )
+
+    def _split(self, node: onnx.NodeProto) -> tuple[str, str]:
+        """An activation and a constant among the inputs; empty where there are not one of each."""
+        activations = [name for name in node.input if name in self._activations]
+        constants = [name for name in node.input if name in self._from]
+        return (activations[0], constants[0]) if len(activations) == len(constants) == 1 else ("", "")
+
+    def _add_bias(self, written: int, node: onnx.NodeProto) -> None:
+        """Charge the operator that wrote a tensor with the learned values of an addition to it."""
+        builder = self._builder
+        index = builder.writes.index(written)
+        operator, output = builder.operators[index], self._type(node.output[0])
+        output = replace(output, itemsize=self._quantised_itemsize(node.output[0]) or output.itemsize)
+        params = operator.params + self._learned(node)
+        builder.operators[index] = replace(operator, params=params, output=output)
+        builder.tensors[written] = output
+        self._activations[node.output[0]] = written
+
+    def _selects(self, node: onnx.NodeProto) -> bool:
+        """Whether a Gather takes one slice of an activation, which is a view."""
+        index = self._arrays.get(node.input[1]) if node.op_type == "Gather" else None
+        return index is not None and index.ndim == 0 and node.input[0] in self._activations
 
     def _learned(self, node: onnx.NodeProto) -> int:
         positions = _LEARNED.get(node.op_type, range(len(node.input)))
@@ -257,6 +321,10 @@ _Read = tuple[str, dict[str, Any]]
 
 def _plain(node: _Node) -> _Read:
     return _KINDS.get(node.op, node.op), {}
+
+
+def _gather(node: _Node) -> _Read:
+    return "gather" if node.inputs[0] in node.activations else "embedding", {}
 
 
 def _convolution(node: _Node) -> _Read:
@@ -300,6 +368,7 @@ _READERS: dict[str, Callable[[_Node], _Read]] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "QLinearConv"), _convolution),
     **dict.fromkeys(("Gemm", "MatMul", "QLinearMatMul"), _product),
     **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    "Gather": _gather,
     "ReduceMean": _mean,
     "Clip": _clip,
 }

@@ -82,10 +82,68 @@ def test_products_with_and_without_weights() -> None:
     ]
     workload = read_onnx(model(nodes, [1, 6, 8], w=floats(8, 4), b=floats(4)))
     assert [(op.kind, op.macs, op.params) for op in workload.operators] == [
-        ("linear", 6 * 4 * 8, 32), ("add", 0, 4), ("matmul", 6 * 6 * 4, 0), ("softmax", 0, 0),
+        ("linear", 6 * 4 * 8, 32 + 4), ("matmul", 6 * 6 * 4, 0), ("softmax", 0, 0),
     ]  # fmt: skip
-    # The transposition is a view: both factors are the sum.
-    assert workload.reads[2] == (workload.writes[1], workload.writes[1])
+    # The bias belongs to the product, the transposition is a view: both factors are the first product.
+    assert workload.reads[1] == (workload.writes[0], workload.writes[0])
+
+
+def test_what_else_is_added_to_a_product_is_no_bias() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Add", ["c", "a"], ["d"]),
+        helper.make_node("MatMul", ["d", "w2"], ["e"]),
+        helper.make_node("Add", ["e", "p"], ["y"]),
+    ]
+    weights = {"w": floats(8, 4), "b": floats(4), "w2": floats(4, 4), "p": floats(6, 4)}
+    workload = read_onnx(model(nodes, [1, 6, 8], **weights))
+    # The first product is read again, and positions are no vector.
+    assert [(op.kind, op.params) for op in workload.operators] == [
+        ("linear", 32), ("add", 4), ("add", 0), ("linear", 16), ("add", 24),
+    ]  # fmt: skip
+
+
+def test_a_sigmoid_times_its_input_is_one_operator() -> None:
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["s"]),
+        helper.make_node("Mul", ["x", "s"], ["a"]),
+        helper.make_node("Sigmoid", ["a"], ["t"]),
+        helper.make_node("Mul", ["x", "t"], ["y"]),
+    ]
+    workload = read_onnx(model(nodes, [1, 4, 4]))
+    assert [op.kind for op in workload.operators] == ["silu", "sigmoid", "mul"]
+    assert workload.reads == ((0,), (1,), (0, 2))
+
+
+def test_one_slice_of_an_activation_is_a_view_and_a_table_of_weights_is_an_embedding() -> None:
+    first = np.array(0)
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["a"], axis=1),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    (op,) = read_onnx(model(nodes, [1, 6, 8], first=first)).operators
+    assert (op.kind, op.inputs[0].shape) == ("relu", (8,))
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["t", "i"], ["y"]),
+    ]
+    (op,) = read_onnx(model(nodes, [1, 6], t=floats(50, 8))).operators
+    assert (op.kind, op.params, op.output.shape) == ("embedding", 400, (6, 8))
+
+
+def test_shapes_that_are_computed_are_followed() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["channels"]),
+        helper.make_node("Div", ["channels", "two"], ["half"]),
+        helper.make_node("Unsqueeze", ["half", "zero"], ["end"]),
+        helper.make_node("Slice", ["x", "start", "end", "axis"], ["a"]),
+        helper.make_node("Relu", ["a"], ["y"]),
+    ]
+    numbers = {"one": np.array(1), "two": np.array(2), "zero": np.array([0]), "start": np.array([0])}
+    workload = read_onnx(model(nodes, ["batch", 6, 4, 4], axis=np.array([1]), **numbers))
+    assert [(op.kind, op.output.shape, op.params) for op in workload.operators] == [("relu", (3, 4, 4), 0)]
 
 
 def test_unknown_operators_keep_their_name() -> None:
