@@ -78,6 +78,14 @@ _MOBILENET_V3 = (
         "timm tf_mobilenetv3_large_minimal_100",
         params="3.92M",
     ),
+    _design(
+        "mobilenet_v3_large_ncnn",
+        "mobilenet_v3",
+        tables.MOBILENET_V3_LARGE_NCNN,
+        "Tencent/ncnn benchmark/mobilenet_v3.param",
+        params="5.133694M with folded normalisation",
+        deviations="gates come before the activation there; the work is the same",
+    ),
 )
 
 _MOBILENET_EDGETPU = _design(
@@ -196,9 +204,16 @@ _EFFICIENTNET_V2 = tuple(
     )
 )
 
-_PROXYLESSNAS = _design(
-    "proxylessnas_mobile", "proxylessnas", tables.PROXYLESSNAS_MOBILE, _IMGCLSMOB, params=4_080_512
-)  # fmt: skip
+_PROXYLESSNAS = (
+    _design("proxylessnas_mobile", "proxylessnas", tables.PROXYLESSNAS_MOBILE, _IMGCLSMOB, params=4_080_512),
+    _design(
+        "proxylessnas_mobile_ncnn",
+        "proxylessnas",
+        tables.PROXYLESSNAS_MOBILE_NCNN,
+        "Tencent/ncnn benchmark/proxylessnasnet.param",
+        params="4.064560M with folded normalisation",
+    ),
+)
 
 _SHUFFLENET_V2 = Design(
     "shufflenet_v2",
@@ -270,7 +285,7 @@ DESIGNS = (
     *_EFFICIENTNET_LITE,
     *_EFFICIENTNET_EDGETPU,
     *_EFFICIENTNET_V2,
-    _PROXYLESSNAS,
+    *_PROXYLESSNAS,
     _SHUFFLENET_V2,
     *_GHOSTNET,
     _MOBILEONE,

@@ -162,6 +162,18 @@ MOBILENET_V3_SMALL = _mobilenet_v3(_V3_SMALL, 576, 1024, minimalistic=False)
 MOBILENET_V3_LARGE_MINIMALISTIC = _mobilenet_v3(_V3_LARGE, 960, 1280, minimalistic=True)
 MOBILENET_V3_SMALL_MINIMALISTIC = _mobilenet_v3(_V3_SMALL, 576, 1024, minimalistic=True)
 
+# What ncnn measures as mobilenet_v3 (Tencent/ncnn benchmark/mobilenet_v3.param): the stride of the last stage comes one
+# block later, and inner channels of squeeze-and-excitation are not rounded.
+MOBILENET_V3_LARGE_NCNN = replace(
+    _mobilenet_v3(
+        (*_V3_LARGE[:12], (6, 160, 1, 5, 0.25, "hard_swish"), (4.2, 160, 2, 5, 0.25, "hard_swish"), _V3_LARGE[14]),
+        960,
+        1280,
+        minimalistic=False,
+    ),
+    squeeze_divisor=1,
+)
+
 # tensorflow/models, research/slim/nets/mobilenet/mobilenet_v3.py, V3_EDGETPU. Its first "fused" block widens nothing,
 # and so is a projection.
 MOBILENET_EDGETPU = Table(
@@ -304,3 +316,5 @@ _PROXYLESS_MOBILE = (
     (320, 1, ((7, 6),)),
 )
 PROXYLESSNAS_MOBILE = _proxyless(16, *_PROXYLESS_MOBILE)
+# What ncnn measures as proxylessnasnet (Tencent/ncnn benchmark/proxylessnasnet.param): the first block is twice as wide.
+PROXYLESSNAS_MOBILE_NCNN = _proxyless(32, (32, 2, ((5, 1.5), (3, 3))), *_PROXYLESS_MOBILE[1:])
