@@ -40,23 +40,28 @@ _Quiet = Annotated[bool, typer.Option(help="Say nothing but the result.")]
 @app.command("list")
 def list_() -> None:
     """List device profiles."""
-    from hardware_profiles import list_profiles, load_profile
+    from nasbench.devices_view import list_devices
 
-    rows = []
-    for name in list_profiles():
-        profile = load_profile(name)
-        rows.append((name, profile.title, ", ".join(profile.operating_points), profile.default))
-    table(("device", "what it is", "operating points", "default"), rows)
+    list_devices()
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A device, or the path of a profile.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A device, or the path of a profile.")],
+    toml: Annotated[bool, typer.Option("--toml", help="As a TOML file, to copy and change.")] = False,
+) -> None:
     """Show a profile, with the sources of its figures."""
-    import tomli_w
-
     from hardware_profiles import load_profile
 
-    print(tomli_w.dumps(load_profile(name).model_dump(exclude_none=True)), end="")
+    profile = load_profile(name)
+    if toml:
+        import tomli_w
+
+        print(tomli_w.dumps(profile.model_dump(exclude_none=True)), end="")
+    else:
+        from nasbench.devices_view import show_device
+
+        show_device(profile)
 
 
 @app.command()

@@ -83,6 +83,29 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         (("datasheet", 0, "source"), "", r"datasheet.0.source"),
         (("references", 0, "operating_point"), "fp99", r"no operating point 'fp99'"),
         (("name",), "Jetson Nano", r"name: .*pattern"),
+        (("kind",), "TPU", r"kind: .*'NPU'.*got 'TPU'"),
+        (("datasheet", 0, "value"), float("nan"), r"datasheet.0.value: .*finite number, got nan"),
+        (("datasheet", 0, "value"), 0, r"datasheet.0.value: .*greater than 0, got 0"),
+        (("operating_points", "fp16-maxn", "power_w"), float("nan"), r"power_w: .*got nan"),
+        (("operating_points", "fp16-maxn", "host_link"), "USB 3.0", r"host_link and host_link_gbs.*go together"),
+        (("operating_points", "fp16-maxn", "host_link_gbs"), -1, r"host_link_gbs: .*greater than 0, got -1"),
+        (("operating_points", "fp16-maxn", "options"), {"nvpmodel": None}, r"options.nvpmodel"),
+        (("operating_points", "fp16-maxn", "precision"), "int8", r"'fp16-maxn': precision is 'int8'.*fp32, fp16 only"),
+        (("constraints", "operator"), ["add"], r"constraints.operator: unknown key. Did you mean 'operators'"),
+        (("constraints", "precisions"), ["fp8"], r"constraints.precisions.0: .*'int8'.*got 'fp8'"),
+        (("constraints", "source"), "", r"constraints: constraints need a source"),
+        (("constraints", "otherwise"), "cpu", r"otherwise: .*'refused' or 'host_cpu', got 'cpu'"),
+        (("constraints", "limits"), {"add": {"max_stride": 2}}, r"constraints.limits.add.source: this key is missing"),
+        (
+            ("constraints", "limits"),
+            {"add": {"max_strid": 2, "source": "x"}},
+            r"constraints.limits.add.max_strid: unknown key. Did you mean 'max_stride'",
+        ),
+        (
+            ("constraints", "limits"),
+            {"add": {"max_stride": 0, "source": "x"}},
+            r"constraints.limits.add.max_stride: .*greater than or equal to 1, got 0",
+        ),
     ],
 )
 def test_a_wrong_profile_names_file_key_and_what_was_expected(path: tuple, value: object, message: str) -> None:
@@ -98,6 +121,21 @@ def test_a_wrong_profile_names_file_key_and_what_was_expected(path: tuple, value
     with pytest.raises(UserError, match=message) as error:
         parse_profile(profile, "mine.toml")
     assert str(error.value).startswith("mine.toml: ")
+
+
+def test_what_is_supported_and_unsupported_at_once_is_refused() -> None:
+    profile = table("edge_tpu")
+    profile["constraints"]["unsupported_operators"] = ["add"]
+    with pytest.raises(UserError, match=r"^mine.toml: constraints: 'add' stands among operators and among unsupported"):
+        parse_profile(profile, "mine.toml")
+
+
+def test_constraints_of_other_runtimes_do_not_hold() -> None:
+    board = load_profile("edge_tpu_dev_board")
+    assert board.target("int8").constraints.operators
+    assert not board.target("int8-cpu").constraints.operators
+    assert "num_threads=1" in board.target("int8-cpu").measure
+    assert board.target("int8").measure == board.measure
 
 
 def test_files_that_are_no_profiles(tmp_path: Path) -> None:
