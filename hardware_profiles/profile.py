@@ -30,7 +30,6 @@ Unit = Literal[
 ]  # fmt: skip
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -93,12 +92,15 @@ class OperatingPoint(_Record):
 
 
 class RooflineParameters(_Record):
-    """What a roofline needs beyond peaks. Never from a datasheet, so `estimated` unless somebody measured it.
+    """What a roofline needs beyond peaks. Never from a datasheet, so `estimated` unless fitted to measurements.
 
     Args:
-        efficiency: attained fraction of peak arithmetic by operator kind; `pointwise` is the 1x1 convolution,
-            `other` stands for all kinds not named.
-        bandwidth_efficiency: attained fraction of peak bandwidth.
+        efficiency: attained fraction of peak arithmetic by kind of operator: `conv2d`, `pointwise` (1x1 convolutions,
+            linear layers and matrix products), `depthwise_conv2d`, `grouped_conv2d`, and `other` for those not named.
+            Above 1 where an algorithm saves arithmetic (Winograd) or a stated peak is too low.
+        bandwidth_efficiency: attained fraction of peak bandwidth, for activations.
+        weight_bandwidth_efficiency: for parameters; as activations where None.
+        lanes: channels and pixels that arithmetic comes in: both are rounded up to multiples.
         launch_us: time that every operator costs apart from its work, in microseconds.
         fixed_us: time that every inference costs apart from its operators, in microseconds.
         host_link_gbs: link that inputs (and parameters beyond `on_chip_bytes`) cross for each inference, GB/s;
@@ -107,8 +109,10 @@ class RooflineParameters(_Record):
         estimated, source: as above.
     """
 
-    efficiency: dict[str, Fraction]
-    bandwidth_efficiency: Fraction = 0.6
+    efficiency: dict[str, Positive]
+    bandwidth_efficiency: Positive = 0.6
+    weight_bandwidth_efficiency: Positive | None = None
+    lanes: tuple[Count, Count] = (1, 1)
     launch_us: NotNegative
     fixed_us: NotNegative = 0.0
     host_link_gbs: Positive | None = None
@@ -120,6 +124,9 @@ class RooflineParameters(_Record):
     def _check(self) -> RooflineParameters:
         if "other" not in self.efficiency:
             raise ValueError("efficiency must name 'other', the fraction for all kinds not named")
+        for kind, value in self.efficiency.items():
+            if self.estimated and value > 1:
+                raise ValueError(f"efficiency.{kind}: an estimate is less than or equal to 1, got {value:g}")
         if self.on_chip_bytes is not None and self.host_link_gbs is None:
             raise ValueError("on_chip_bytes needs host_link_gbs, the link that the remaining parameters come over")
         return self
@@ -202,7 +209,14 @@ class Constraints(_Record):
 
 
 class Reference(_Record):
-    """A published latency: a fact to judge predictions by. `operating_point` is the profile's nearest, if any."""
+    """A published latency of one inference (one batch): a fact to fit and judge predictions by.
+
+    Args:
+        network: a reference network's name.
+        resolution: height and width of its input, pixels.
+        operating_point: the profile's, or empty where it has none like it.
+        energy_mj: of the same inference.
+    """
 
     network: Text
     resolution: Count
@@ -215,6 +229,98 @@ class Reference(_Record):
     note: str = ""
 
 
+class ReferenceSet(_Record):
+    """References of one source and operating point in a table: `"resnet50@224" = 29.8`.
+
+    Args:
+        operating_point: where they were measured; their precision is its.
+        latency_ms: per network and resolution.
+        energy_mj: of the same inferences, where it was measured.
+    """
+
+    operating_point: Text
+    runtime: Text
+    source: Text
+    note: str = ""
+    latency_ms: Annotated[dict[str, Positive], Field(min_length=1)]
+    energy_mj: dict[str, Positive] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> ReferenceSet:
+        for key in (*self.latency_ms, *self.energy_mj):
+            network, at, resolution = key.partition("@")
+            if not (network and at and resolution.isdecimal() and int(resolution)):
+                raise ValueError(f"{key!r}: expected a network with its resolution, such as 'resnet50@224'")
+        for key in self.energy_mj.keys() - self.latency_ms.keys():
+            raise ValueError(f"energy_mj of {key!r}, which has no latency_ms here")
+        return self
+
+    def references(self, precision: Precision) -> tuple[Reference, ...]:
+        """One by one."""
+        return tuple(
+            Reference(
+                network=key.partition("@")[0],
+                resolution=int(key.partition("@")[2]),
+                latency_ms=latency,
+                precision=precision,
+                runtime=self.runtime,
+                operating_point=self.operating_point,
+                energy_mj=self.energy_mj.get(key),
+                source=self.source,
+                note=self.note,
+            )
+            for key, latency in self.latency_ms.items()
+        )
+
+
+class FitErrors(_Record):
+    """How well a network that was left out of the fit is predicted, over all networks of an operating point.
+
+    Args:
+        median_ape: median absolute error, relative to the measurement.
+        within_10_percent, within_20_percent: share of networks predicted that closely.
+        spearman: rank correlation; None for fewer than three networks.
+        coverage_90: share of measurements inside the 90 % interval.
+        family_*: the same where all widths, depths and resolutions of the network's family are left out with it.
+    """
+
+    median_ape: NotNegative
+    within_10_percent: NotNegative
+    within_20_percent: NotNegative
+    spearman: float | None = None
+    coverage_90: NotNegative
+    family_median_ape: NotNegative
+    family_within_20_percent: NotNegative
+    family_coverage_90: NotNegative
+
+
+class RooflineFit(_Record):
+    """A roofline fitted to the references of one operating point (`predictors.fit_roofline`).
+
+    Args:
+        networks, families: how many it was fitted to; several figures of one network count once, by their median.
+        range_ms: the least and the largest latency among them.
+        parameters: the fitted ones.
+        log_std: standard deviation of ln(measured / predicted) where the parameters are certain.
+        deviations: their uncertainty: directions in the space of the logarithms of the costs, in the order of
+            `predictors.roofline.COSTS`, each one standard deviation long.
+        alone: logarithms of the costs fitted without knowledge of other devices; what is assumed of other devices rests
+            on these.
+        power_w: median of energy / latency, where energies were measured.
+        errors: of networks left out.
+    """
+
+    networks: Count
+    families: Count
+    range_ms: tuple[Positive, Positive]
+    parameters: RooflineParameters
+    log_std: Positive
+    deviations: tuple[tuple[float, ...], ...] = ()
+    alone: tuple[float, ...] = ()
+    power_w: Positive | None = None
+    errors: FitErrors
+
+
 class Profile(_Record):
     """A device: facts, operating points, roofline parameters, constraints and references.
 
@@ -224,6 +330,8 @@ class Profile(_Record):
         default: name of the operating point meant where none is named.
         local: the device is the machine this runs on, so that it can be measured and calibrated here.
         measure: how to measure on the device: a command or a short recipe, for people.
+        references: published latencies; `reference_sets` are the same as tables, and become references on loading.
+        fits: what the roofline learned from them, by operating point.
         meter: how this project measures there, by a command, adb or ssh (`hardware_profiles.meter_section`).
     """
 
@@ -239,6 +347,8 @@ class Profile(_Record):
     roofline: RooflineParameters
     constraints: Constraints = Constraints()
     references: tuple[Reference, ...] = ()
+    reference_sets: Annotated[tuple[ReferenceSet, ...], Field(exclude=True)] = ()
+    fits: dict[str, RooflineFit] = {}
 
     @model_validator(mode="after")
     def _check(self) -> Profile:
@@ -247,7 +357,23 @@ class Profile(_Record):
         for name in self.operating_points:
             if not name or ":" in name or any(c.isspace() for c in name):
                 raise ValueError(f"operating point {name!r}: a name has no ':' and no blanks")
+        sets = [s.operating_point for s in self.reference_sets]
+        for owner, keys in (("reference_sets", sets), ("fits", list(self.fits))):
+            for key in keys:
+                if key not in self.operating_points:
+                    raise ValueError(f"{owner}: no operating point {key!r}. {self._nearest(key)}")
+        more = (s.references(self.operating_points[s.operating_point].precision) for s in self.reference_sets)
+        object.__setattr__(self, "references", (*self.references, *(r for part in more for r in part)))
+        object.__setattr__(self, "reference_sets", ())
+        seen: set[str] = set()
         for reference in self.references:
+            identity = reference.model_copy(update={"latency_ms": 1.0, "energy_mj": None}).model_dump_json()
+            if identity in seen:
+                raise ValueError(
+                    f"reference {reference.network!r} at {reference.resolution} pixels stands twice for operating "
+                    f"point {reference.operating_point!r}, with one runtime, source and note"
+                )
+            seen.add(identity)
             if reference.operating_point and reference.operating_point not in self.operating_points:
                 raise ValueError(
                     f"reference {reference.network!r}: no operating point {reference.operating_point!r}. "
@@ -395,13 +521,18 @@ def _read(path: Path) -> Profile:
     return profile
 
 
+def shipped_files() -> dict[str, Path]:
+    """The profiles that come with the package, by name."""
+    return {p.stem: p for p in sorted(Path(str(resources.files("hardware_profiles") / "devices")).glob("*.toml"))}
+
+
 def _files() -> dict[str, Path]:
     """All profile files by name: the shipped ones and the user's.
 
     Raises:
         UserError: a file of the user's has the name of a shipped profile: which one a result meant would be unclear.
     """
-    shipped = {p.stem: p for p in sorted(Path(str(resources.files("hardware_profiles") / "devices")).glob("*.toml"))}
+    shipped = shipped_files()
     own = {p.stem: p for p in sorted((user_data_dir() / "devices").glob("*.toml"))}
     for name in own.keys() & {*shipped, "host"}:
         raise UserError(f"{own[name]}: {name!r} is the name of a device that comes with the package; rename yours")

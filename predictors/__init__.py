@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from predictors.counts import Count
     from predictors.operator_model import OperatorModel
     from predictors.roofline import Roofline
+    from predictors.roofline_fitting import fit_roofline
     from predictors.suite import CalibrationNetwork, calibration_suite
 
 _LAZY = {
@@ -31,14 +32,14 @@ _LAZY = {
     "Roofline": "roofline",
     "calibrate": "calibration",
     "calibration_suite": "suite",
+    "fit_roofline": "roofline_fitting",
     "predictor_for": "choice",
 }
 
 __all__ = [
     "AccuracyPredictor", "AdditivePredictor", "BoundAdditive", "BoundPredictor", "Calibration", "CalibrationNetwork",
-    "Count", "Estimate",
-    "OperatorModel", "Predictor", "Roofline", "calibrate",
-    "calibration_suite", "predictor_for",
+    "Count", "Estimate", "OperatorModel", "Predictor", "Roofline", "calibrate", "calibration_suite", "fit_roofline",
+    "predictor_for",
 ]  # fmt: skip
 
 

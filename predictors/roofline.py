@@ -1,37 +1,144 @@
-"""Latency and energy from a datasheet: the roofline model (Williams, Waterman and Patterson, CACM 2009)."""
+"""Latency and energy from peaks and attained fractions of them: a roofline whose terms add up.
+
+After the roofline model (Williams, Waterman and Patterson, CACM 2009), but with arithmetic and traffic one after the
+other instead of the longer of both: on published latencies of phones, boards and accelerators sums err less than maxima
+on networks that were left out, and they make time linear in its costs. What a device attains of its peaks is fitted to
+its published latencies (`predictors.roofline_fitting`), or roughly assumed where there are none.
+"""
 
 from __future__ import annotations
 
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
 
 from hardware_profiles.constraints import check_workload
-from hardware_profiles.profile import Target
+from hardware_profiles.profile import RooflineFit, RooflineParameters, Target
 from predictors.base import AdditivePredictor, Array, Estimate
 from search_spaces import Operator, UserError, Workload
 from search_spaces.operators import ELEMENTWISE, FOLDED
 
+# What an inference pays for. Arithmetic by kind, parameters and activations are counted as milliseconds at the peaks,
+# so that their costs are inverses of attained fractions; launches and the inference itself cost microseconds, the
+# link inverse GB/s.
+COSTS = (
+    "conv2d", "pointwise", "linear", "depthwise_conv2d", "grouped_conv2d", "weights", "activations", "launch", "fixed",
+    "link",
+)  # fmt: skip
+ARITHMETIC = COSTS[:5]
+WEIGHTS, ACTIVATIONS, LAUNCH, FIXED, LINK = range(5, 10)
+
 # Every runtime of interest writes these with their producer; gating (`mul`) waits for a pooled value and cannot be.
 FUSED = ELEMENTWISE - FOLDED - {"mul"}
+# Normalisation disappears into one of these before it.
+_ABSORBS = frozenset({"conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"})
 
 # Standard deviation of ln(measured / predicted) assumed for an uncalibrated roofline: one measurement in three is off
-# by more than a factor 1.6, one in twenty by more than 2.7. An assumption; the profiles' references agree with it.
+# by more than a factor 1.6, one in twenty by more than 2.7.
 LOG_STD = 0.5
+# The same, in addition, for an operating point that borrows the fit of another one of its device.
+BORROWED_LOG_STD = 0.25
+# And for energy, of power where it is only stated.
+POWER_LOG_STD = 0.2
+# Latencies beyond the fitted range by more than this factor are said to be extrapolated; the standard deviation grows
+# by `EXTRAPOLATION` times the logarithm of the distance to the range.
+FAR = 2.0
+EXTRAPOLATION = 0.3
 
-MILLI = 1e3
+
+def operator_work(op: Operator, lanes: tuple[int, int], batch: int) -> tuple[str, float, float, float, float]:
+    """What one operator does: kind of arithmetic, multiply-accumulates, parameters, activation values, launches.
+
+    Fused operators are not launched and move only their second operand. Arithmetic fills `lanes` of channels and
+    pixels.
+    """
+    if op.kind in FUSED:
+        return "", 0.0, 0.0, batch * sum(t.size for t in op.inputs[1:]), 0.0
+    values = batch * (sum(t.size for t in op.inputs) + op.output.size)
+    if not op.macs:
+        return "", 0.0, op.params, values, 1.0
+    if op.kind in ("linear", "matmul"):
+        return "linear", batch * op.macs, op.params, values, 1.0
+    channels, *pixels = op.output.shape
+    if op.kind == "conv_transpose2d":
+        pixels = list(op.inputs[0].shape[1:])
+    area = prod(pixels) * batch
+    depth = batch * op.macs / (channels * area)  # multiply-accumulates per output value
+    macs = depth * ceil(channels / lanes[0]) * lanes[0] * ceil(area / lanes[1]) * lanes[1]
+    if op.kind == "depthwise_conv2d":
+        kind = op.kind
+    elif op.groups > 1:
+        kind = "grouped_conv2d"
+    else:
+        kind = "pointwise" if set(op.kernel) == {1} else "conv2d"
+    return kind, macs, op.params, values, 1.0
+
+
+def workload_work(workload: Workload, target: Target, lanes: tuple[int, int]) -> Array:
+    """`(C,)` multiples of `COSTS` that the operators of a workload ask of a target; none fixed, none over the link."""
+    work = np.zeros(len(COSTS))
+    writers: dict[int, str] = {}
+    cache: dict[Operator, tuple[str, float, float, float, float]] = {}
+    for op, reads, write in zip(workload.operators, workload.reads, workload.writes, strict=True):
+        absorbed = op.kind in FOLDED and writers.get(reads[0]) in _ABSORBS
+        # A normalisation stands for the convolution that absorbed it: one more after it would be absorbed, too.
+        writers[write] = writers[reads[0]] if absorbed else op.kind
+        if absorbed:
+            continue
+        if op not in cache:
+            cache[op] = operator_work(op, lanes, target.batch)
+        kind, macs, params, values, launches = cache[op]
+        if kind:
+            work[ARITHMETIC.index(kind)] += macs
+        work[WEIGHTS] += params
+        work[ACTIVATIONS] += values
+        work[LAUNCH] += launches
+    point = target.point
+    work[: len(ARITHMETIC)] /= point.peak_gmacs * 1e6
+    work[[WEIGHTS, ACTIVATIONS]] *= target.itemsize / (point.bandwidth_gbs * 1e6)
+    work[LAUNCH] /= 1e3
+    return work
+
+
+def crossing_bytes(workload: Workload, target: Target) -> float:
+    """Bytes of input less bytes of output: over a chain of blocks this telescopes to the network's own."""
+    sizes = [sum(workload.tensors[t].size for t in ends) for ends in (workload.inputs, workload.outputs)]
+    return float(target.itemsize * target.batch * (sizes[0] - sizes[1]))
+
+
+def over_link(crossing: Any, params: Any, on_chip_bytes: int | None) -> Any:
+    """Megabytes that cross the link: the input, or a larger output (less the smaller of both, for all that adds up over
+    blocks is the difference), and parameters beyond the chip's."""
+    moved = abs(crossing)
+    if on_chip_bytes is not None:
+        beyond = params - on_chip_bytes
+        moved = moved + (beyond + abs(beyond)) / 2
+    return moved / 1e6
+
+
+def costs_of(roof: RooflineParameters) -> Array:
+    """`(C,)` `COSTS` of a set of parameters."""
+    efficiency = [roof.efficiency.get(kind, roof.efficiency["other"]) for kind in ARITHMETIC]
+    weights = roof.weight_bandwidth_efficiency or roof.bandwidth_efficiency
+    link = 1 / roof.host_link_gbs if roof.host_link_gbs else 0.0
+    return np.array(
+        [*(1 / e for e in efficiency), 1 / weights, 1 / roof.bandwidth_efficiency, roof.launch_us, roof.fixed_us, link]
+    )
 
 
 class Roofline(AdditivePredictor):
-    """Predicted latency or energy of one inference (one batch) on a device that nobody has measured.
+    """Predicted latency or energy of one inference (one batch) on a device, from its profile alone.
 
-    Each operator takes the longer of its arithmetic and its memory traffic, at the profile's attained fractions of the
-    peaks, plus the launch overhead; normalisation costs nothing and element-wise operators only the traffic of their
-    second operand, as both are fused. Around that: a fixed cost, and, for a device behind a link, the transfer of the
-    network's input (less its output, which is small in classifiers) and of parameters that do not fit on the chip.
-    Energy is latency times the operating point's power.
+    Each operator takes the time of its arithmetic, of its parameters and of its activations at attained fractions of
+    the peaks, and a launch; normalisation after a convolution costs nothing and element-wise operators only the traffic
+    of their second operand, as both are fused. Around that: a fixed cost, and, for a device behind a link, the transfer
+    of the network's input and of parameters that do not fit on the chip. Energy is latency times power.
 
-    The figures are estimates, never measurements: the estimate says so in its warning, and its spread is assumed.
+    Where the profile has a fit for the operating point (`profile.fits`), the fractions are fitted and the interval is
+    meant to hold 90 % of networks that were left out; it widens for networks whose costs the references do not
+    determine, and beyond the range of their latencies. An operating point without one borrows that of the nearest point
+    with its runtime. Without any fit the fractions are rough, the spread is assumed, and a warning says so.
 
     Args:
         target: device and operating point.
@@ -41,82 +148,125 @@ class Roofline(AdditivePredictor):
         UserError: energy of an operating point whose power nobody states.
     """
 
-    # Columns of the features.
-    TIME_MS, PARAM_BYTES, LINK_BYTES, UNSUPPORTED = range(4)
+    # Columns of the features; directions of uncertainty follow, and the number of unsupported operators is last.
+    TIME_MS, PARAM_BYTES, LINK_BYTES = range(3)
 
     def __init__(self, target: Target, metric: str = "latency_ms") -> None:
         if metric not in ("latency_ms", "energy_mj"):
             raise UserError(f"a roofline predicts latency_ms or energy_mj, not {metric!r}")
-        if metric == "energy_mj" and target.point.power_w is None:
-            raise UserError(f"{target.name}: energy needs power_w at this operating point, and the profile has none")
         self.target = target
         self.metric = metric
-        self._times: dict[Operator, float] = {}
+        self.fitted_at, self.fit = _fit_for(target)
+        power = self.fit.power_w if self.fit and self.fitted_at == target.operating_point else None
+        self._power = power or target.point.power_w
+        self._power_measured = power is not None
+        if metric == "energy_mj" and self._power is None:
+            raise UserError(f"{target.name}: energy needs power_w at this operating point, and the profile has none")
+        roof = self.fit.parameters if self.fit else target.profile.roofline
+        self.on_chip_bytes = target.profile.roofline.on_chip_bytes
+        self.lanes = roof.lanes
+        self.costs = costs_of(roof)
+        nominal = target.profile.operating_points[self.fitted_at].host_link_gbs if self.fit else None
+        if nominal and target.point.host_link_gbs:
+            self.costs[LINK] *= nominal / target.point.host_link_gbs
+        self.directions = np.array(self.fit.deviations if self.fit else ()).reshape(-1, len(COSTS))
+        self.leading = 3 + len(self.directions)
         self._lacking: dict[str, None] = {}  # kinds met so far that the device does not run, in order
 
-    def operator_ms(self, op: Operator) -> float:
-        """Milliseconds of one operator for the target's batch, launch included."""
-        if op.kind in FOLDED:
-            return 0.0
-        point, roof = self.target.point, self.target.profile.roofline
-        bandwidth = point.bandwidth_gbs * 1e9 * roof.bandwidth_efficiency
-        size, batch = self.target.itemsize, self.target.batch
-        if op.kind in FUSED:
-            return MILLI * batch * size * sum(t.size for t in op.inputs[1:]) / bandwidth
-        moved = batch * (sum(t.size for t in op.inputs) + op.output.size) + op.params
-        efficiency = roof.efficiency.get(op.kind, roof.efficiency["other"])
-        if op.kind == "conv2d" and set(op.kernel) == {1}:
-            efficiency = roof.efficiency.get("pointwise", efficiency)
-        compute = batch * op.macs / (point.peak_gmacs * 1e9 * efficiency)
-        return MILLI * max(compute, size * moved / bandwidth) + roof.launch_us / 1e3
-
     def block_features(self, workload: Workload) -> Array:
-        """`(4,)`: operators' ms, parameter bytes, input less output bytes, number of unsupported operators."""
-        size, batch = self.target.itemsize, self.target.batch
-        total = 0.0
-        for op in workload.operators:
-            if op not in self._times:
-                self._times[op] = self.operator_ms(op)
-            total += self._times[op]
-        # Input less output telescopes over a chain of blocks to the network's own input less its output.
-        crossing = sum(workload.tensors[t].size for t in workload.inputs) - sum(
-            workload.tensors[t].size for t in workload.outputs
-        )
+        """`(F,)`: operators' ms, parameter bytes, input less output bytes, uncertainty of the ms in each direction,
+        number of unsupported operators."""
+        spent = workload_work(workload, self.target, self.lanes) * self.costs
         findings = check_workload(workload, self.target)
         self._lacking.update((f.operator.kind, None) for f in findings)
-        return np.array([total, size * workload.params, size * batch * crossing, len(findings)], dtype=float)
+        size = self.target.itemsize
+        return np.array(
+            [
+                spent.sum(),
+                size * workload.params,
+                crossing_bytes(workload, self.target),
+                *(self.directions @ spent),
+                len(findings),
+            ]
+        )
 
     def head(self, totals: Any) -> Any:
-        weights, offset = self._linear
-        result = sum(w * totals[:, i] for i, w in enumerate(weights) if w) + offset
-        roof = self.target.profile.roofline
-        if roof.on_chip_bytes is not None and roof.host_link_gbs is not None:
-            beyond = totals[:, self.PARAM_BYTES] - roof.on_chip_bytes
-            result = result + self._scale * MILLI / (roof.host_link_gbs * 1e9) * (beyond + abs(beyond)) / 2
-        return result
+        link = over_link(totals[:, self.LINK_BYTES], totals[:, self.PARAM_BYTES], self.on_chip_bytes)
+        latency = totals[:, self.TIME_MS] + self.costs[LINK] * link + self.costs[FIXED] / 1e3
+        return latency * self._scale
+
+    def estimate(self, totals: Array) -> Estimate:
+        """The head, with a spread that depends on what the time is spent on."""
+        mean = self.head(totals)
+        if self.fit is None or not len(totals):
+            return self.around(mean)
+        link = over_link(totals[:, self.LINK_BYTES], totals[:, self.PARAM_BYTES], self.on_chip_bytes)
+        around = np.stack([np.full(len(link), self.costs[FIXED] / 1e3), self.costs[LINK] * link], axis=1)
+        spread = totals[:, 3 : self.leading] + around @ self.directions[:, [FIXED, LINK]].T
+        return self._estimate(mean, (spread * self._scale / mean[:, None]) ** 2)
 
     def around(self, mean: Array) -> Estimate:
-        std = mean * np.sqrt(np.expm1(LOG_STD**2))
-        what = "latency" if self.metric == "latency_ms" else "energy (latency times stated power)"
-        warning = f"{self.target.name}: {what} from datasheet figures, not calibrated by measurements"
-        return Estimate(mean, std, lognormal=True, warning=warning)
+        return self._estimate(mean, np.zeros((len(mean), 1)))
+
+    def _estimate(self, mean: Array, variances: Array) -> Estimate:
+        warnings = []
+        energy = self.metric == "energy_mj"
+        variance = variances.sum(1) + (0.0 if self._power_measured or not energy else POWER_LOG_STD**2)
+        if self.fit is None:
+            variance += LOG_STD**2
+            what = "latency" if not energy else "energy (latency times stated power)"
+            warnings.append(f"{self.target.name}: {what} from datasheet figures, not calibrated by measurements")
+        else:
+            variance += self.fit.log_std**2
+            if self.fitted_at != self.target.operating_point:
+                variance += BORROWED_LOG_STD**2
+                warnings.append(f"{self.target.name}: no measurements here; calibrated at {self.fitted_at}")
+            if energy and not self._power_measured:
+                warnings.append(f"{self.target.name}: energy is latency times stated power")
+            low, high = np.log(self.fit.range_ms) + np.log(self._scale)
+            away = np.maximum(0, np.maximum(low - np.log(mean), np.log(mean) - high))
+            variance += (EXTRAPOLATION * away) ** 2
+            far = int((away > np.log(FAR)).sum())
+            if far and self.fitted_at == self.target.operating_point:
+                least, most = self.fit.range_ms
+                warnings.append(
+                    f"{self.target.name}: {far} of {len(mean)} predictions are far outside the {least:g} to {most:g} "
+                    "ms of the networks that it was calibrated with"
+                )
+        return Estimate(mean, mean * np.sqrt(np.expm1(variance)), lognormal=True, warning="; ".join(warnings))
 
     def doubts(self, features: Array) -> str:
-        if not features[:, self.UNSUPPORTED].any():
+        if not features[:, -1].any():
             return ""
         return f"{self.target.name} does not run some of these operators ({', '.join(self._lacking)})"
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:
-        return self._linear if self.target.profile.roofline.on_chip_bytes is None else None
+        """Linear where all parameters may stay, for networks whose output is smaller than their input."""
+        if self.on_chip_bytes is not None:
+            return None
+        weights = np.zeros(self.leading + 1)
+        weights[[self.TIME_MS, self.LINK_BYTES]] = 1.0, self.costs[LINK] / 1e6
+        return self._scale * weights, self._scale * self.costs[FIXED] / 1e3
 
     @property
     def _scale(self) -> float:
         """From ms to the metric's unit; W times ms is mJ."""
-        return 1.0 if self.metric == "latency_ms" else self.target.point.power_w or 0.0
+        return 1.0 if self.metric == "latency_ms" else self._power or 0.0
 
-    @property
-    def _linear(self) -> tuple[Array, float]:
-        roof = self.target.profile.roofline
-        link = MILLI / (roof.host_link_gbs * 1e9) if roof.host_link_gbs else 0.0
-        return self._scale * np.array([1.0, 0.0, link, 0.0]), self._scale * roof.fixed_us / 1e3
+
+def _fit_for(target: Target) -> tuple[str, RooflineFit | None]:
+    """The fit of an operating point, or of the nearest with its runtime, and which point it is of."""
+    fits, points = target.profile.fits, target.profile.operating_points
+    if target.operating_point in fits:
+        return target.operating_point, fits[target.operating_point]
+    kin = [name for name in fits if points[name].runtime == target.runtime]
+    # Precision matters most, then the number of threads; the default operating point decides ties.
+    kin.sort(
+        key=lambda name: (
+            points[name].precision != target.precision,
+            points[name].threads != target.threads,
+            name != target.profile.default,
+        )
+    )
+    return (kin[0], fits[kin[0]]) if kin else ("", None)
