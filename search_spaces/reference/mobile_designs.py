@@ -251,6 +251,7 @@ _MOBILEONE = Design(
     "Vasu et al., CVPR 2023, table 1 (re-parameterised)",
     {"widths": (0.75, 1.0, 1.0, 2.0)},
     "2.1M",
+    deviations="as deployed: branches and normalisation that only training has are folded into convolutions with bias",
 )
 
 _DEIT = tuple(

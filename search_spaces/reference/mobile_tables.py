@@ -316,5 +316,5 @@ _PROXYLESS_MOBILE = (
     (320, 1, ((7, 6),)),
 )
 PROXYLESSNAS_MOBILE = _proxyless(16, *_PROXYLESS_MOBILE)
-# What ncnn measures as proxylessnasnet (Tencent/ncnn benchmark/proxylessnasnet.param): the first block is twice as wide.
+# What ncnn measures as proxylessnasnet (Tencent/ncnn benchmark/proxylessnasnet.param): its first block is wider.
 PROXYLESSNAS_MOBILE_NCNN = _proxyless(32, (32, 2, ((5, 1.5), (3, 3))), *_PROXYLESS_MOBILE[1:])
