@@ -15,7 +15,8 @@ Shape = tuple[int, ...]
 
 # Operators whose result may take the place of an input of equal size that nobody reads afterwards.
 ELEMENTWISE = frozenset(
-    {"batch_norm", "relu", "relu6", "hard_swish", "hard_sigmoid", "sigmoid", "silu", "gelu", "add", "mul"}
+    {"add", "mul", "batch_norm", "relu", "relu6", "leaky_relu", "elu", "tanh", "sigmoid", "silu", "gelu"}
+    | {"hard_sigmoid", "hard_swish"}
 )
 # Operators that a runtime folds into the convolution or linear operator before them, at no cost of their own.
 FOLDED = frozenset({"batch_norm"})

@@ -25,6 +25,7 @@ _KINDS = {
     "cudnn_batch_norm": "batch_norm",
     "native_layer_norm": "layer_norm",
     "native_group_norm": "group_norm",
+    "_prelu_kernel": "prelu",
     "hardswish": "hard_swish",
     "hardsigmoid": "hard_sigmoid",
     "_softmax": "softmax",

@@ -1,5 +1,7 @@
 """Workloads of ONNX models."""
 
+import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from search_spaces import MobileNetV3Space, UserError, read_onnx
+from search_spaces import MobileNetV3Space, UserError, read_onnx, trace
 
 
 def model(
@@ -144,6 +146,25 @@ def test_shapes_that_are_computed_are_followed() -> None:
     numbers = {"one": np.array(1), "two": np.array(2), "zero": np.array([0]), "start": np.array([0])}
     workload = read_onnx(model(nodes, ["batch", 6, 4, 4], axis=np.array([1]), **numbers))
     assert [(op.kind, op.output.shape, op.params) for op in workload.operators] == [("relu", (3, 4, 4), 0)]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.LeakyReLU(0.1), torch.nn.ELU(), torch.nn.Tanh(), torch.nn.ZeroPad2d(1), torch.nn.PixelShuffle(2),
+        torch.nn.Upsample(scale_factor=2), torch.nn.PReLU(4), torch.nn.Softmax(1),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)  # fmt: skip
+def test_operators_are_called_as_torch_calls_them(layer: torch.nn.Module) -> None:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(layer, (torch.randn(1, 4, 6, 6),), buffer, dynamo=False)
+    read, traced = read_onnx(onnx.load_from_string(buffer.getvalue())), trace(layer, (4, 6, 6))
+    assert [(op.kind, op.output, op.params) for op in read.operators] == [
+        (op.kind, op.output, op.params) for op in traced.operators
+    ]
 
 
 def test_unknown_operators_keep_their_name() -> None:
