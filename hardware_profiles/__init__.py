@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hardware_profiles.adb import AdbMeter
     from hardware_profiles.command import CommandMeter
     from hardware_profiles.constraints import Finding, check_workload
+    from hardware_profiles.executorch import ExecuTorchConverter, ExecuTorchMeter
     from hardware_profiles.host import host_fingerprint, host_name, host_profile
     from hardware_profiles.litert import LiteRTConverter, LiteRTMeter
     from hardware_profiles.meter import Artifact, Converter, Measurement, Meter, OperatorTime, Protocol
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from hardware_profiles.recording import RecordingMeter, ReplayMeter
     from hardware_profiles.runtimes import converter_for, meter_for
     from hardware_profiles.ssh import SshMeter
+    from hardware_profiles.vela import VelaMeter
 
 _LAZY = {
     "AdbMeter": "adb",
     "Artifact": "meter",
     "CommandMeter": "command",
     "Converter": "meter",
+    "ExecuTorchConverter": "executorch",
+    "ExecuTorchMeter": "executorch",
     "Finding": "constraints",
     "InProcessMeter": "passes",
     "LiteRTConverter": "litert",
@@ -46,6 +50,7 @@ _LAZY = {
     "ReplayMeter": "recording",
     "SshMeter": "ssh",
     "Target": "profile",
+    "VelaMeter": "vela",
     "check_workload": "constraints",
     "converter_for": "runtimes",
     "host_fingerprint": "host",
@@ -59,11 +64,11 @@ _LAZY = {
 }
 
 __all__ = [
-    "AdbMeter", "Artifact", "CommandMeter", "Converter", "Finding", "InProcessMeter", "LiteRTConverter", "LiteRTMeter",
-    "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter", "OpenVINOConverter", "OpenVINOMeter",
-    "OperatingPoint", "OperatorTime", "Profile", "Protocol", "RecordingMeter", "ReplayMeter", "SshMeter", "Target",
-    "check_workload", "converter_for", "host_fingerprint", "host_name", "host_profile", "list_profiles",
-    "load_profile", "load_target", "meter_for", "user_data_dir",
+    "AdbMeter", "Artifact", "CommandMeter", "Converter", "ExecuTorchConverter", "ExecuTorchMeter", "Finding",
+    "InProcessMeter", "LiteRTConverter", "LiteRTMeter", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter",
+    "OpenVINOConverter", "OpenVINOMeter", "OperatingPoint", "OperatorTime", "Profile", "Protocol", "RecordingMeter",
+    "ReplayMeter", "SshMeter", "Target", "VelaMeter", "check_workload", "converter_for", "host_fingerprint",
+    "host_name", "host_profile", "list_profiles", "load_profile", "load_target", "meter_for", "user_data_dir",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,14 +134,19 @@ def calibration_batches(images: Array | None, batch: int, input_shape: tuple[int
 def folded(network: nn.Module) -> nn.Module:
     """A copy with batch normalisation folded into the convolutions before it, where `torch.fx` can trace the network.
 
-    One that it cannot trace comes back as it is: converters fold for themselves, it only takes them longer.
+    One that it cannot trace keeps them: converters fold for themselves, it only takes them longer. Weights become
+    contiguous, since exporters read a meaning into channels-last strides.
     """
+    import torch
     from torch.fx.experimental.optimization import fuse
 
     try:
-        return fuse(network)
+        network = fuse(network)
     except Exception:  # data-dependent code fails in tracing in many ways
-        return network
+        network = copy.deepcopy(network)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    return network
 
 
 @contextlib.contextmanager

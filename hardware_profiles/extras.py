@@ -73,9 +73,16 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """An exception of a runtime as one line, with the operator that it names further down, if any."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = (lines[0] if lines else type(error).__name__)[:300]
+    """An exception of a runtime as one line: what it says, what caused it, and the operator that is named further down."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    text = _first_line(error) if root is error else f"{_first_line(error)} ({_first_line(root)})"
     operator = re.compile(r"\baten(?:::|\.)\w+")
-    named = operator.search(str(error))
-    return first if named is None or operator.search(first) else f"{first} ({named[0]})"
+    named = operator.search(f"{error} {root}")
+    return text if named is None or operator.search(text) else f"{text} ({named[0]})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

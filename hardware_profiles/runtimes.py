@@ -38,7 +38,11 @@ RUNTIMES: dict[str, Runtime] = {
     "tflite": Runtime(_LITERT),
     "edgetpu": Runtime(_LITERT),
     "openvino": Runtime(_OPENVINO, "hardware_profiles.openvino:OpenVINOMeter"),
+    "executorch": Runtime(
+        "hardware_profiles.executorch:ExecuTorchConverter", "hardware_profiles.executorch:ExecuTorchMeter"
+    ),
     "tensorrt": Runtime(_ONNX),
+    "vela": Runtime(_LITERT, remote="hardware_profiles.vela:VelaMeter"),
 }
 
 

@@ -16,7 +16,8 @@ from hardware_profiles.conversion import calibration_batches
 from search_spaces import UserError, load_space
 
 # Operating points of `host`, with the modules of the extra that brings their runtime.
-LITERT, OPENVINO = ("litert_torch", "ai_edge_litert"), ("openvino", "nncf")
+LITERT = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
+OPENVINO, EXECUTORCH = ("openvino", "nncf"), ("executorch", "torchao")
 POINTS: dict[str, tuple[str, ...]] = {
     "fp32": (),
     "int8": (),
@@ -24,8 +25,10 @@ POINTS: dict[str, tuple[str, ...]] = {
     "litert-int8": LITERT,
     "openvino-fp32": OPENVINO,
     "openvino-int8": OPENVINO,
+    "executorch-fp32": EXECUTORCH,
+    "executorch-int8": EXECUTORCH,
 }
-SILENT = ("litert",)  # runtimes that give no times of single operators
+SILENT = ("litert", "executorch")  # runtimes that give no times of single operators
 SHAPE = (3, 24, 24)
 
 Files = Callable[[Target, Callable[[], nn.Module]], Artifact]
