@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from predictors.calibration import Calibration, calibrate
     from predictors.choice import predictor_for
     from predictors.counts import Count
+    from predictors.few_shot import FewShot
+    from predictors.lookup import LookupTable
     from predictors.operator_model import OperatorModel
     from predictors.roofline import Roofline
     from predictors.roofline_fitting import fit_roofline
     from predictors.suite import CalibrationNetwork, calibration_suite
+    from predictors.tables import MeasuredTable, TableLookup
 
 _LAZY = {
     "AccuracyPredictor": "accuracy",
@@ -27,9 +30,13 @@ _LAZY = {
     "CalibrationNetwork": "suite",
     "Count": "counts",
     "Estimate": "base",
+    "FewShot": "few_shot",
+    "LookupTable": "lookup",
+    "MeasuredTable": "tables",
     "OperatorModel": "operator_model",
     "Predictor": "base",
     "Roofline": "roofline",
+    "TableLookup": "tables",
     "calibrate": "calibration",
     "calibration_suite": "suite",
     "fit_roofline": "roofline_fitting",
@@ -38,8 +45,8 @@ _LAZY = {
 
 __all__ = [
     "AccuracyPredictor", "AdditivePredictor", "BoundAdditive", "BoundPredictor", "Calibration", "CalibrationNetwork",
-    "Count", "Estimate", "OperatorModel", "Predictor", "Roofline", "calibrate", "calibration_suite", "fit_roofline",
-    "predictor_for",
+    "Count", "Estimate", "FewShot", "LookupTable", "MeasuredTable", "OperatorModel", "Predictor", "Roofline",
+    "TableLookup", "calibrate", "calibration_suite", "fit_roofline", "predictor_for",
 ]  # fmt: skip
 
 

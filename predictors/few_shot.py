@@ -1,0 +1,591 @@
+"""Latency on a new device from a few measured networks and the tables of other devices."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.optimize import minimize
+
+from hardware_profiles.paths import atomic
+from predictors.base import Array, Estimate, Predictor
+from predictors.table_features import table_features, workload_totals
+from predictors.tables import BoundTable, MeasuredTable, describe, load_arrays, tied
+from search_spaces import SearchSpace, UserError, Workload
+
+LEAST_SAMPLES = 3
+
+_FORMAT = "nasbench few-shot predictor 1"
+_OFFSET_VARIANCE = 4.0  # of a device's overall speed, in squared logarithms: a factor of 50 either way
+_FLOOR = 1e-5  # noise variance that every measurement has: 0.3 %
+_CLIP = 4.0  # standard deviations: what a source says of networks that it optimised away must not drown the others
+# Of the parameters' logarithms: standard deviation of the prior, and bounds.
+_WIDTH, _LEAST, _MOST = 1.5, -7.0, 4.0
+_TRAIN, _REPEATS = 100, 2  # networks per fit of a source's parameters, and fits that are summed
+_NEGLIGIBLE = 1e-3  # weight below which a hypothesis is left out
+# Of `suggest`: networks that are compared, and networks whose uncertainty is to fall.
+_CANDIDATES, _REPRESENTATIVES = 500, 300
+
+
+def device_family(name: str) -> str:
+    """The part of a column's name before a batch size or model number: near-copies share it.
+
+    >>> device_family("titan_rtx_256"), device_family("pixel3")
+    ('titan_rtx', 'pixel3')
+    """
+    return re.sub(r"(_\d+[a-z]?)+$", "", name)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Covariance of a device's log latencies: a linear term per group of features, and two smooth ones.
+
+    Parameters are logarithms of standard deviations and lengths: noise, noise of networks that are cut, one per linear
+    group, then per smooth term its size and one length per group.
+    """
+
+    linear: tuple[str, ...]
+    smooth: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, groups: Mapping[str, Array]) -> _Kernel:
+        own = tuple(name for name in groups if name != "sources")
+        return cls(own, (("counts", "size"), ("sources",)) if "sources" in groups else (("counts", "size"),))
+
+    @cached_property
+    def prior(self) -> Array:
+        """`(P,)` expected parameters of a device of which nothing is known."""
+        smooth = [value for term in self.smooth for value in (-2.0, *[1.0] * len(term))]
+        return np.array([-3.0, -1.0, *[-1.5] * len(self.linear), *smooth])
+
+    def products(self, a: Mapping[str, Array], b: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
+        """Everything of features `a` (n networks) and `b` (m) that covariances need, whatever the parameters."""
+        inner = [a[g] @ b[g].T for g in self.linear]
+        squared = {
+            g: np.maximum((a[g] ** 2).sum(1)[:, None] + (b[g] ** 2).sum(1) - 2 * a[g] @ b[g].T, 0)
+            for g in sorted({g for term in self.smooth for g in term})
+        }
+        return inner, squared
+
+    def covariance(self, p: Array, products: tuple[list[Array], dict[str, Array]]) -> Array:
+        """`(n, m)`."""
+        inner, squared = products
+        e = np.exp(2 * p)
+        total = np.full_like(next(iter(squared.values())), _OFFSET_VARIANCE)
+        for size, product in zip(e[2:], inner, strict=False):
+            total += size * product
+        at = 2 + len(inner)
+        for term in self.smooth:
+            scaled = sum(squared[g] / e[at + 1 + i] for i, g in enumerate(term))
+            total += e[at] * np.exp(-0.5 * scaled)
+            at += 1 + len(term)
+        return total
+
+    def variance(self, p: Array, a: Mapping[str, Array]) -> Array:
+        """`(n,)` the diagonal of the covariance of `a` with itself."""
+        e = np.exp(2 * p)
+        total = _OFFSET_VARIANCE + sum(size * (a[g] ** 2).sum(1) for size, g in zip(e[2:], self.linear, strict=False))
+        at = 2 + len(self.linear)
+        for term in self.smooth:
+            total = total + e[at]
+            at += 1 + len(term)
+        return np.asarray(total)
+
+    def noise(self, p: Array, cut: NDArray[np.bool_]) -> Array:
+        """`(n,)` variance of a measurement around its expectation."""
+        e = np.exp(2 * p)
+        return _FLOOR + e[0] + e[1] * cut
+
+    def evidence(
+        self, p: Array, products: tuple[list[Array], dict[str, Array]], cut: NDArray[np.bool_], y: Array
+    ) -> float:
+        """Logarithm of the probability of measurements `y` (n,), less a constant."""
+        factor = np.linalg.cholesky(self.covariance(p, products) + np.diag(self.noise(p, cut)))
+        return float(-0.5 * y @ cho_solve((factor, True), y) - np.log(np.diag(factor)).sum())
+
+    def loss(
+        self, p: Array, products: tuple[list[Array], dict[str, Array]], cut: NDArray[np.bool_], y: Array
+    ) -> tuple[float, Array]:
+        """Negative evidence and its gradient `(P,)` (Rasmussen and Williams, 2006, eq. 5.9)."""
+        inner, squared = products
+        e = np.exp(2 * p)
+        slopes = [2 * size * product for size, product in zip(e[2:], inner, strict=False)]
+        at = 2 + len(inner)
+        total = _OFFSET_VARIANCE + 0.5 * sum(slopes)
+        for term in self.smooth:
+            parts = [squared[g] / e[at + 1 + i] for i, g in enumerate(term)]
+            here = e[at] * np.exp(-0.5 * sum(parts))
+            total = total + here
+            slopes += [2 * here, *(here * part for part in parts)]
+            at += 1 + len(term)
+        factor = np.linalg.cholesky(total + np.diag(self.noise(p, cut)))
+        weights = cho_solve((factor, True), y)
+        outer = cho_solve((factor, True), np.eye(len(y))) - np.outer(weights, weights)
+        diagonal = np.diag(outer)
+        gradient = [e[0] * diagonal.sum(), e[1] * (diagonal * cut).sum(), *(0.5 * (outer * s).sum() for s in slopes)]
+        return float(0.5 * y @ weights + np.log(np.diag(factor)).sum()), np.array(gradient)
+
+    def fit(self, data: Sequence[tuple[Any, NDArray[np.bool_], Array]]) -> tuple[Array, float]:
+        """Parameters `(P,)` of largest posterior probability given several sets of measurements, and its logarithm."""
+
+        def loss(p: Array) -> tuple[float, Array]:
+            away = (p - self.prior) / _WIDTH
+            value, gradient = 0.5 * float(away @ away), away / _WIDTH
+            for products, cut, y in data:
+                one = self.loss(p, products, cut, y)
+                value, gradient = value + one[0], gradient + one[1]
+            return value, gradient
+
+        bounds = [(_LEAST, _MOST)] * len(self.prior)
+        found = minimize(loss, self.prior, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+        return found.x, -float(found.fun)
+
+
+@dataclass(frozen=True)
+class Design:
+    """What the hypotheses about a new device are; the default is what `benchmarks.few_shot --select` chose.
+
+    Args:
+        executed: whether a device may drop operators that the output does not depend on.
+        noise: factors of the standard deviation of a source's noise; each is a hypothesis of its own.
+        best_only: use the most probable hypothesis instead of the average.
+    """
+
+    executed: bool = True
+    noise: tuple[float, ...] = (1.0,)
+    best_only: bool = False
+
+
+@dataclass(frozen=True)
+class _Hypothesis:
+    """One way in which a device may behave: like this source, and running all of a network or only what is used."""
+
+    source: str
+    executed: bool
+    parameters: Array
+    log_prior: float
+
+
+class FewShot(Predictor):
+    """Latency on a device where k networks were measured (10 or 20 are plenty), learned with tables of other devices.
+
+    Log latency is a Gaussian process over three kinds of features: log latencies of the same network on the source
+    devices (their mean, and how each deviates from it), operator counts and size, and where the operators stand. How
+    far each kind is to be trusted is what the sources teach: each in turn is taken for the new device, and the
+    kernel's parameters are fitted to it. The new device's prediction is the average over these hypotheses, each
+    weighted by the probability of the new measurements under it (Bayesian model averaging; Hoeting et al., Statistical
+    Science 1999), so that nothing is fitted to k points but weights. A second kind of hypothesis is that the device's
+    converter drops operators that the output does not depend on.
+
+    Needs: a `MeasuredTable` of source devices (`learn`), and the new device's measurements (`adapt`). It is tied to the
+    space of its table; a table of networks from ONNX files serves any workload. Networks outside the table are
+    predicted with the source latencies that a ridge regression on their features gives, and wider intervals.
+
+    Life: `learn` once per table (seconds), `suggest` what to measure, `adapt` (less than a second), then `bind(space)`
+    or `of(archs)`; immutable throughout. With a metric other than latency, whatever is positive may take its place.
+
+    Attributes:
+        table: the sources.
+        measured: `(k,)` rows of the adapted-to networks in the table, and `latency_ms (k,)` their values; empty before
+            `adapt`.
+    """
+
+    metric = "latency_ms"
+
+    def __init__(
+        self,
+        table: MeasuredTable,
+        hypotheses: Sequence[_Hypothesis],
+        measured: NDArray[Any] | None = None,
+        latency_ms: Array | None = None,
+        best_only: bool = False,
+        _inputs: _Inputs | None = None,
+    ) -> None:
+        self.table = table
+        self.best_only = best_only
+        self.hypotheses = tuple(hypotheses)
+        self.measured = table.keys[:0] if measured is None else measured
+        self.latency_ms = np.empty(0) if latency_ms is None else latency_ms
+        self._inputs = _inputs or _Inputs(table)
+        self._kernel = _Kernel.of(self._inputs.known[False])
+        self._points = self._inputs(self.measured)
+        self._posteriors = self._weigh()
+
+    @classmethod
+    def learn(
+        cls,
+        table: MeasuredTable,
+        sources: Sequence[str] | None = None,
+        families: Mapping[str, str] | None = None,
+        design: Design = Design(),
+    ) -> FewShot:
+        """Learn from source devices how devices differ; some seconds.
+
+        Args:
+            table: measurements of them, on one space.
+            sources: which columns, by default all. Never the device to be predicted, nor a near-copy of it.
+            families: column -> name that its near-copies share; by default `device_family`. A source is never explained
+                by its own family.
+            design: what hypotheses are made.
+
+        Raises:
+            UserError: an unknown column, or fewer than two families.
+        """
+        table = table.select(sources or table.devices)
+        family = {d: (families or {}).get(d, device_family(d)) for d in table.devices}
+        if len(set(family.values())) < 2:
+            raise UserError(
+                f"few-shot predictor: needs sources of at least two families, got {', '.join(table.devices)}"
+            )
+        rng = np.random.default_rng(0)
+        drawn = [rng.choice(len(table), min(_TRAIN, len(table)), replace=False) for _ in range(_REPEATS)]
+        found: list[tuple[str, bool, Array, float]] = []
+        for device in table.devices:
+            others = table.select([d for d in table.devices if family[d] != family[device]])
+            inputs = _Inputs(others)
+            values = np.log(table.column(device))
+            kernel = _Kernel.of(inputs.known[False])
+            for executed, features in inputs.known.items():
+                if executed and not design.executed:
+                    continue
+                data = []
+                for rows in drawn:
+                    part = {g: v[rows] for g, v in features.items()}
+                    cut = inputs.cut[rows]
+                    data.append((kernel.products(part, part), cut, values[rows] - _centre(values[rows], cut)))
+                found.append((device, executed, *kernel.fit(data)))
+        # How often a device drops what is not used: by rule of succession over the sources.
+        ways = len(found) // len(table.devices)
+        drops = sum(b[3] > a[3] for a, b in zip(found[::2], found[1::2], strict=True)) if ways == 2 else 0
+        share = (1 + drops) / (2 + len(table.devices)) if ways == 2 else 0.0
+        hypotheses = [
+            _Hypothesis(d, e, np.array([p[0] + np.log(factor), *p[1:]]), float(np.log(share if e else 1 - share)))
+            for d, e, p, _ in found
+            for factor in design.noise
+        ]
+        return cls(table, hypotheses, best_only=design.best_only)
+
+    @classmethod
+    def from_csv(cls, path: Path, space: SearchSpace | None = None) -> FewShot:
+        """Learn from a file that `MeasuredTable.from_csv` reads, with a column per source device."""
+        return cls.learn(MeasuredTable.from_csv(path, space))
+
+    def adapt(self, networks: NDArray[Any] | Sequence[Workload], latency_ms: Sequence[float] | Array) -> FewShot:
+        """The predictor of a device from its measurements, in addition to those that this one has been given already.
+
+        Args:
+            networks: `(k, K)` architectures (or workloads, for a table of ONNX files); distinct ones.
+            latency_ms: `(k,)` milliseconds.
+
+        Raises:
+            UserError: fewer than three networks in all, a latency that is not a positive number, or a network that was
+                measured twice with different results.
+        """
+        keys = self._keys(networks)
+        values = np.asarray(latency_ms, dtype=float)
+        if values.shape != (len(keys),):
+            raise UserError(f"few-shot predictor: {len(keys)} networks, but latencies of shape {values.shape}")
+        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        if len(bad):
+            raise UserError(
+                f"few-shot predictor: measurement {bad[0]}: a latency is a positive number of ms, got {values[bad[0]]}"
+            )
+        keys, values = np.concatenate([self.measured, keys]), np.concatenate([self.latency_ms, values])
+        distinct, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        twice = np.flatnonzero(values != values[first[inverse.ravel()]])
+        if len(twice):
+            other = first[inverse.ravel()[twice[0]]]
+            raise UserError(
+                f"few-shot predictor: measurement {twice[0]}: {describe(self.table, keys[twice[0]])} was measured "
+                f"twice, {values[other]:g} and {values[twice[0]]:g} ms; give one value, such as the median"
+            )
+        if len(distinct) < LEAST_SAMPLES:
+            raise UserError(
+                f"few-shot predictor: needs at least {LEAST_SAMPLES} measured networks, got {len(distinct)}; "
+                "`suggest` says which"
+            )
+        rows = np.sort(first)
+        return FewShot(self.table, self.hypotheses, keys[rows], values[rows], self.best_only, self._inputs)
+
+    def of(self, keys: NDArray[Any]) -> Estimate:
+        """Estimate of `(n, K)` architectures (or of `(n, F)` operator totals, for a table of ONNX files).
+
+        Raises:
+            UserError: before `adapt`.
+        """
+        if not len(self.latency_ms):
+            raise UserError("few-shot predictor: no measurements of the device yet; call adapt(networks, latency_ms)")
+        points = self._inputs(keys)
+        products = {e: self._kernel.products(f, self._points.features[e]) for e, f in points.features.items()}
+        means, variances, weights = [], [], []
+        for post in self._posteriors:
+            h = post.hypothesis
+            covariance = self._kernel.covariance(h.parameters, products[h.executed])
+            explained = solve_triangular(post.factor, covariance.T, lower=True)
+            left = self._kernel.variance(h.parameters, points.features[h.executed]) - (explained**2).sum(0)
+            means.append(covariance @ post.coefficients)
+            variances.append(np.maximum(left, 1e-9) + self._kernel.noise(h.parameters, points.cut))
+            weights.append(post.weight)
+        w = np.array(weights)
+        mean = w @ np.array(means)
+        variance = w @ (np.array(variances) + (np.array(means) - mean) ** 2) + points.doubt
+        expected = np.exp(mean + self._centre + variance / 2)
+        warning = ""
+        if (points.doubt > 0).any():
+            warning = f"{int((points.doubt > 0).sum())} networks are not in the table of sources; intervals are wider"
+        return Estimate(expected, expected * np.sqrt(np.expm1(variance)), lognormal=True, warning=warning)
+
+    def predict(self, workloads: Sequence[Workload]) -> Estimate:
+        if self.table.knobs:
+            raise tied(self.table)
+        return self.of(self._keys(workloads)) if workloads else Estimate(np.empty(0), np.empty(0), lognormal=True)
+
+    def bind(self, space: SearchSpace) -> BoundTable:
+        return BoundTable(self, self.table, space)
+
+    def suggest(self, n: int, seed: int = 0) -> NDArray[np.intp]:
+        """Rows `(n,)` of the table to measure next, best first: those that leave the least uncertainty about others.
+
+        Greedy: each network lowers the summed posterior variance of a sample of the table the most (Cohn, NeurIPS
+        1996), averaged over the hypotheses, given what was measured before. Call it again after `adapt` for more.
+
+        Args:
+            n: how many.
+            seed: of the sample of candidates.
+
+        Raises:
+            UserError: more networks than the table has left.
+        """
+        measured = self.table.rows(self.measured) if len(self.measured) else np.empty(0, dtype=np.intp)
+        free = np.setdiff1d(np.arange(len(self.table)), measured)
+        if not 1 <= n <= len(free):
+            raise UserError(f"few-shot predictor: cannot suggest {n} of {len(free)} networks left in the table")
+        rng = np.random.default_rng(seed)
+        candidates = rng.choice(free, min(max(_CANDIDATES, n), len(free)), replace=False)
+        others = rng.choice(len(self.table), min(_REPRESENTATIVES, len(self.table)), replace=False)
+        others = others[~self._inputs.cut[others]]
+        states = []
+        for post in self._posteriors:
+            h = post.hypothesis
+            known = self._inputs.known[h.executed]
+            at, rest = ({g: v[rows] for g, v in known.items()} for rows in (candidates, others))
+            inner = self._kernel.covariance(h.parameters, self._kernel.products(at, at))
+            cross = self._kernel.covariance(h.parameters, self._kernel.products(at, rest))
+            noise = self._kernel.noise(h.parameters, self._inputs.cut[candidates])
+            if len(self.measured):
+                old = self._points.features[h.executed]
+                seen = solve_triangular(
+                    post.factor, self._kernel.covariance(h.parameters, self._kernel.products(old, at)), lower=True
+                )
+                seen_rest = solve_triangular(
+                    post.factor, self._kernel.covariance(h.parameters, self._kernel.products(old, rest)), lower=True
+                )
+                inner, cross = inner - seen.T @ seen, cross - seen.T @ seen_rest
+            total = np.maximum(self._kernel.variance(h.parameters, rest).mean() - _OFFSET_VARIANCE, 1e-9)
+            states.append((post.weight / total, inner, cross, noise))
+        chosen: list[int] = []
+        for _ in range(n):
+            gain = np.zeros(len(candidates))
+            for weight, inner, cross, noise in states:
+                gain += weight * (cross**2).mean(1) / (np.diag(inner) + noise)
+            gain[chosen] = -1.0
+            best = int(np.argmax(gain))
+            chosen.append(best)
+            for i, (weight, inner, cross, noise) in enumerate(states):
+                column = inner[:, best] / (inner[best, best] + noise[best])
+                states[i] = (
+                    weight, inner - np.outer(column, inner[best]), cross - np.outer(column, cross[best]), noise,
+                )  # fmt: skip
+        return candidates[chosen]
+
+    def save(self, path: Path) -> None:
+        """Write table, hypotheses and measurements as `.npz` without objects, atomically."""
+        about = {
+            "format": _FORMAT,
+            "best_only": self.best_only,
+            "hypotheses": [[h.source, h.executed, h.log_prior] for h in self.hypotheses],
+        }
+        with atomic(Path(path)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                allow_pickle=False,
+                few_shot=np.array(json.dumps(about)),
+                parameters=np.array([h.parameters for h in self.hypotheses]),
+                measured=self.measured,
+                measured_ms=self.latency_ms,
+                **{f"table_{name}": array for name, array in self.table.arrays().items()},
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> FewShot:
+        """A predictor from `save`, predicting to the same bits.
+
+        Raises:
+            UserError: no such file, or another kind of file.
+        """
+        arrays = load_arrays(path, "a few-shot predictor")
+        try:
+            about = json.loads(str(arrays["few_shot"]))
+            if about.get("format") != _FORMAT:
+                raise ValueError("is no few-shot predictor of this version")
+            table = MeasuredTable.from_arrays(
+                {name.removeprefix("table_"): a for name, a in arrays.items() if name.startswith("table_")}
+            )
+            hypotheses = [
+                _Hypothesis(source, executed, p, log_prior)
+                for (source, executed, log_prior), p in zip(about["hypotheses"], arrays["parameters"], strict=True)
+            ]
+            return cls(table, hypotheses, arrays["measured"], arrays["measured_ms"], about["best_only"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read as a few-shot predictor: {error}") from error
+
+    def _keys(self, networks: NDArray[Any] | Sequence[Workload]) -> NDArray[Any]:
+        if not self.table.knobs and not isinstance(networks, np.ndarray):
+            return workload_totals(networks)
+        keys = np.atleast_2d(np.asarray(networks))
+        if keys.shape[1] != self.table.keys.shape[1]:
+            raise UserError(
+                f"few-shot predictor: a network of {self.table.space!r} has {self.table.keys.shape[1]} columns, "
+                f"got shape {keys.shape}"
+            )
+        return keys
+
+    @cached_property
+    def _centre(self) -> float:
+        return _centre(np.log(self.latency_ms), self._points.cut) if len(self.latency_ms) else 0.0
+
+    def _weigh(self) -> list[_Posterior]:
+        """The hypotheses that matter, given the measurements."""
+        y = np.log(self.latency_ms) - self._centre
+        products = {e: self._kernel.products(f, f) for e, f in self._points.features.items()}
+        scores = np.array([h.log_prior for h in self.hypotheses])
+        if len(y):
+            scores = scores + [
+                self._kernel.evidence(h.parameters, products[h.executed], self._points.cut, y) for h in self.hypotheses
+            ]
+        weights = np.exp(scores - scores.max())
+        weights /= weights.sum()
+        weights[weights < (weights.max() if self.best_only and len(y) else _NEGLIGIBLE)] = 0.0
+        weights /= weights.sum()
+        posteriors = []
+        for weight, h in zip(weights, self.hypotheses, strict=True):
+            if weight:
+                noise = np.diag(self._kernel.noise(h.parameters, self._points.cut))
+                factor = np.asarray(
+                    np.linalg.cholesky(self._kernel.covariance(h.parameters, products[h.executed]) + noise),
+                    dtype=np.float64,
+                )
+                posteriors.append(_Posterior(h, float(weight), factor, cho_solve((factor, True), y) if len(y) else y))
+        return posteriors
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """A hypothesis with its probability, and what predictions under it need."""
+
+    hypothesis: _Hypothesis
+    weight: float
+    factor: Array
+    coefficients: Array
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Scaled features of networks: of all of each, and (True) of what is executed; and what is doubtful about them."""
+
+    features: dict[bool, dict[str, Array]]
+    cut: NDArray[np.bool_]
+    doubt: Array
+
+
+class _Inputs:
+    """From networks to kernel inputs: features scaled as they vary over a table, source latencies looked up in it.
+
+    Attributes:
+        known: inputs of the table's own rows.
+        cut: `(n,)` of these.
+    """
+
+    def __init__(self, table: MeasuredTable) -> None:
+        self.table = table
+        features = table_features(table, table.keys, table.totals if table.knobs else None)
+        self.cut = features.cut
+        live = ~features.cut
+        logs = np.log(table.latency_ms)
+        middle, spread = np.median(logs[live], axis=0), np.maximum(logs[live].std(0), 1e-9)
+        self._logs = np.clip((logs - middle) / spread, -_CLIP, _CLIP)
+        self._spread = spread
+        groups = {**features.groups, **_source_groups(self._logs)}
+        self._centres = {g: v[live].mean(0) for g, v in groups.items()}
+        self._scales = {
+            g: max(float(np.sqrt(((v[live] - self._centres[g]) ** 2).sum(1).mean())), 1e-9) for g, v in groups.items()
+        }
+        whole = self._scaled(groups)
+        self.known = {False: whole}
+        if features.executed is not None:
+            at = table.rows(features.executed)
+            if (at >= 0).all():
+                self.known[True] = {g: v[at] for g, v in whole.items()}
+            else:
+                self.known[True] = self._scaled(self._groups(features.executed)[0])
+
+    def __call__(self, keys: NDArray[Any]) -> _Points:
+        rows = self.table.rows(keys)
+        if (rows >= 0).all():
+            known = {e: {g: v[rows] for g, v in f.items()} for e, f in self.known.items()}
+            return _Points(known, self.cut[rows], np.zeros(len(rows)))
+        groups, cut, doubt, executed = self._groups(keys)
+        features = {False: self._scaled(groups)}
+        if executed is not None:
+            features[True] = self._scaled(self._groups(executed)[0])
+        return _Points(features, cut, doubt)
+
+    def _groups(self, keys: NDArray[Any]) -> tuple[dict[str, Array], NDArray[np.bool_], Array, NDArray[Any] | None]:
+        rows = self.table.rows(keys)
+        features = table_features(self.table, keys)
+        logs = self._logs[rows]
+        absent = rows < 0
+        doubt = np.zeros(len(keys))
+        if absent.any():
+            weights, centre, offset, error = self._ridge
+            logs[absent] = (_joined(features.groups)[absent] - centre) @ weights + offset
+            doubt[absent] = error
+        return {**features.groups, **_source_groups(logs)}, features.cut, doubt, features.executed
+
+    def _scaled(self, groups: Mapping[str, Array]) -> dict[str, Array]:
+        return {g: (v - self._centres[g]) / self._scales[g] for g, v in groups.items()}
+
+    @cached_property
+    def _ridge(self) -> tuple[Array, Array, Array, float]:
+        """Weights, centre and offset from features to scaled log latencies of the sources, and its squared error."""
+        inputs = _joined(table_features(self.table, self.table.keys).groups)[~self.cut]
+        targets = self._logs[~self.cut]
+        centre, offset = inputs.mean(0), targets.mean(0)
+        x = inputs - centre
+        weights = np.linalg.solve(x.T @ x + np.diag(1e-3 * (x**2).sum(0) + 1e-9), x.T @ (targets - offset))
+        error = float(((targets - offset - x @ weights) ** 2 * self._spread**2).mean())
+        return weights, centre, offset, error
+
+
+def _joined(groups: Mapping[str, Array]) -> Array:
+    return np.concatenate(list(groups.values()), axis=1)
+
+
+def _source_groups(logs: Array) -> dict[str, Array]:
+    level = logs.mean(1, keepdims=True)
+    return {"level": level, "contrast": logs - level, "sources": logs}
+
+
+def _centre(logs: Array, cut: NDArray[np.bool_]) -> float:
+    return float(np.median(logs[~cut] if (~cut).any() else logs))
+
+
+__all__ = ["LEAST_SAMPLES", "FewShot", "device_family"]

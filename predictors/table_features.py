@@ -1,0 +1,146 @@
+"""What networks of a table have in common with each other: features from which a few measurements generalise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictors.base import Array
+from predictors.operator_features import GROUPS, QUANTITIES, describe, kernels
+from predictors.tables import MeasuredTable, fbnet_knobs, nasbench201_knobs
+from search_spaces import Workload
+from search_spaces.base import Archs, Knob
+
+_NB201_EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+# Multiply-accumulates on CIFAR-10: stem, two residual cells and head; and of one edge in all fifteen cells (16 channels
+# of 32x32, 32 of 16x16, 64 of 8x8, five cells each). Together they give the benchmark's own figure for every cell.
+_NB201_BASE_MACS = 7_783_040
+_NB201_EDGE_MACS = np.array([0, 0, 15 * 262_144, 15 * 9 * 262_144, 0])
+# What counts as a step on the longest path: any operator, a 3x3 convolution, any arithmetic.
+_NB201_STEPS = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0], [0, 0, 1, 1, 0]], dtype=float)
+
+# FBNet's layers as HELP measured them, 32x32 input: channels in and out, stride, input height (Wu et al., table 1, less
+# the strides that small images leave out). Choices: kernel, expansion, groups; the last is a skip.
+_FBNET_LAYERS = (
+    ((16, 16, 1, 32), (16, 24, 2, 32)) + ((24, 24, 1, 16),) * 3 + ((24, 32, 2, 16),) + ((32, 32, 1, 8),) * 3
+    + ((32, 64, 1, 8),) + ((64, 64, 1, 8),) * 3 + ((64, 112, 1, 8),) + ((112, 112, 1, 8),) * 3 + ((112, 184, 1, 8),)
+    + ((184, 184, 1, 8),) * 3 + ((184, 352, 1, 8),)
+)  # fmt: skip
+_FBNET_BLOCKS = ((3, 1, 1), (3, 1, 2), (3, 3, 1), (3, 6, 1), (5, 1, 1), (5, 1, 2), (5, 3, 1), (5, 6, 1))
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of n networks.
+
+    Args:
+        groups: name -> `(n, F)`; `counts` and `size` are always among them.
+        cut: `(n,)` whether no path leads from input to output, so that a latency says little of the operators.
+        executed: `(n, K)` the same networks less what their output does not depend on, which exporters leave out; None
+            where nothing is ever left out.
+    """
+
+    groups: dict[str, Array]
+    cut: NDArray[np.bool_]
+    executed: Archs | None = None
+
+
+def table_features(table: MeasuredTable, keys: NDArray[np.generic], totals: Array | None = None) -> Features:
+    """Features of networks that need not be in the table.
+
+    Args:
+        table: says what the columns of `keys` mean.
+        keys: `(n, K)` architectures; for a table without knobs, `(n, F)` operator totals.
+        totals: `(n, F)` operator totals of architectures, where the table has them.
+    """
+    if table.knobs == nasbench201_knobs():
+        return _nasbench201(keys)
+    if table.knobs:
+        marks = _one_hot(keys, table.knobs)
+        groups = {"knobs": marks}
+        if table.knobs == fbnet_knobs():
+            groups["counts"] = marks.reshape(len(keys), 22, 9).sum(1)
+            groups["size"] = np.log(_fbnet_macs()[np.arange(22), keys].sum(1, keepdims=True))
+        elif totals is not None:
+            groups |= _total_groups(totals)
+        else:
+            groups |= {"counts": marks, "size": np.asarray(keys, dtype=float)}
+        return Features(groups, np.zeros(len(keys), dtype=bool))
+    return Features(_total_groups(np.asarray(keys, dtype=float)), np.zeros(len(keys), dtype=bool))
+
+
+def workload_totals(workloads: Sequence[Workload]) -> Array:
+    """`(n, 4 * groups)` kernels, MACs, values and parameters (millions) by group of operators, of whole networks."""
+    counted = [kernels(workload) for workload in workloads]
+    index = {op: i for i, op in enumerate(dict.fromkeys(op for counts in counted for op in counts))}
+    group, quantities, _ = describe(list(index))
+    rows = np.zeros((len(workloads), len(GROUPS), len(QUANTITIES)))
+    for row, counts in zip(rows, counted, strict=True):
+        ids = np.array([index[op] for op in counts], dtype=np.intp)
+        np.add.at(row, group[ids], quantities[ids] * np.array(list(counts.values()))[:, None])
+    return rows.reshape(len(workloads), -1)
+
+
+def _total_groups(totals: Array) -> dict[str, Array]:
+    by_kind = totals.reshape(len(totals), len(GROUPS), len(QUANTITIES))
+    return {
+        "counts": by_kind[:, :, 0],
+        "work": np.log1p(by_kind[:, :, 1]),
+        "values": np.log1p(by_kind[:, :, 2]),
+        "size": np.log(by_kind.sum(1)[:, 1:] + 1e-6),
+    }
+
+
+def _one_hot(keys: NDArray[np.generic], knobs: Sequence[Knob]) -> Array:
+    return np.concatenate(
+        [keys[:, [i]] == np.arange(len(k.choices)) for i, k in enumerate(knobs)], axis=1, dtype=np.float64
+    )
+
+
+def _fbnet_macs() -> Array:
+    """`(22, 9)` multiply-accumulates of each choice of each layer; a skip that changes shape is a 1x1 convolution."""
+    macs = np.zeros((22, 9))
+    for layer, (c_in, c_out, stride, size) in enumerate(_FBNET_LAYERS):
+        out = (size // stride) ** 2
+        for choice, (kernel, expansion, groups) in enumerate(_FBNET_BLOCKS):
+            mid = c_in * expansion
+            macs[layer, choice] = (c_in * mid * size**2 + mid * c_out * out) / groups + mid * kernel**2 * out
+        macs[layer, 8] = 0 if c_in == c_out and stride == 1 else c_in * c_out * out
+    macs[:, :] += 1e5 / 22  # stem and head, roughly: keeps the logarithm of a network of skips finite
+    return macs
+
+
+def _nasbench201(archs: NDArray[np.generic]) -> Features:
+    archs = np.asarray(archs)
+    there = archs != 0
+    reached, used = np.zeros((2, len(archs), 4), dtype=bool)
+    reached[:, 0] = used[:, 3] = True
+    for edge, (a, b) in enumerate(_NB201_EDGES):  # in order of their ends
+        reached[:, b] |= reached[:, a] & there[:, edge]
+    for edge in (5, 4, 2, 3, 1, 0):  # in reverse order of their starts
+        a, b = _NB201_EDGES[edge]
+        used[:, a] |= used[:, b] & there[:, edge]
+    needed = np.stack([there[:, e] & used[:, b] for e, (_, b) in enumerate(_NB201_EDGES)], 1)
+    alive = np.stack([needed[:, e] & reached[:, a] for e, (a, _) in enumerate(_NB201_EDGES)], 1)
+
+    depths = []
+    for steps in _NB201_STEPS:
+        depth = np.full((len(archs), 4), -np.inf)
+        depth[:, 0] = 0
+        for edge, (a, b) in enumerate(_NB201_EDGES):
+            longer = np.where(there[:, edge], depth[:, a] + steps[archs[:, edge]], -np.inf)
+            depth[:, b] = np.maximum(depth[:, b], longer)
+        depths.append(np.maximum(depth[:, 3], 0))
+    sums = sum(np.maximum(alive[:, [e for e in range(6) if _NB201_EDGES[e][1] == b]].sum(1) - 1, 0) for b in (1, 2, 3))
+    macs = _NB201_BASE_MACS + _NB201_EDGE_MACS[archs].sum(1)
+    groups = {
+        "counts": np.stack([(archs == op).sum(1) for op in range(1, 5)], 1).astype(float),
+        "depth": np.stack(depths, 1),
+        "size": np.log(macs)[:, None],
+        "edges": np.concatenate([archs == op for op in range(1, 5)], 1).astype(float),
+        "sums": np.asarray(sums, dtype=float)[:, None],
+    }
+    return Features(groups, np.asarray(~alive.any(1)), (archs * needed).astype(archs.dtype))
