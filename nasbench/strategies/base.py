@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nasbench.evaluators.base import Proposals
 from nasbench.variation import sample_distinct
-from search_spaces import SearchSpace
+from search_spaces import SearchSpace, UserError
 from search_spaces.base import Archs
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class Strategy(ABC):
         space: to search.
         seed: of the strategy's own random generator.
         initial: `(m, K)` architectures to propose first (reference networks, an earlier front); may be empty.
+
+    Raises:
+        UserError: initial architectures that the space does not have or does not permit.
     """
 
     def __init__(self, space: SearchSpace, seed: int = 0, initial: Archs | None = None) -> None:
@@ -40,6 +43,8 @@ class Strategy(ABC):
         self.rng = np.random.default_rng(seed)
         self.next_id = 0
         self.initial = space.canonical(space.check(initial)) if initial is not None and len(initial) else None
+        if self.initial is not None:
+            self._check_permitted(self.initial, "starts from")
 
     @property
     def preferred_batch(self) -> int:
@@ -47,10 +52,22 @@ class Strategy(ABC):
         return 1000
 
     def _proposals(self, archs: Archs) -> Proposals:
-        """Number new architectures in ask order."""
+        """Number new architectures in ask order.
+
+        Raises:
+            UserError: a restricted space does not permit them; `space.menu` and `nasbench.variation` keep to it.
+        """
+        self._check_permitted(archs, "proposes")
         ids = np.arange(self.next_id, self.next_id + len(archs), dtype=np.int64)
         self.next_id += len(archs)
         return Proposals(ids, archs)
+
+    def _check_permitted(self, archs: Archs, does: str) -> None:
+        if self.space.restricted and len(wrong := np.flatnonzero(~self.space.permits(archs))):
+            raise UserError(
+                f"strategy {type(self).__name__} {does} {len(wrong)} architectures that not all targets run, the first "
+                f"{self.space.decode(archs[wrong[0]])}; draw choices from space.menu and ask space.permits"
+            )
 
     def _untaught(self, n: int) -> Archs:
         """`n` architectures that need no results: what is left of `initial`, then distinct random ones."""

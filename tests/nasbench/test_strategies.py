@@ -153,6 +153,25 @@ def test_what_a_space_does_not_permit_is_never_proposed(make, space, blocked):
     assert len(np.unique(archs, axis=0)) > 20
 
 
+def test_a_start_from_what_is_not_permitted_is_refused(make, space):
+    restricted = space.without_blocks(blocked_choice(space))
+    allowed = restricted.permits(space.everything())
+    initial = np.stack([space.everything()[allowed][0], space.everything()[~allowed][0]])
+    with pytest.raises(UserError, match=r"starts from 1 architectures that not all targets run.*'kernel1.0': 5"):
+        make(restricted, 0, initial)
+    assert len(make(restricted, 0, initial[:1]).ask(2)) == 2
+
+
+def test_a_strategy_of_the_users_own_cannot_propose_what_is_not_permitted(space):
+    class Stubborn(RandomSearch):
+        def ask(self, n):
+            return self._proposals(np.repeat(space.references["largest"][None], n, axis=0))
+
+    with pytest.raises(UserError, match="strategy Stubborn proposes 3 architectures that not all targets run"):
+        Stubborn(space.without_blocks(blocked_choice(space))).ask(3)
+    assert len(Stubborn(space).ask(3)) == 3
+
+
 def test_failures_are_survived(make, space):
     strategy = make(space, 0, None)
     archs, values, _ = run(strategy, Problem(space, failing=0.5), 12)
