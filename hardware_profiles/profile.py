@@ -213,13 +213,13 @@ class Reference(_Record):
 
     Args:
         network: a reference network's name.
-        resolution: height and width of its input, pixels.
+        resolution: of its input, pixels: the edge of a square, or height and width.
         operating_point: the profile's, or empty where it has none like it.
         energy_mj: of the same inference.
     """
 
     network: Text
-    resolution: Count
+    resolution: Count | tuple[Count, Count]
     latency_ms: Positive
     precision: Precision
     runtime: Text
@@ -228,9 +228,27 @@ class Reference(_Record):
     source: Text
     note: str = ""
 
+    @property
+    def size(self) -> str:
+        """`224`, or `320x512` (height first)."""
+        return "x".join(map(str, self.resolution)) if isinstance(self.resolution, tuple) else str(self.resolution)
+
+
+def _network_and_size(key: str) -> tuple[str, int | tuple[int, int]]:
+    """Of `resnet50@224` or `fcn_resnet18@320x512`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    network, _, size = key.partition("@")
+    edges = size.split("x")
+    if not network or len(edges) > 2 or not all(e.isdecimal() and int(e) for e in edges):
+        raise ValueError(f"{key!r}: expected a network with its resolution, such as 'resnet50@224' or '...@320x512'")
+    return network, int(size) if len(edges) == 1 else (int(edges[0]), int(edges[1]))
+
 
 class ReferenceSet(_Record):
-    """References of one source and operating point in a table: `"resnet50@224" = 29.8`.
+    """References of one source and operating point in a table: `"resnet50@224" = 29.8`; height first where two edges.
 
     Args:
         operating_point: where they were measured; their precision is its.
@@ -248,9 +266,7 @@ class ReferenceSet(_Record):
     @model_validator(mode="after")
     def _check(self) -> ReferenceSet:
         for key in (*self.latency_ms, *self.energy_mj):
-            network, at, resolution = key.partition("@")
-            if not (network and at and resolution.isdecimal() and int(resolution)):
-                raise ValueError(f"{key!r}: expected a network with its resolution, such as 'resnet50@224'")
+            _network_and_size(key)
         for key in self.energy_mj.keys() - self.latency_ms.keys():
             raise ValueError(f"energy_mj of {key!r}, which has no latency_ms here")
         return self
@@ -259,8 +275,8 @@ class ReferenceSet(_Record):
         """One by one."""
         return tuple(
             Reference(
-                network=key.partition("@")[0],
-                resolution=int(key.partition("@")[2]),
+                network=network,
+                resolution=resolution,
                 latency_ms=latency,
                 precision=precision,
                 runtime=self.runtime,
@@ -270,6 +286,7 @@ class ReferenceSet(_Record):
                 note=self.note,
             )
             for key, latency in self.latency_ms.items()
+            for network, resolution in (_network_and_size(key),)
         )
 
 
@@ -370,7 +387,7 @@ class Profile(_Record):
             identity = reference.model_copy(update={"latency_ms": 1.0, "energy_mj": None}).model_dump_json()
             if identity in seen:
                 raise ValueError(
-                    f"reference {reference.network!r} at {reference.resolution} pixels stands twice for operating "
+                    f"reference {reference.network!r} at {reference.size} pixels stands twice for operating "
                     f"point {reference.operating_point!r}, with one runtime, source and note"
                 )
             seen.add(identity)

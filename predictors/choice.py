@@ -122,9 +122,8 @@ def _calibrated(
 
 
 def _roofline(target: Target, metric: str) -> Choice:
-    roof = target.profile.roofline
-    basis = "roofline from datasheet figures" if roof.estimated else f"roofline fitted to measurements ({roof.source})"
-    return Choice(Roofline(target, metric), basis)
+    roofline = Roofline(target, metric)
+    return Choice(roofline, roofline.basis)
 
 
 def _own(path: str, target: Target, metric: str) -> Predictor:

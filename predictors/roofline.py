@@ -173,6 +173,14 @@ class Roofline(AdditivePredictor):
         self.leading = 3 + len(self.directions)
         self._lacking: dict[str, None] = {}  # kinds met so far that the device does not run, in order
 
+    @property
+    def basis(self) -> str:
+        """What predictions rest on, in a few words."""
+        if self.fit is None:
+            return "roofline from datasheet figures"
+        where = "" if self.fitted_at == self.target.operating_point else f" at {self.fitted_at}"
+        return f"roofline fitted to published latencies of {self.fit.networks} networks{where}"
+
     def block_features(self, workload: Workload) -> Array:
         """`(F,)`: operators' ms, parameter bytes, input less output bytes, uncertainty of the ms in each direction,
         number of unsupported operators."""

@@ -106,9 +106,13 @@ def sample(target: Target) -> Sample:
     Raises:
         UserError: a reference of an unknown network.
     """
-    figures: dict[tuple[str, int], list[float]] = {}
+    figures: dict[tuple[str, int | tuple[int, int]], list[float]] = {}
+    names = []
     for reference in _references(target):
-        figures.setdefault((reference.network, reference.resolution), []).append(reference.latency_ms)
+        key = reference.network, reference.resolution
+        if key not in figures:
+            names.append(f"{reference.network}@{reference.size}")
+        figures.setdefault(key, []).append(reference.latency_ms)
     lanes = _LANES[device_class(target)]
     rows = []
     families = []
@@ -128,7 +132,7 @@ def sample(target: Target) -> Sample:
         rows.append(work)
     return Sample(
         target,
-        tuple(f"{name}@{resolution}" for name, resolution in figures),
+        tuple(names),
         tuple(families),
         np.array(rows).reshape(-1, len(COSTS)),
         np.array([median(values) for values in figures.values()]),
@@ -363,9 +367,9 @@ def _round(value: float) -> float:
 
 def fitted_points(profile: Profile) -> list[Target]:
     """The operating points with references of enough networks, in the profile's order."""
-    networks: dict[str, set[tuple[str, int]]] = {}
+    networks: dict[str, set[tuple[str, str]]] = {}
     for r in profile.references:
-        networks.setdefault(r.operating_point, set()).add((r.network, r.resolution))
+        networks.setdefault(r.operating_point, set()).add((r.network, r.size))
     return [profile.target(p) for p in profile.operating_points if len(networks.get(p, ())) >= LEAST_NETWORKS]
 
 

@@ -83,6 +83,8 @@ NETWORKS = {
     "VGG16": "vgg16",
     "VGG19": "vgg19",
     "Xception": "xception",
+    "trt_pose densenet121_baseline_att_256x256_B": "pose_densenet121",
+    "trt_pose resnet18_baseline_att_224x224_A": "pose_resnet18",
     "YOLOX-S-Leaky": "yolox_s_leaky",
     "YOLOv7t": "yolov7_tiny",
     "yolov6-nano": "yolov6n",
@@ -134,7 +136,8 @@ QUTIBENCH_WIDTHS = {"100": "", "50": "_0.5", "25": "_0.25", "12.5": "_0.125"}
 OTHER_DEVICE = "device without a profile"
 OTHER_POINT = "no such operating point in the profile (another runtime or number of threads)"
 BATCH = "not batch 1"
-THROUGHPUT = "throughput only: inferences overlap, so its inverse is no latency"
+THROUGHPUT = "throughput only, and the latency of the same network is in another row"
+ONE_STREAM = "1 / frames per second of one stream; no latency is stated"
 END_TO_END = "end-to-end demo: camera or video included"
 UNKNOWN_NETWORK = "no such reference network"
 UNKNOWN_SIZE = "input size not stated"
@@ -219,7 +222,13 @@ class Row:
 
     @property
     def latency_ms(self) -> float:
-        return float(self.cells["latency_ms"])
+        """As stated, else the inverse of the throughput."""
+        return float(self.cells["latency_ms"] or 1e3 / float(self.cells["throughput_fps"]))
+
+    @property
+    def key(self) -> tuple[str, str, str, tuple[int, int]]:
+        """What one number of a profile is of."""
+        return self.profile, self.point, self.network, self.resolution
 
     @property
     def energy_mj(self) -> float | None:
@@ -267,11 +276,9 @@ def judge(line: int, cells: dict[str, str], known: frozenset[str]) -> Row:
         return replace(row, reason=END_TO_END)
     if row.network not in known:
         return replace(row, reason=UNKNOWN_NETWORK)
-    if not cells["latency_ms"]:
-        return replace(row, reason=THROUGHPUT)
     if not all(row.resolution):
         return replace(row, reason=UNKNOWN_SIZE)
-    return row
+    return row if cells["latency_ms"] else replace(row, note=ONE_STREAM)
 
 
 def read(path: Path) -> list[Row]:
@@ -286,9 +293,11 @@ def read(path: Path) -> list[Row]:
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 raise UserError(f"{path}: expected the columns {', '.join(COLUMNS)}")
             known = frozenset(reference_networks())
-            return [judge(line, cells, known) for line, cells in enumerate(reader, start=2)]
+            rows = [judge(line, cells, known) for line, cells in enumerate(reader, start=2)]
     except OSError as error:
         raise UserError(f"{path}: cannot read this table: {error.strerror}") from error
+    stated = {row.key for row in rows if not row.reason and row.note != ONE_STREAM}
+    return [replace(row, reason=THROUGHPUT) if row.note == ONE_STREAM and row.key in stated else row for row in rows]
 
 
 def report(rows: Sequence[Row], each: bool = False) -> str:

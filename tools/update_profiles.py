@@ -53,11 +53,13 @@ def references_of(name: str, rows: Sequence[Row]) -> list[Reference]:
         model = cells["model"]
         if model.removesuffix(" (torchvision)").endswith("_bn"):
             note = "; ".join(part for part in ("with batch normalisation", note) if part)
+        if model.startswith("fcn-"):  # one network, trained on several data sets
+            note = model if note.startswith("GPU FP16") else f"{model}; {note}"
         note = "; ".join(part for part in (note, row.note) if part)
         references.append(
             Reference(
                 network=row.network,
-                resolution=row.resolution[0],
+                resolution=row.resolution[0] if row.resolution[0] == row.resolution[1] else row.resolution,
                 latency_ms=float(f"{row.latency_ms:.4g}"),
                 precision=cells["precision"] if cells["precision"] in ("fp32", "fp16", "int8") else "fp32",
                 runtime=cells["runtime"],
@@ -96,10 +98,8 @@ def tail(references: Sequence[Reference], fits: Mapping[str, RooflineFit]) -> st
     for (point, runtime, source, note), members in sets.items():
         values = {"operating_point": point, "runtime": runtime, "source": source} | ({"note": note} if note else {})
         parts.append(_table("[[reference_sets]]", values))
-        parts.append(
-            _table("[reference_sets.latency_ms]", {f"{r.network}@{r.resolution}": r.latency_ms for r in members})
-        )
-        energies = {f"{r.network}@{r.resolution}": r.energy_mj for r in members if r.energy_mj is not None}
+        parts.append(_table("[reference_sets.latency_ms]", {f"{r.network}@{r.size}": r.latency_ms for r in members}))
+        energies = {f"{r.network}@{r.size}": r.energy_mj for r in members if r.energy_mj is not None}
         if energies:
             parts.append(_table("[reference_sets.energy_mj]", energies))
     for point, fit in fits.items():
