@@ -30,8 +30,9 @@ A number after the last underscore is a width multiplier; any positive one build
 
 Columns: *params* are the learned values of the network as it is built here (normalisation scales and shifts included,
 running statistics not). *published* says what they were checked against: `exact` is the very count of the source, a
-figure is the source's own rounding, and a figure of operations counts two per multiply-accumulate. *MMAC* are millions
-of multiply-accumulates of convolutions, linear layers and matrix products for one input.
+figure is the source's own rounding, of parameters, of multiply-accumulates (GMAC) or of operations (two per
+multiply-accumulate). *MMAC* are millions of multiply-accumulates of convolutions, linear layers and matrix products for
+one input.
 
 For all of them: weights are initialised here, none are downloaded. TensorFlow's SAME padding, one-sided at stride 2, is
 centred: shapes, parameters and multiply-accumulates are the same, trained weights would be a pixel off. Dropout is
@@ -44,8 +45,11 @@ COLUMNS = ("network", "family", "input", "params", "published", "MMAC", "source"
 
 def published(network: ReferenceNetwork) -> str:
     """What the network's size was checked against."""
-    figures = ["exact"] if network.params is not None else [network.rounded_params] if network.rounded_params else []
-    return ", ".join([*figures, *([f"{network.operations} operations"] if network.operations else [])]) or "–"
+    figures = ["exact" if network.params is not None else network.rounded_params]
+    if network.operations:
+        work = network.operations.replace("G multiply-accumulates", " GMAC")
+        figures.append(work if work != network.operations else f"{work} operations")
+    return ", ".join(filter(None, figures)) or "–"
 
 
 def row(network: ReferenceNetwork, first: bool) -> str:

@@ -34,7 +34,8 @@ class Design:
             input and classes: an exact count, or the rounded figure of a paper as text, such as `"4.2M"`; followed by
             `without normalisation`, `with folded normalisation` or `truncated` where the source counts so. Where widths
             differ, a mapping from width to either.
-        operations: published operations (two per multiply-accumulate), rounded, as `"7.7G"`; or a mapping from width.
+        operations: published operations, two per multiply-accumulate, rounded, such as `"7.7G"`; or
+            `"4.09G multiply-accumulates"`. Where widths differ, a mapping from width.
         widths: published width multipliers besides 1. With none, the design has no width. Others than these build too.
         resolution: default height and width in pixels.
         in_channels, num_classes: defaults. `num_classes` counts a background class where the reference has one.
@@ -83,7 +84,8 @@ class ReferenceNetwork:
         input_shape: (channels, height, width).
         params: exact published number of learned values, None where no exact one is known for this input and classes.
         rounded_params: a paper's rounded figure, such as `"4.2M"`, where no exact one is known; else empty.
-        operations: published operations (two per multiply-accumulate), rounded, as `"7.7G"`; else empty.
+        operations: published work, rounded: `"7.7G"`, two per multiply-accumulate, or `"4.09G multiply-accumulates"`;
+            else empty.
     """
 
     name: str

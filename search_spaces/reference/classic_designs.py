@@ -11,8 +11,13 @@ def _torchvision(name: str, file: str) -> str:
     return f"torchvision.models.{file}.{name}"
 
 
+# Multiply-accumulates are those that torchvision states with its weights (`_ops`).
+_MACS = "{}G multiply-accumulates"
+
+
 _ALEXNET = Design(
-    "alexnet", "alexnet", f"{_HERE}.vgg:alexnet", _torchvision("alexnet", "alexnet"), params=61_100_840
+    "alexnet", "alexnet", f"{_HERE}.vgg:alexnet", _torchvision("alexnet", "alexnet"),
+    params=61_100_840, operations=_MACS.format("0.71"),
 )  # fmt: skip
 
 _VGG = tuple(
@@ -23,12 +28,13 @@ _VGG = tuple(
         _torchvision(f"vgg{layers}{'_bn' if norm else ''}", "vgg"),
         {"depths": depths, "norm": norm},
         params[norm],
+        operations=_MACS.format(macs),
     )
-    for layers, depths, params in (
-        (11, (1, 1, 2, 2, 2), (132_863_336, 132_868_840)),
-        (13, (2, 2, 2, 2, 2), (133_047_848, 133_053_736)),
-        (16, (2, 2, 3, 3, 3), (138_357_544, 138_365_992)),
-        (19, (2, 2, 4, 4, 4), (143_667_240, 143_678_248)),
+    for layers, depths, params, macs in (
+        (11, (1, 1, 2, 2, 2), (132_863_336, 132_868_840), "7.61"),
+        (13, (2, 2, 2, 2, 2), (133_047_848, 133_053_736), "11.31"),
+        (16, (2, 2, 3, 3, 3), (138_357_544, 138_365_992), "15.47"),
+        (19, (2, 2, 4, 4, 4), (143_667_240, 143_678_248), "19.63"),
     )
     for norm in (False, True)
 )
@@ -41,14 +47,15 @@ _RESNET = tuple(
         _torchvision(f"resnet{layers}", "resnet"),
         {"block": block, "depths": depths},
         params,
+        operations=_MACS.format(macs),
         deviations="stride on the 3x3 convolution of a bottleneck (v1.5), as in torchvision" if layers >= 50 else "",
     )
-    for layers, block, depths, params in (
-        (18, "basic", (2, 2, 2, 2), 11_689_512),
-        (34, "basic", (3, 4, 6, 3), 21_797_672),
-        (50, "bottleneck", (3, 4, 6, 3), 25_557_032),
-        (101, "bottleneck", (3, 4, 23, 3), 44_549_160),
-        (152, "bottleneck", (3, 8, 36, 3), 60_192_808),
+    for layers, block, depths, params, macs in (
+        (18, "basic", (2, 2, 2, 2), 11_689_512, "1.81"),
+        (34, "basic", (3, 4, 6, 3), 21_797_672, "3.66"),
+        (50, "bottleneck", (3, 4, 6, 3), 25_557_032, "4.09"),
+        (101, "bottleneck", (3, 4, 23, 3), 44_549_160, "7.80"),
+        (152, "bottleneck", (3, 8, 36, 3), 60_192_808, "11.51"),
     )
 )
 
@@ -89,6 +96,7 @@ _SQUEEZENET = (
         _torchvision("squeezenet1_0", "squeezenet"),
         {"stem": 96, "stem_kernel": 7, "pools": (0, 3, 7)},
         1_248_424,
+        operations=_MACS.format("0.82"),
     ),
     Design(
         "squeezenet1_1",
@@ -97,6 +105,7 @@ _SQUEEZENET = (
         _torchvision("squeezenet1_1", "squeezenet"),
         {"stem": 64, "stem_kernel": 3, "pools": (0, 2, 4)},
         1_235_496,
+        operations=_MACS.format("0.35"),
     ),
 )
 
@@ -108,6 +117,7 @@ _INCEPTION = (
         _torchvision("googlenet", "googlenet"),
         {"table": "v1", "dropout": 0.2},
         6_624_904,
+        operations=_MACS.format("1.50"),
         deviations="3x3 in place of the paper's 5x5 convolutions, and normalised, as in torchvision and TF-slim; "
         "no auxiliary classifiers",
     ),
@@ -136,6 +146,7 @@ _INCEPTION = (
         "torchvision.models.inception.inception_v3, aux_logits=False",
         {"table": "v3", "dropout": 0.5},
         23_834_568,
+        operations=_MACS.format("5.71"),
         resolution=299,
         deviations="no auxiliary classifier",
     ),
@@ -167,13 +178,14 @@ _DENSENET = tuple(
         _torchvision(f"densenet{layers}", "densenet"),
         {"growth": growth, "stem": 2 * growth, "depths": depths},
         params,
+        operations=_MACS.format(macs),
         deviations="each layer appends to one growing tensor; torchvision concatenates a list anew for each layer",
     )
-    for layers, growth, depths, params in (
-        (121, 32, (6, 12, 24, 16), 7_978_856),
-        (161, 48, (6, 12, 36, 24), 28_681_000),
-        (169, 32, (6, 12, 32, 32), 14_149_480),
-        (201, 32, (6, 12, 48, 32), 20_013_928),
+    for layers, growth, depths, params, macs in (
+        (121, 32, (6, 12, 24, 16), 7_978_856, "2.83"),
+        (161, 48, (6, 12, 36, 24), 28_681_000, "7.73"),
+        (169, 32, (6, 12, 32, 32), 14_149_480, "3.36"),
+        (201, 32, (6, 12, 48, 32), 20_013_928, "4.29"),
     )
 )
 
