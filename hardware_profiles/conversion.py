@@ -44,10 +44,9 @@ class CheckedConverter(Converter):
     meter: type[InProcessMeter]
     precisions: tuple[str, ...] = ("fp32", "int8")
     extra: str = ""
-    modules: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        require(self.extra, *self.modules)
+        require(self.extra)
 
     def convert(
         self,

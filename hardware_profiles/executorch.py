@@ -46,7 +46,7 @@ class ExecuTorchMeter(InProcessMeter):
     package = "executorch"
     formats = ("pte",)
     extra = EXTRA
-    modules = ("executorch", "torchao")
+    modules = ("executorch",)
     notes = "XNNPACK delegate as far as it takes the operators; execute with a torch tensor, outputs copied"
 
     def open(self, artifact: Artifact, target: Target) -> Session:
@@ -70,7 +70,6 @@ class ExecuTorchConverter(CheckedConverter):
     title = "ExecuTorch"
     meter = ExecuTorchMeter
     extra = EXTRA
-    modules = ("executorch", "torchao")
 
     def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
         import torch

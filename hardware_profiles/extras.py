@@ -16,14 +16,22 @@ from types import ModuleType
 
 from search_spaces.errors import UserError
 
+# Extra of this project -> the modules that it brings and that are used here.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+    "openvino": ("openvino", "nncf"),
+    "executorch": ("executorch", "torchao"),
+    "ethos-u": ("ethosu",),
+}
+
 
 def require(extra: str, *modules: str) -> None:
-    """See that the modules of an optional dependency are installed, without importing them.
+    """See that the modules of an extra are installed (all of them where none is named), without importing them.
 
     Raises:
         UserError: one is missing; says what to install.
     """
-    for module in modules:
+    for module in modules or EXTRAS.get(extra, ()):
         if importlib.util.find_spec(module) is None:
             raise UserError(f"{module} is not installed. It comes with: pip install nasbench-hw[{extra}]")
 
@@ -73,7 +81,7 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """An exception of a runtime as one line: what it says, what caused it, and the operator that is named further down."""
+    """An exception of a runtime as one line: what it says, what caused it, and the operator named further down."""
     root = error
     while root.__cause__ is not None:
         root = root.__cause__

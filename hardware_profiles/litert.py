@@ -80,7 +80,6 @@ class LiteRTConverter(CheckedConverter):
     title = "LiteRT"
     meter = LiteRTMeter
     extra = EXTRA
-    modules = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
 
     def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
         import torch

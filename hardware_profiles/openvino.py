@@ -97,7 +97,6 @@ class OpenVINOConverter(CheckedConverter):
     meter = OpenVINOMeter
     precisions = ("fp32", "fp16", "int8")
     extra = EXTRA
-    modules = ("openvino", "nncf")
 
     def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
         openvino = load(EXTRA, "openvino")

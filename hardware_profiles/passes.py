@@ -79,7 +79,7 @@ class InProcessMeter(Meter):
     package: str  # the distribution whose version is the runtime's
     formats: tuple[str, ...]
     extra: str = ""  # of this project, that brings the runtime; empty: the base
-    modules: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()  # of it, that running takes; converting may take more
     notes: str  # for the protocol: what exactly is timed, with which options
 
     def __init__(

@@ -51,7 +51,7 @@ class VelaMeter(Meter):
         runner: Runner = run,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        require("ethos-u", "ethosu")
+        require("ethos-u")
         self.progress = progress
         self.runner = runner
         self.timeout_s = timeout_s

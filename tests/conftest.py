@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hardware_profiles.extras import EXTRAS
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked `extra(module)` are skipped without that module; with NASBENCH_ALL_EXTRAS=1 they fail instead."""
+    """Tests marked `extra(name)`, an extra or a module, are skipped without it, or fail with NASBENCH_ALL_EXTRAS=1."""
     for marker in item.iter_markers("extra"):
-        for module in marker.args:
+        for module in [m for name in marker.args for m in EXTRAS.get(name, (name,))]:
             if importlib.util.find_spec(module) is None:
                 if os.environ.get("NASBENCH_ALL_EXTRAS") == "1":
                     pytest.fail(f"{module} is not installed, but every extra must be here")

@@ -16,7 +16,7 @@ from hardware_profiles.subprocesses import Finished, ToolError
 from hardware_profiles.vela import VelaMeter
 from search_spaces import UserError
 
-pytestmark = pytest.mark.extra("ethosu", "litert_torch")
+pytestmark = pytest.mark.extra("ethos-u", "litert")
 
 SUMMARY = "experiment,core_clock,inference_time,sram_memory_used\ndefault,500000000.0,0.002,76.5\n"
 LAYERS = "Original Operator,NNG Operator,Target,Op Cycles,Name\nConv2D,Conv2D,NPU,1000,a;\nSplit,,CPU,0,b;\n"
