@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from search_spaces.mobilenet_v3_network import GlobalAvgPool
+from search_spaces.mobilenet_v3_network import RESIDUAL_SCALE, GlobalAvgPool
 
 Padding = Literal["same", "valid"]
 
@@ -183,11 +183,16 @@ def classifier(cin: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
 def initialise(network: nn.Module) -> nn.Module:
     """He initialisation, by fan-out for convolutions and fan-in for linear layers; returns the network.
 
-    On the meta device there is nothing to initialise.
+    Residual branches begin small, by the scale of their last normalisation, as in the networks of the spaces: easier to
+    train, and before any training, when normalisation does nothing yet, a deep network's outputs stay moderate. On the
+    meta device there is nothing to initialise.
     """
     for module in network.modules():
         if any(p.is_meta for p in module.parameters(recurse=False)):
             continue
+        if isinstance(module, Residual) or (isinstance(module, InvertedResidual) and module.residual):
+            for norm in [m for m in module.body.modules() if isinstance(m, nn.BatchNorm2d)][-1:]:
+                nn.init.constant_(norm.weight, RESIDUAL_SCALE)
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))

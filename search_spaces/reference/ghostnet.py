@@ -65,7 +65,8 @@ class Ghost(nn.Module):
         y = torch.cat([primary, self.cheap(primary)], 1)[:, : self.cout]
         if self.attention is None:
             return y
-        return y * F.interpolate(self.attention(x), size=y.shape[-2:])
+        # As numbers: exporters that follow shapes would take every later one for unknown.
+        return y * F.interpolate(self.attention(x), size=[int(s) for s in y.shape[-2:]])
 
 
 def _bottleneck(cin: int, hidden: int, cout: int, kernel: int, stride: int, se: bool, attention: bool) -> nn.Module:
@@ -104,4 +105,10 @@ def ghostnet(input_shape: InputShape, num_classes: int, *, attention: bool = Fal
         nn.Dropout(0.2),
         nn.Linear(FEATURES, num_classes),
     )
-    return initialise(nn.Sequential(*layers, head))
+    network = initialise(nn.Sequential(*layers, head))
+    for module in network.modules():
+        if isinstance(module, Ghost):  # its fan-out is that of both halves
+            for layer in module.primary.modules():
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / module.cout))
+    return network

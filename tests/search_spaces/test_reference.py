@@ -55,7 +55,7 @@ def test_a_network_of_each_kind_learns(name: str) -> None:
     assert sum(reached) > 0.9 * len(reached)
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18", "ghostnet_v2"])
 def test_networks_are_written_as_onnx(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
