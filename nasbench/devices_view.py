@@ -135,7 +135,7 @@ def _references(profile: Profile, sources: _Sources) -> RenderableType | None:
             rows.append(
                 (
                     reference.network,
-                    reference.resolution,
+                    _pixels(reference.resolution),
                     f"{reference.latency_ms:.4g}",
                     energy,
                     reference.operating_point,
@@ -148,10 +148,14 @@ def _references(profile: Profile, sources: _Sources) -> RenderableType | None:
     return _table(("network", "pixels", "ms", "mJ", "operating point", "source"), rows) if rows else None
 
 
+def _pixels(resolution: int | Sequence[int]) -> str:
+    return str(resolution) if isinstance(resolution, int) else "x".join(map(str, resolution))
+
+
 def _roofline(profile: Profile, sources: _Sources) -> RenderableType:
     """The fitted operating points with their errors on networks left out; else the guesses, named as such."""
     rows = []
-    for point, fit in getattr(profile, "fits", {}).items():
+    for point, fit in profile.fits.items():
         errors = fit.errors
         rows.append(
             (
