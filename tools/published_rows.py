@@ -95,8 +95,8 @@ NETWORKS = {
     "mobilenet": "mobilenet_v1",
     "mobilenet_int8": "mobilenet_v1",
     "mobilenet_v2": "mobilenet_v2",
-    "mobilenet_v3": "mobilenet_v3_large",
-    "proxylessnasnet": "proxylessnas_mobile",
+    "mobilenet_v3": "mobilenet_v3_large_ncnn",
+    "proxylessnasnet": "proxylessnas_mobile_ncnn",
     "resnet18": "resnet18",
     "resnet18_int8": "resnet18",
     "resnet50": "resnet50_v1",  # Caffe's, with the stride on the 1x1 convolution
@@ -130,6 +130,8 @@ SSD_SIZE = (300, 300)
 SSD_NOTE = (
     "the page says 224, but Coral publishes these detectors for 300 pixels only, and its CPU times agree with that"
 )
+YOLOX_SIZE = (640, 640)
+YOLOX_NOTE = "the size is that of the repository's programs (jetson/*.patch, aicast/edge/demo_aicast.py)"
 QUTIBENCH_WIDTHS = {"100": "", "50": "_0.5", "25": "_0.25", "12.5": "_0.125"}
 
 
@@ -270,6 +272,8 @@ def judge(line: int, cells: dict[str, str], known: frozenset[str]) -> Row:
     )
     if cells["model"] in ("MobileNet v1 SSD", "MobileNet v2 SSD"):
         row = replace(row, resolution=SSD_SIZE, note=SSD_NOTE)
+    if cells["model"] == "YOLOX-S-Leaky":
+        row = replace(row, resolution=YOLOX_SIZE, note=YOLOX_NOTE)
     if cells["batch"] != "1":
         return replace(row, reason=BATCH)
     if "end-to-end" in cells["notes"] or cells["runtime"].endswith("demo"):
