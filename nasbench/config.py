@@ -66,6 +66,10 @@ class TargetsSection(Section):
         devices: the first is the default of objectives that need a target.
         calibration_networks: whole networks measured to calibrate a latency model of a device that is here.
         calibration: per target a calibration file to use as it is, instead of measuring.
+        predictors: per target what predicts its latency and energy: `auto` (by what data exist), `roofline`, `scale`,
+            `operator_model`, or `module:Class` of your own.
+        meters: per target that is elsewhere how its networks are measured: `adb[:SERIAL]`, `ssh:HOST`, a TOML file with
+            a `[meter]` section, `replay:FILE` of recorded measurements, or `module:Class` of your own.
         fallback: networks with operators that a device leaves to the CPU of its host are never proposed where there
             are others (`avoid`), proposed like any other (`allow`), or never proposed at all (`refuse`).
     """
@@ -73,6 +77,8 @@ class TargetsSection(Section):
     devices: list[str] = Field(default_factory=lambda: ["host"], min_length=1)
     calibration_networks: int = Field(default=32, ge=8)
     calibration: dict[str, str] = Field(default_factory=dict)
+    predictors: dict[str, str] = Field(default_factory=dict)
+    meters: dict[str, str] = Field(default_factory=dict)
     fallback: Literal["avoid", "allow", "refuse"] = "avoid"
 
 

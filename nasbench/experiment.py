@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -37,6 +37,8 @@ from nasbench.search import search
 from nasbench.selection import named_networks, select
 from nasbench.strategies.base import GradientStrategy, Strategy
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
+from predictors.choice import AnyCalibration, load_calibration
+from predictors.target_calibration import kept_calibration
 from search_spaces import SearchSpace, UserError
 
 if TYPE_CHECKING:
@@ -134,18 +136,30 @@ def new_directory(name: str) -> Path:
 
 
 def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredictor]:
-    """A bound predictor per cost objective. Targets that are here are calibrated first, which is frozen in the run."""
-    calibrations: dict[str, Calibration] = {}
-    for name in sorted({o.target for o in plan.predicted if o.metric == "latency_ms"}):
+    """A bound predictor per cost objective.
+
+    Targets that can be measured are calibrated first, which is frozen in the run; so is a calibration of another target
+    that lies in the user's directory.
+    """
+    calibrations: dict[str, AnyCalibration] = {}
+    predictors = plan.config.targets.predictors
+    for name in sorted({o.target for o in plan.predicted if o.metric in ("latency_ms", "energy_mj")}):
         target = plan.targets[name]
+        if predictors.get(name, "auto") not in ("auto", "operator_model", "scale"):
+            continue
+        latency = any(o.target == name and o.metric == "latency_ms" for o in plan.predicted)
         file = run.directory("calibration") / f"{name.replace(':', '-')}.json"
         given = plan.config.targets.calibration.get(name)
         if file.is_file():
-            calibrations[name] = Calibration.load(file)
+            calibrations[name] = load_calibration(file)
         elif given:
-            calibrations[name] = Calibration.load(Path(given))
+            calibrations[name] = load_calibration(Path(given))
             calibrations[name].save(file)
-        elif target.profile.local:
+        elif (not target.profile.local or predictors.get(name) == "scale") and (kept := kept_calibration(target)):
+            report.line(f"{name}: {kept.basis('latency_ms')}")
+            calibrations[name] = kept
+            kept.save(file)
+        elif latency and (target.profile.local or target.profile.meter is not None):
             with report.phase(f"calibrate {name}") as phase, run.phase(f"calibrate {name}", "networks") as done:
                 started = datetime.now(UTC)
                 calibration = calibrate(
@@ -160,8 +174,16 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
                 calibration.save(file)
                 calibrations[name] = calibration
     return {
-        o.name: predictor_for(o.target, o.metric, calibrations.get(o.target)).bind(plan.space) for o in plan.predicted
+        o.name: predictor_for(
+            plan.targets.get(o.target), o.metric, calibrations.get(o.target), _predictor_of(o, predictors)
+        ).bind(plan.space)
+        for o in plan.predicted
     }
+
+
+def _predictor_of(objective: Objective, predictors: Mapping[str, str]) -> str:
+    """The predictor that the experiment names for an objective; counts need none."""
+    return predictors.get(objective.target, "auto") if objective.metric in ("latency_ms", "energy_mj") else "auto"
 
 
 def calibration_summary(calibration: Calibration) -> str:
@@ -474,7 +496,7 @@ def verify(
             frame[f"{objective.name}_evaluated"] = values[:, column]
     for name, target in plan.targets.items():
         latency = [o.name for o in plan.predicted if o.metric == "latency_ms" and o.target == name]
-        if latency and target.profile.local:
+        if latency and plan.measurable(target):
             networks = dict(zip(frame["name"], archs, strict=True))
             measured = measure(plan, run, target, networks, "verify", report)
             for column_name in latency:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hardware_profiles import Artifact, Target, converter_for, load_target, meter_for
+from hardware_profiles import Artifact, Target, converter_for, load_target
 from nasbench.evaluators.base import Evaluator
 from nasbench.plan import Plan
 from nasbench.progress import Reporter
@@ -29,7 +29,7 @@ Arch = np.ndarray[Any, np.dtype[Any]]
 def measure(
     plan: Plan, run: Run, target: Target, archs: Mapping[str, Arch], step: str, report: Reporter
 ) -> dict[str, float]:
-    """Latency in ms of freshly built networks on a target that is here, by name; recorded ones are kept."""
+    """Latency in ms of freshly built networks on a target that can be measured, by name; recorded ones are kept."""
     known = _recorded(run, target, step)
     missing = {name: arch for name, arch in archs.items() if name not in known}
     if missing:
@@ -46,15 +46,17 @@ def measure(
                 path = Path(folder) / f"{name}.{converter.format}"
                 artifacts[name] = converter.convert(network, target, input_shape(network, plan), path)
                 progress(len(artifacts), len(missing))
-            known |= measure_artifacts(run, target, artifacts, step)
+            known |= measure_artifacts(plan, run, target, artifacts, step)
             done[0] = len(missing)
     return {name: known[name] for name in archs}
 
 
-def measure_artifacts(run: Run, target: Target, artifacts: Mapping[str, Artifact], step: str) -> dict[str, float]:
+def measure_artifacts(
+    plan: Plan, run: Run, target: Target, artifacts: Mapping[str, Artifact], step: str
+) -> dict[str, float]:
     """Measure all artifacts in interleaved passes and record them; latency in ms by name, NaN where it failed."""
     latencies: dict[str, float] = {}
-    for name, result in zip(artifacts, meter_for(target).measure(list(artifacts.values()), target), strict=True):
+    for name, result in zip(artifacts, plan.meter_for(target).measure(list(artifacts.values()), target), strict=True):
         latencies[name] = result.latency_ms
         note = "; ".join(n for n in ("throttled" if result.throttled else "", result.note, result.error) if n)
         good = not result.error
@@ -193,12 +195,14 @@ def _measure_all(plan: Plan, run: Run, artifacts: Mapping[tuple[str, int], Artif
     Nothing is measured where every artifact has its latency from an earlier process.
     """
     rows = run.archive.stages()
-    for target in (t for t in plan.targets.values() if t.profile.local):
+    for target in (t for t in plan.targets.values() if plan.measurable(t)):
+        if converter_for(target).format != "onnx":  # stages give ONNX files
+            continue
         key = f"latency_ms@{target.name}"
         if key in rows and rows[key].notna().all():
             continue
         named = {f"{name}/{step}": artifact for (name, step), artifact in artifacts.items()}
-        for label, latency in measure_artifacts(run, target, named, "stages").items():
+        for label, latency in measure_artifacts(plan, run, target, named, "stages").items():
             name, _, step = label.rpartition("/")
             run.archive.add_metrics(name, int(step), {key: latency})
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles import Target, load_target
+from hardware_profiles import Meter, Target, load_target, meter_for
+from hardware_profiles.meter_choice import with_meter
 from nasbench.config import Config
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import METRICS, Objective, make_objective
@@ -18,6 +19,7 @@ from nasbench.stages.base import Stage, check_order
 from nasbench.strategies.base import GradientStrategy, Strategy
 from nasbench.support import supported_space
 from predictors.accuracy import MIN_SAMPLES
+from predictors.choice import PREDICTORS
 from search_spaces import SearchSpace, UserError, load_space, nearest, presets
 from search_spaces.base import Archs
 
@@ -63,6 +65,19 @@ class Plan:
         """The objectives that predictors answer."""
         return tuple(o for o in self.objectives if o.metric not in self.evaluator_metrics)
 
+    def measurable(self, target: Target) -> bool:
+        """Whether networks are measured on a target: it is here, its profile says how, or the experiment does."""
+        return target.profile.local or target.profile.meter is not None or target.name in self.config.targets.meters
+
+    def meter_for(self, target: Target) -> Meter:
+        """What measures on a target.
+
+        Raises:
+            UserError: it cannot be measured from here.
+        """
+        spec = self.config.targets.meters.get(target.name)
+        return with_meter(target, spec)[1] if spec else meter_for(target)
+
     @property
     def gradient(self) -> bool:
         """Whether the strategy is of the gradient family."""
@@ -82,6 +97,7 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     task = _component("task", config.task.name, config.task, "task", where)
     space = make_space(config, task, where)
     targets = {t.name: t for t in map(load_target, config.targets.devices)}
+    _settle_targets(config, targets, where)
     metrics, make_evaluator, needs_supernet = _evaluator(config, space, task, where)
     objectives = _objectives(config, targets, metrics)
     used = [targets[name] for name in dict.fromkeys(o.target for o in objectives if o.target)]
@@ -156,13 +172,40 @@ def _settle_paths(config: Config, targets: dict[str, Target], where: Path | None
     """Make paths absolute, so that the run can be resumed from anywhere, and calibrations go by full target names."""
     if config.supernet.checkpoint:
         config.supernet.checkpoint = str(_find(config.supernet.checkpoint, where))
-    calibrations = {}
-    for name, file in config.targets.calibration.items():
-        full = load_target(name).name
-        if full not in targets:
-            raise UserError(f"targets.calibration: {name!r} is not among targets.devices = {list(targets)}")
-        calibrations[full] = str(_find(file, where))
-    config.targets.calibration = calibrations
+    config.targets.calibration = {n: str(_find(f, where)) for n, f in config.targets.calibration.items()}
+
+
+def _settle_targets(config: Config, targets: dict[str, Target], where: Path | None) -> None:
+    """Let what is said per target go by full target names, and refuse predictors and meters that there are not.
+
+    A target with a meter from the experiment takes its place in `targets`, so that networks are converted for that.
+    """
+    section = config.targets
+    for key in ("calibration", "predictors", "meters"):
+        given = getattr(section, key)
+        full = {load_target(name).name: value for name, value in given.items()}
+        for name in full:
+            if name not in targets:
+                raise UserError(f"targets.{key}: {name!r} is not among targets.devices = {list(targets)}")
+        setattr(section, key, full)
+    for name, predictor in section.predictors.items():
+        if ":" in predictor:
+            resolve("predictor", predictor, where)
+        elif predictor not in PREDICTORS:
+            raise UserError(
+                f"targets.predictors: {name}: unknown predictor {predictor!r}. {nearest(predictor, PREDICTORS)} "
+                'Your own: "module:Class".'
+            )
+    for name, spec in section.meters.items():
+        kind, _, rest = spec.partition(":")
+        if kind == "replay":
+            spec = f"replay:{_find(rest, where)}"
+        elif spec.endswith(".toml"):
+            spec = str(_find(spec, where))
+        elif kind not in ("adb", "ssh") and rest:
+            resolve("meter", spec, where)
+        section.meters[name] = spec
+        targets[name], _ = with_meter(targets[name], spec)
 
 
 def _find(path: str, where: Path | None) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hardware_profiles.profile import Target, load_target
 from predictors.base import Predictor
@@ -28,6 +30,25 @@ class Choice:
 
     predictor: Predictor
     basis: str
+
+
+AnyCalibration: TypeAlias = "Calibration | TargetCalibration"
+
+
+def load_calibration(path: Path) -> AnyCalibration:
+    """A calibration of either kind: of a search's own networks, or of `nasbench devices calibrate`.
+
+    Raises:
+        UserError: no such file, or one that is damaged or of another version.
+    """
+    from predictors.calibration import Calibration
+    from predictors.target_calibration import TargetCalibration
+
+    try:
+        fitted = "models" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        fitted = False  # which the other says better
+    return TargetCalibration.load(path) if fitted else Calibration.load(path)
 
 
 def predictor_for(

@@ -80,10 +80,17 @@ def _contents(view: RunView) -> dict[str, Any]:
         "measurements": len(measurements),
         "notes": sorted(set(measurements["note"]) - {""}) if len(measurements) else [],
         "quality": json.loads(quality_file.read_text()) if quality_file.is_file() else {},
-        "calibrations": [(c.get("target", ""), c.get("quality", {})) for c in calibrations],
+        "calibrations": [(c.get("target", ""), _quality(c)) for c in calibrations],
         "protocols": [json.loads(p) for p in protocols],
         "networks": len(front),
     }
+
+
+def _quality(calibration: dict[str, Any]) -> dict[str, Any]:
+    """How well a calibration predicts networks left out: of its only model, or of its model of latency."""
+    model = calibration.get("models", {}).get("latency_ms", calibration)
+    quality: dict[str, Any] = model.get("quality", {})
+    return quality
 
 
 def _stage_table(stages: pd.DataFrame) -> pd.DataFrame:
