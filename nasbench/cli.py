@@ -156,10 +156,10 @@ def predict(
     for name, choice in choices:
         estimate = choice.predictor.predict([workload])
         low, high = float(estimate.quantile(0.05)[0]), float(estimate.quantile(0.95)[0])
-        value, unit = name.removesuffix("_ms").removesuffix("_mj").removesuffix("_bytes"), _UNITS.get(name, "")
+        unit = _UNITS.get(name, "")
         interval = f" (90 % interval {low:.4g} to {high:.4g})" if high > low else ""
         said = f"{float(estimate.mean[0]):.4g}{unit}{interval}"
-        print(f"{value} of {chosen.name} on {device.name}: {said}, predicted: {choice.basis}")
+        print(f"{name} of {chosen.name} on {device.name}: {said}, predicted: {choice.basis}")
         warnings.update(dict.fromkeys(w for w in estimate.warning.split("; ") if w))
     for finding in check_workload(workload, device)[:5]:
         warnings[str(finding)] = None

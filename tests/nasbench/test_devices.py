@@ -349,7 +349,7 @@ def test_what_a_person_can_mend_says_how(arguments: list[str], message: str) -> 
 
 def test_predictions_say_what_they_rest_on_and_what_they_doubt(tmp_path: Path) -> None:
     said = good("predict", "mobilenet_v3_large", "--target", "edge_tpu", "--metric", "latency_ms", "--metric", "macs")
-    assert "latency of mobilenet_v3_large on edge_tpu:int8" in said
+    assert "latency_ms of mobilenet_v3_large on edge_tpu:int8" in said
     assert "hard_swish is not among the supported operators" in said
     assert "predicted: an exact count" in said
     (tmp_path / "m.csv").write_text("network,latency_ms\nmobilenet_v2,5\nmobilenet_v2@160,3\n")
