@@ -172,7 +172,7 @@ def calibrate(
     from_: Annotated[
         Path | None, typer.Option("--from", help="Measured networks in a CSV, instead of measuring.")
     ] = None,
-    method: Annotated[str, typer.Option(help="auto, operator_model, roofline or scale.")] = "auto",
+    method: Annotated[str, typer.Option(help="auto, scale, roofline or operator_model.")] = "auto",
     meter: _Meter = None,
     output: Annotated[Path | None, typer.Option(help="Write the calibration here too.")] = None,
     quiet: _Quiet = False,

@@ -31,7 +31,7 @@ from hardware_profiles.profile import (
 )
 from predictors.base import Array
 from predictors.roofline import ARITHMETIC, COSTS, FIXED, LINK, crossing_bytes, over_link, workload_work
-from search_spaces import UserError
+from search_spaces import UserError, Workload
 from search_spaces.reference import reference_network
 
 # With fewer networks at an operating point nothing is fitted.
@@ -113,7 +113,6 @@ def sample(target: Target) -> Sample:
         if key not in figures:
             names.append(f"{reference.network}@{reference.size}")
         figures.setdefault(key, []).append(reference.latency_ms)
-    lanes = _LANES[device_class(target)]
     rows = []
     families = []
     for name, resolution in figures:
@@ -122,14 +121,7 @@ def sample(target: Target) -> Sample:
         except UserError as error:
             raise UserError(f"profile {target.profile.name!r}: references: {error}") from error
         families.append(network.family)
-        workload = network.workload()
-        work = workload_work(workload, target, lanes)
-        work[FIXED] = 1e-3
-        if target.point.host_link_gbs:
-            roof = target.profile.roofline
-            moved = over_link(crossing_bytes(workload, target), target.itemsize * workload.params, roof.on_chip_bytes)
-            work[LINK] = moved / target.point.host_link_gbs
-        rows.append(work)
+        rows.append(_work(network.workload(), target))
     return Sample(
         target,
         tuple(names),
@@ -137,6 +129,25 @@ def sample(target: Target) -> Sample:
         np.array(rows).reshape(-1, len(COSTS)),
         np.array([median(values) for values in figures.values()]),
     )
+
+
+def _work(workload: Workload, target: Target) -> Array:
+    """`(C,)` multiples of `COSTS` of one network."""
+    work = workload_work(workload, target, _LANES[device_class(target)])
+    work[FIXED] = 1e-3
+    if target.point.host_link_gbs:
+        roof = target.profile.roofline
+        moved = over_link(crossing_bytes(workload, target), target.itemsize * workload.params, roof.on_chip_bytes)
+        work[LINK] = moved / target.point.host_link_gbs
+    return work
+
+
+def measured_sample(
+    target: Target, names: Sequence[str], families: Sequence[str], workloads: Sequence[Workload], latency_ms: Array
+) -> Sample:
+    """A sample of any measured networks, one workload and latency `(n,)` per name."""
+    work = [_work(workload, target) for workload in workloads]
+    return Sample(target, tuple(names), tuple(families), np.array(work).reshape(-1, len(COSTS)), np.asarray(latency_ms))
 
 
 def _references(target: Target) -> list[Reference]:
@@ -300,8 +311,25 @@ def fit_target(target: Target, others: Mapping[str, Sequence[tuple[Target, Array
     Raises:
         UserError: too few networks, an unknown network, or figures in different units.
     """
-    data = sample(target)
-    n = len(data.names)
+    powers = [r.energy_mj / r.latency_ms for r in _references(target) if r.energy_mj]
+    return fit_sample(sample(target), others, powers)
+
+
+def fit_sample(
+    data: Sample, others: Mapping[str, Sequence[tuple[Target, Array]]] | None = None, powers: Sequence[float] = ()
+) -> RooflineFit:
+    """Fit measured networks of one operating point.
+
+    Args:
+        data: references, or networks that somebody measured (`measured_sample`).
+        others: as `prior` takes them; by default what is known of the shipped devices.
+        powers: W, of networks whose energy was measured too.
+
+    Raises:
+        UserError: too few networks, or figures in different units.
+    """
+    target, n = data.target, len(data.names)
+    others = shipped_costs() if others is None else others
     if n < LEAST_NETWORKS:
         raise UserError(
             f"{target.name}: {n} networks with references are too few to fit a roofline; at least {LEAST_NETWORKS} "
@@ -317,7 +345,6 @@ def fit_target(target: Target, others: Mapping[str, Sequence[tuple[Target, Array
     # Directions matter by what they do to the references' latencies and, for kinds of work that those lack, by length.
     order = np.argsort(-values)[:_DIRECTIONS]
     directions = [scale * np.sqrt(values[i]) * vectors[:, i] for i in order]
-    powers = [r.energy_mj / r.latency_ms for r in _references(target) if r.energy_mj]
     return RooflineFit(
         networks=n,
         families=len(set(data.families)),

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hardware_profiles.paths import user_data_dir, write_text
-from hardware_profiles.profile import Target
+from hardware_profiles.profile import RooflineFit, Target
 from predictors.base import AdditivePredictor, Array, Estimate, Predictor
 from predictors.operator_model import LEAST_NETWORKS, OperatorModel
 from predictors.roofline import Roofline
@@ -23,12 +23,14 @@ from search_spaces.errors import explain
 FORMAT = 1
 METRICS = ("latency_ms", "energy_mj")
 Method = Literal["scale", "roofline", "operator_model"]
-METHODS: tuple[Method, ...] = ("scale", "operator_model")
+METHODS: tuple[Method, ...] = ("scale", "roofline", "operator_model")
 
 # Spread of ln(measured / predicted) that a fit with so few networks cannot get below.
 LEAST_LOG_STD = 0.05
 # Assumed of a fit to one network.
 UNJUDGED_LOG_STD = 0.35
+# From so many networks on, the parameters of a roofline are fitted anew.
+ROOFLINE_NETWORKS = 4
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -274,8 +276,40 @@ def _load_operators(model: FittedMetric, target: Target, metric: str) -> Predict
     return OperatorModel.from_dict(model.numbers)
 
 
+def _fit_roofline(
+    target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
+) -> _Fitted:
+    """The roofline's parameters, with what other devices of the class teach; of energy, time stands for mJ at 1 W."""
+    from predictors.roofline_fitting import (
+        broad_prior,
+        fit_costs,
+        fit_sample,
+        leave_out,
+        measured_sample,
+        prior,
+        shipped_costs,
+    )
+
+    names = [str(i) for i in range(len(y))]
+    data = measured_sample(target, names, families, workloads, y)
+    others = shipped_costs()
+    fit = fit_sample(data, others)
+    assumed = prior(target, others)
+    start = fit_costs(data.work, data.logs, broad_prior(target))
+    groups = data.groups if len(set(families)) > 1 else np.arange(len(y))
+    logs = -leave_out(data, assumed, groups, start).errors
+    return _Fitted(fit.model_dump(mode="json"), logs, max(LEAST_LOG_STD, fit.log_std), fit.errors.family_coverage_90)
+
+
+def _load_roofline(model: FittedMetric, target: Target, metric: str) -> Predictor:
+    fit = RooflineFit.model_validate({**model.numbers, "power_w": 1.0})
+    profile = target.profile.model_copy(update={"fits": {**target.profile.fits, target.operating_point: fit}})
+    return Roofline(Target(profile, target.operating_point), metric)
+
+
 _METHODS: dict[str, _Way] = {
     "scale": _Way(1, _fit_scale, _load_scale),
+    "roofline": _Way(ROOFLINE_NETWORKS, _fit_roofline, _load_roofline),
     "operator_model": _Way(LEAST_NETWORKS, _fit_operators, _load_operators),
 }
 

@@ -123,7 +123,7 @@ def test_a_new_profile_is_valid_and_commented(options: list[str]) -> None:
     assert profile.local == ("--local" in options)
     assert profile.target().point.estimated == ("--peak-gmacs" not in options)
     assert "my_board" in good("devices", "list")
-    assert tomllib.loads(good("devices", "show", "my_board"))["name"] == "my_board"
+    assert tomllib.loads(good("devices", "show", "my_board", "--toml"))["name"] == "my_board"
     assert "a valid profile" in good("devices", "check", "my_board")
     before = path.read_bytes()
     assert "exists" in bad("devices", "new", "my_board")

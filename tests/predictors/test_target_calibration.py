@@ -1,0 +1,120 @@
+"""A target calibrated from whatever was measured on it: one network, a handful, or many."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hardware_profiles import Target, load_target
+from predictors import Roofline
+from predictors.base import Array
+from predictors.target_calibration import MeasuredRow, TargetCalibration, fit_target
+from search_spaces import UserError, Workload, load_space
+from search_spaces.reference import reference_network
+
+NAMES = (
+    "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "resnet34", "squeezenet1_1", "shufflenet_v2",
+    "mnasnet", "efficientnet_lite0", "densenet121", "vgg11", "inception_v1", "ghostnet_v1", "alexnet",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workloads() -> list[Workload]:
+    return [reference_network(n).workload() for n in NAMES]
+
+
+def bare(name: str = "jetson_nano") -> Target:
+    """A target of which nothing is known but its datasheet."""
+    target = load_target(name)
+    return Target(target.profile.model_copy(update={"fits": {}, "references": ()}), target.operating_point)
+
+
+def truth(target: Target, workloads: list[Workload]) -> Array:
+    """What a device would measure that is 1.7 times slower, much more so at depthwise convolutions, with 2 % noise."""
+    roof = target.profile.roofline
+    slow = {k: v / (4 if "depthwise" in k else 1.7) for k, v in roof.efficiency.items()}
+    profile = target.profile.model_copy(update={"roofline": roof.model_copy(update={"efficiency": slow})})
+    mean = Roofline(Target(profile, target.operating_point)).predict(workloads).mean
+    return mean * np.random.default_rng(0).lognormal(0, 0.02, len(mean))
+
+
+def rows(values: Array, energy: bool = False) -> list[MeasuredRow]:
+    return [
+        MeasuredRow(
+            network=n,
+            family=reference_network(n).family,
+            latency_ms=float(v),
+            energy_mj=6 * float(v) if energy else None,
+        )
+        for n, v in zip(NAMES, values, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(("n", "bar"), [(1, 0.7), (4, 0.35), (8, 0.25), (14, 0.12)])
+def test_more_measurements_give_better_predictions(n: int, bar: float, workloads: list[Workload]) -> None:
+    target = bare()
+    measured = truth(target, workloads)
+    calibration = fit_target(target, rows(measured[:n]), workloads[:n])
+    estimate = calibration.predictor(target).predict(workloads)
+    assert np.median(np.abs(estimate.mean / measured - 1)) < bar
+    inside = (estimate.quantile(0.05) <= measured) & (measured <= estimate.quantile(0.95))
+    assert inside.mean() >= 0.7
+    if n == 1:
+        assert calibration.models["latency_ms"].method == "scale"
+        assert estimate.mean[0] == pytest.approx(measured[0])
+
+
+@pytest.mark.parametrize("method", ["scale", "roofline", "operator_model"])
+def test_a_saved_calibration_predicts_the_same(method: str, workloads: list[Workload], tmp_path: Path) -> None:
+    target = bare()
+    calibration = fit_target(target, rows(truth(target, workloads), energy=True), workloads, method=method)  # type: ignore[arg-type]
+    assert calibration.models["latency_ms"].method == method
+    calibration.save(tmp_path / "c.json")
+    loaded = TargetCalibration.load(tmp_path / "c.json")
+    assert loaded == calibration
+    space = load_space("quickstart")
+    archs = space.sample(50, np.random.default_rng(0))
+    for metric in ("latency_ms", "energy_mj"):
+        first, second = (c.predictor(target, metric) for c in (calibration, loaded))
+        assert first.metric == metric
+        np.testing.assert_array_equal(first.predict(workloads).mean, second.predict(workloads).mean)
+        bound = first.bind(space).predict(archs)
+        one = first.predict([space.workload(a) for a in archs])
+        np.testing.assert_allclose(bound.mean, one.mean, rtol=1e-6)
+        assert (bound.std > 0).all()
+
+
+def test_energy_follows_from_measured_energy_where_nobody_states_the_power(workloads: list[Workload]) -> None:
+    target = load_target("host")
+    measured = np.linspace(1, 5, len(workloads))
+    calibration = fit_target(target, rows(measured, energy=True), workloads)
+    energy = calibration.predictor(target, "energy_mj").predict(workloads).mean
+    assert (energy > 0).all()
+    with pytest.raises(UserError, match="holds no measurements of energy_mj"):
+        fit_target(target, rows(measured), workloads).predictor(target, "energy_mj")
+
+
+def test_what_cannot_be_fitted_says_so(workloads: list[Workload]) -> None:
+    target = bare()
+    good = rows(truth(target, workloads))
+    with pytest.raises(UserError, match="no measurements to fit"):
+        fit_target(target, [], [])
+    with pytest.raises(UserError, match="'mobilenet_v1' was measured more than once"):
+        fit_target(target, [good[0], good[0]], workloads[:1] * 2)
+    with pytest.raises(UserError, match="operator_model needs at least 8 networks, 3 were measured"):
+        fit_target(target, good[:3], workloads[:3], method="operator_model")
+    with pytest.raises(UserError, match="the calibration is of jetson_nano:fp16-maxn, not of host:fp32"):
+        fit_target(target, good[:2], workloads[:2]).predictor(load_target("host"))
+    with pytest.raises(ValueError, match="greater than 0"):
+        MeasuredRow(network="x", latency_ms=-1.0)
+
+
+def test_far_outside_what_was_measured_the_interval_widens_and_says_so(workloads: list[Workload]) -> None:
+    target = bare()
+    calibration = fit_target(target, rows(truth(target, workloads))[:3], workloads[:3])
+    near, far = (
+        calibration.predictor(target).predict([w]) for w in (workloads[0], reference_network("vgg16").workload())
+    )
+    assert near.warning == ""
+    assert "outside the measured" in far.warning
+    assert far.std[0] / far.mean[0] > near.std[0] / near.mean[0]
