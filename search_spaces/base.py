@@ -175,9 +175,9 @@ class SearchSpace(ABC):
         Raises:
             UserError: a restricted space, in which hardly any architecture is permitted.
         """
-        knobs = np.arange(len(self.knobs))
         if self._blocked is None:
-            return self.canonical(self.menu.draw(np.broadcast_to(knobs, (n, len(knobs))), rng).astype(self.dtype))
+            return self.canonical((rng.random((n, len(self.knobs))) * self.cardinalities).astype(self.dtype))
+        knobs = np.arange(len(self.knobs))
         found = np.empty((0, len(knobs)), dtype=self.dtype)
         for _ in range(TRIES):
             if len(found) >= n:
