@@ -176,3 +176,35 @@ def test_catalog_is_lazy_and_reaches_every_id() -> None:
     assert [b.name for b in space.catalog[:2]] == ["stem", "stem"]
     with pytest.raises(IndexError):
         space.catalog[len(space.catalog)]
+
+
+def test_a_space_without_some_blocks_keeps_to_the_others(space: SearchSpace) -> None:
+    whole = sample(space, 2000)
+    np.testing.assert_array_equal(space.menu.counts, space.cardinalities)
+    assert not space.restricted
+    assert space.permits(whole).all()
+    # What takes most multiply-accumulates at each position goes, as long as the position has another block.
+    blocked = np.zeros(len(space.catalog), dtype=bool)
+    for position in range(len(space.block_knobs)):
+        ids = np.unique(space.block_grid(position)[2])
+        ids = ids[ids >= 0]
+        if len(ids) > 1:
+            blocked[max(ids, key=lambda i: space.catalog[int(i)].workload.macs)] = True
+    restricted = space.without_blocks(blocked)
+    permitted = restricted.permits(whole)
+    for arch, good in zip(whole[:200], permitted[:200], strict=True):
+        ids = space.blocks(arch[None])[0]
+        assert good == (not blocked[ids[ids >= 0]].any())
+    if not permitted.any():
+        return
+    drawn = sample(restricted, 500, seed=1)
+    assert restricted.permits(drawn).all()
+    np.testing.assert_array_equal(drawn, space.canonical(space.check(drawn)))
+    # No choice that a permitted architecture makes is missing from the menu, and taking out more leaves less.
+    active = space.active(whole)
+    for knob in range(len(space.knobs)):
+        made = np.unique(whole[permitted & active[:, knob], knob])
+        assert set(made) <= set(restricted.menu.choices(knob))
+    everything = restricted.without_blocks(np.ones(len(space.catalog), dtype=bool))
+    assert not everything.permits(drawn).any()
+    assert restricted.permits(drawn).all()
