@@ -94,7 +94,7 @@ NETWORKS = {
     "mnasnet": "mnasnet",
     "mobilenet": "mobilenet_v1",
     "mobilenet_int8": "mobilenet_v1",
-    "mobilenet_v2": "mobilenet_v2",
+    "mobilenet_v2": "mobilenet_v2_ncnn",
     "mobilenet_v3": "mobilenet_v3_large_ncnn",
     "proxylessnasnet": "proxylessnas_mobile_ncnn",
     "resnet18": "resnet18",

@@ -86,7 +86,7 @@ def block(table: Table, row: Row, cin: int, cout: int, stride: int, width: float
         stride,
         activation=activation,
         se=_squeeze_excite(table, row, cin, hidden) if row.squeeze else None,
-        expand=row.expansion != 1,
+        expand=row.expansion != 1 or row.widened,
         residual=residual,
         dilation=dilation,
     )

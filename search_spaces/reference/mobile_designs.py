@@ -46,6 +46,15 @@ _MOBILENET_V2 = _design(
     },
 )
 
+_MOBILENET_V2_NCNN = _design(
+    "mobilenet_v2_ncnn",
+    "mobilenet_v2",
+    tables.MOBILENET_V2_NCNN,
+    f"Tencent/ncnn benchmark/mobilenet_v2.param; count: {_IMGCLSMOB}, MobileNetV2 x1.0, with the classifier's biases",
+    params=3_504_960 + 1000,
+    deviations="ncnn runs the normalisations as operators of their own there",
+)
+
 _V3_NARROW = "timm tf_mobilenetv3_{}_075"
 _MOBILENET_V3 = (
     _design(
@@ -279,6 +288,7 @@ _MOBILEVIT = Design(
 DESIGNS = (
     _MOBILENET_V1,
     _MOBILENET_V2,
+    _MOBILENET_V2_NCNN,
     *_MOBILENET_V3,
     _MOBILENET_EDGETPU,
     *_MNASNET,

@@ -25,6 +25,7 @@ class Row:
         activation: instead of the table's.
         expand_from: input channels that the expansion counts from, instead of the block's own (EfficientNet-EdgeTPU).
         residual: false where the input is not added although shapes allow it.
+        widened: whether an inverted residual begins with a 1x1 convolution even if that widens nothing.
         scaled_depth: whether a depth multiplier applies.
     """
 
@@ -38,6 +39,7 @@ class Row:
     activation: str = ""
     expand_from: int = 0
     residual: bool = True
+    widened: bool = False
     scaled_depth: bool = True
 
 
@@ -100,6 +102,11 @@ MOBILENET_V2 = Table(
     final=1280,
     scaled_final="wider",
 )  # fmt: skip
+
+# What ncnn measures as mobilenet_v2 (Tencent/ncnn benchmark/mobilenet_v2.param), from Caffe.
+MOBILENET_V2_NCNN = replace(
+    MOBILENET_V2, rows=(replace(MOBILENET_V2.rows[0], widened=True), *MOBILENET_V2.rows[1:]), activation="relu"
+)
 
 
 def _mobilenet_v3(
