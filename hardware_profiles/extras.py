@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def load(extra: str, module: str) -> ModuleType:
     Raises:
         UserError: it is missing, or cannot be imported here.
     """
+    if module in sys.modules:
+        return sys.modules[module]
     require(extra, module.partition(".")[0])
     try:
         with quiet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 EXTRA = "openvino"
 
 
+def _load(module: str) -> Any:
+    # Both packages report usage over the network, without asking, where they find the package that does it.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return load(EXTRA, module)
+
+
 class _OpenVINOSession(Session):
     def __init__(self, request: Any) -> None:
         self.request = request
@@ -30,7 +37,7 @@ class _OpenVINOSession(Session):
 
     def feed(self, x: Array) -> None:
         self.x = np.ascontiguousarray(x)  # the tensor shares its memory
-        self.input = load(EXTRA, "openvino").Tensor(self.x, shared_memory=True)
+        self.input = _load("openvino").Tensor(self.x, shared_memory=True)
         self.request.set_input_tensor(self.input)
 
     def run(self) -> list[Array]:
@@ -64,7 +71,7 @@ class OpenVINOMeter(InProcessMeter):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        compiled = load(EXTRA, "openvino").Core().compile_model(str(artifact.path), "CPU", options)
+        compiled = _load("openvino").Core().compile_model(str(artifact.path), "CPU", options)
         return _OpenVINOSession(compiled.create_infer_request())
 
     def per_operator(self, artifact: Artifact, target: Target) -> list[OperatorTime]:
@@ -99,13 +106,13 @@ class OpenVINOConverter(CheckedConverter):
     extra = EXTRA
 
     def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
-        openvino = load(EXTRA, "openvino")
+        openvino = _load("openvino")
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "fp32.onnx"
             write_onnx(network, batches[0], source)
             model = openvino.convert_model(str(source))
             if target.precision == "int8":
-                nncf = load(EXTRA, "nncf")
+                nncf = _load("nncf")
                 model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
             openvino.save_model(model, str(path), compress_to_fp16=target.precision == "fp16")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +33,21 @@ SHAPE = (3, 24, 24)
 Files = Callable[[Target, Callable[[], nn.Module]], Artifact]
 
 
-def _points() -> list[object]:
-    return [pytest.param(p, id=p, marks=[pytest.mark.extra(extra)] if extra else []) for p, extra in POINTS.items()]
+def points(precision: str = "") -> list[Any]:
+    return [
+        pytest.param(point, id=point, marks=[pytest.mark.extra(extra)] if extra else [])
+        for point, extra in POINTS.items()
+        if precision in point
+    ]
 
 
-@pytest.fixture(params=_points())
+@pytest.fixture(params=points())
 def target(request: pytest.FixtureRequest) -> Target:
     return load_target(f"host:{request.param}")
+
+
+only_fp32 = pytest.mark.parametrize("target", points("fp32"), indirect=True)
+only_int8 = pytest.mark.parametrize("target", points("int8"), indirect=True)
 
 
 def with_batch(target: Target, batch: int) -> Target:
@@ -123,14 +132,13 @@ def test_the_file_computes_what_the_network_does(make: Callable[[], nn.Module], 
     assert (error > 1e-4) == (target.precision == "int8"), "an int8 file that is exact was not quantised"
 
 
+@only_fp32
 def test_several_outputs_come_in_the_order_of_the_network(target: Target, tmp_path: Path) -> None:
     class Three(nn.Module):
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             pooled = torch.nn.functional.avg_pool2d(x, 4)
             return pooled.flatten(1) + 2, pooled, torch.relu(x)
 
-    if target.precision == "int8":
-        return
     converter = converter_for(target)
     artifact = converter.convert(Three(), target, (3, 8, 8), tmp_path / f"n.{converter.format}")
     x = calibration_batches(None, 1, (3, 8, 8))[0]
@@ -193,6 +201,7 @@ def test_operators_have_names_kinds_and_times(target: Target, files: Files) -> N
     assert 0 < sum(t.latency_ms for t in times) < 100
 
 
+@only_fp32
 def test_an_operator_that_the_runtime_does_not_take_is_named(target: Target, tmp_path: Path) -> None:
     class Odd(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -205,6 +214,7 @@ def test_an_operator_that_the_runtime_does_not_take_is_named(target: Target, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@only_fp32
 def test_a_file_that_differs_from_the_network_is_not_written(target: Target, tmp_path: Path) -> None:
     converter = converter_for(target)
     write = converter._write
@@ -214,6 +224,7 @@ def test_a_file_that_differs_from_the_network_is_not_written(target: Target, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@only_int8
 def test_calibration_images_must_fit(target: Target, tmp_path: Path) -> None:
     converter = converter_for(target)
     for images, message in [
@@ -225,9 +236,8 @@ def test_calibration_images_must_fit(target: Target, tmp_path: Path) -> None:
             converter.convert(plain_cnn(), target, SHAPE, tmp_path / "n", images=images)
 
 
+@only_int8
 def test_int8_ranges_come_from_the_images_that_are_given(target: Target, files: Files, tmp_path: Path) -> None:
-    if target.precision != "int8":
-        return
     converter, x = converter_for(target), 50 * calibration_batches(None, 1, SHAPE)[0]
     images = np.concatenate([x, -x])
     wide = converter.convert(plain_cnn(), target, SHAPE, tmp_path / f"n.{converter.format}", images=images)
