@@ -4,8 +4,8 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 TORCH ?= $(if $(CONSTRAINTS),$(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(CONSTRAINTS)),torch)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt
-ALL_EXTRAS := test,notebook,bench,dev
+PIP := $(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --build-constraint build-constraints.txt
+ALL_EXTRAS := all,test,notebook,bench,dev
 
 .PHONY: install install-full demo test test-full lint bench clean
 
@@ -13,16 +13,16 @@ install: .venv/installed
 install-full: .venv/installed-full
 
 # torch goes first and alone; the build that was taken (or was there already) is held from then on.
-.venv/installed: pyproject.toml $(CONSTRAINTS)
+.venv/installed: pyproject.toml build-constraints.txt $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "pip>=25,<26.2"
+	$(BIN)/python -m pip install --quiet "pip>=25.3,<26.2"
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "$(TORCH)"
 	sed '/^torch==/d' $(or $(CONSTRAINTS),/dev/null) > .venv/constraints.txt
 	$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" >> .venv/constraints.txt
 	$(PIP) --editable ".[test]"
 	touch $@
 
-.venv/installed-full: .venv/installed
+.venv/installed-full: .venv/installed build-constraints.txt
 	$(PIP) --editable ".[$(ALL_EXTRAS)]"
 	touch $@
 
@@ -44,7 +44,6 @@ bench: .venv/installed-full
 	$(BIN)/python -m benchmarks.search_throughput
 	$(BIN)/python -m benchmarks.supernet_step
 	$(BIN)/python -m benchmarks.host_latency
-	$(BIN)/python -m benchmarks.few_shot
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.quality
 
