@@ -44,6 +44,7 @@ bench: .venv/installed-full
 	$(BIN)/python -m benchmarks.search_throughput
 	$(BIN)/python -m benchmarks.supernet_step
 	$(BIN)/python -m benchmarks.host_latency
+	$(BIN)/python -m benchmarks.few_shot
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.quality
 
