@@ -123,6 +123,7 @@ _YOLO = (
         _yolo(f"yolov6{s}", "yolov6", table, scale, params, "meituan/YOLOv6 0.2.0 README.md")
         for s, table, scale, params in (
             ("n", yolo.YOLOV6, (0.33, 0.25), "4.3M"),
+            ("s", yolo.YOLOV6, (0.33, 0.5), "17.2M"),
             ("m", yolo.YOLOV6_CSP, (0.6, 0.75), "34.3M"),
         )
     ),
@@ -144,6 +145,8 @@ _YOLO = (
             ("n", (0.33, 0.25), 3_157_184, {}),
             ("s", (0.33, 0.5), 11_166_544, {}),
             ("m", (0.67, 0.75), 25_902_624, {"max_channels": 768}),
+            ("l", (1, 1), 43_691_504, {"max_channels": 512}),
+            ("x", (1, 1.25), 68_229_632, {"max_channels": 512}),
         )
     ),
     *(
