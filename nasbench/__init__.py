@@ -26,11 +26,14 @@ _OWN = {
     "latest_run": "nasbench.run",
     "load_config": "nasbench.config",
     "load_run": "nasbench.run",
+    "measure_networks": "nasbench.measurements",
+    "named_network": "nasbench.networks",
     "non_dominated_mask": "nasbench.pareto",
     "non_dominated_sort": "nasbench.pareto",
     "parse_config": "nasbench.config",
     "run_experiment": "nasbench.experiment",
     "search": "nasbench.search",
+    "suite_networks": "nasbench.networks",
 }
 _PACKAGES = ("search_spaces", "hardware_profiles", "predictors")
 

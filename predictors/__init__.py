@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from predictors.accuracy import AccuracyPredictor
     from predictors.base import AdditivePredictor, BoundAdditive, BoundPredictor, Estimate, Predictor
     from predictors.calibration import Calibration, calibrate
-    from predictors.choice import predictor_for
+    from predictors.choice import choose_predictor, predictor_for
     from predictors.counts import Count
     from predictors.few_shot import FewShot
     from predictors.lookup import LookupTable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from predictors.roofline_fitting import fit_roofline
     from predictors.suite import CalibrationNetwork, calibration_suite
     from predictors.tables import MeasuredTable, TableLookup
+    from predictors.target_calibration import TargetCalibration, fit_target
 
 _LAZY = {
     "AccuracyPredictor": "accuracy",
@@ -37,16 +38,20 @@ _LAZY = {
     "Predictor": "base",
     "Roofline": "roofline",
     "TableLookup": "tables",
+    "TargetCalibration": "target_calibration",
     "calibrate": "calibration",
     "calibration_suite": "suite",
+    "choose_predictor": "choice",
     "fit_roofline": "roofline_fitting",
+    "fit_target": "target_calibration",
     "predictor_for": "choice",
 }
 
 __all__ = [
     "AccuracyPredictor", "AdditivePredictor", "BoundAdditive", "BoundPredictor", "Calibration", "CalibrationNetwork",
     "Count", "Estimate", "FewShot", "LookupTable", "MeasuredTable", "OperatorModel", "Predictor", "Roofline",
-    "TableLookup", "calibrate", "calibration_suite", "fit_roofline", "predictor_for",
+    "TableLookup", "TargetCalibration", "calibrate", "calibration_suite", "choose_predictor", "fit_roofline",
+    "fit_target", "predictor_for",
 ]  # fmt: skip
 
 
