@@ -235,10 +235,17 @@ class BoundAdditive(BoundPredictor):
 
     @cached_property
     def positions(self) -> list[tuple[tuple[int, ...], NDArray[np.int64], Array]]:
-        """Per position: its knobs, all combinations of their choices `(m, knobs)`, and features of each `(m, F)`."""
+        """Per position: its knobs, all combinations of their choices `(m, knobs)`, and features of each `(m, F)`.
+
+        Positions that are the same throughout, such as repeated cells, share their arrays.
+        """
+        made: dict[tuple[tuple[int, ...], bytes], tuple[tuple[int, ...], NDArray[np.int64], Array]] = {}
         positions = []
         for position in range(len(self.space.block_knobs)):
             knobs, grid, ids = self.space.block_grid(position)
             self._fill_missing(ids)
-            positions.append((knobs, grid, self.table[ids]))
+            key = knobs, ids.tobytes()
+            if key not in made:
+                made[key] = knobs, grid, self.table[ids]
+            positions.append(made[key])
         return positions

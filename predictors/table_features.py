@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from predictors.base import Array
+from predictors.base import Array, BoundPredictor
+from predictors.counts import Count
 from predictors.operator_features import GROUPS, QUANTITIES, describe, kernels
 from predictors.tables import MeasuredTable, fbnet_knobs, nasbench201_knobs
-from search_spaces import Workload
+from search_spaces import NASBench201Space, Workload
 from search_spaces.base import Archs, Knob
+from search_spaces.nasbench201 import EDGES
 
-_NB201_EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
-# Multiply-accumulates on CIFAR-10: stem, two residual cells and head; and of one edge in all fifteen cells (16 channels
-# of 32x32, 32 of 16x16, 64 of 8x8, five cells each). Together they give the benchmark's own figure for every cell.
-_NB201_BASE_MACS = 7_783_040
-_NB201_EDGE_MACS = np.array([0, 0, 15 * 262_144, 15 * 9 * 262_144, 0])
 # What counts as a step on the longest path: any operator, a 3x3 convolution, any arithmetic.
 _NB201_STEPS = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0], [0, 0, 1, 1, 0]], dtype=float)
 
@@ -113,33 +112,37 @@ def _fbnet_macs() -> Array:
     return macs
 
 
-def _nasbench201(archs: NDArray[np.generic]) -> Features:
-    archs = np.asarray(archs)
+@lru_cache(maxsize=1)
+def _nasbench201_macs() -> BoundPredictor:
+    return Count("macs").bind(NASBench201Space())
+
+
+def _nasbench201(keys: NDArray[Any]) -> Features:
+    archs: Archs = np.asarray(keys)
     there = archs != 0
     reached, used = np.zeros((2, len(archs), 4), dtype=bool)
     reached[:, 0] = used[:, 3] = True
-    for edge, (a, b) in enumerate(_NB201_EDGES):  # in order of their ends
+    for edge, (a, b) in enumerate(EDGES):  # in order of their ends
         reached[:, b] |= reached[:, a] & there[:, edge]
     for edge in (5, 4, 2, 3, 1, 0):  # in reverse order of their starts
-        a, b = _NB201_EDGES[edge]
+        a, b = EDGES[edge]
         used[:, a] |= used[:, b] & there[:, edge]
-    needed = np.stack([there[:, e] & used[:, b] for e, (_, b) in enumerate(_NB201_EDGES)], 1)
-    alive = np.stack([needed[:, e] & reached[:, a] for e, (a, _) in enumerate(_NB201_EDGES)], 1)
+    needed = np.stack([there[:, e] & used[:, b] for e, (_, b) in enumerate(EDGES)], 1)
+    alive = np.stack([needed[:, e] & reached[:, a] for e, (a, _) in enumerate(EDGES)], 1)
 
     depths = []
     for steps in _NB201_STEPS:
         depth = np.full((len(archs), 4), -np.inf)
         depth[:, 0] = 0
-        for edge, (a, b) in enumerate(_NB201_EDGES):
+        for edge, (a, b) in enumerate(EDGES):
             longer = np.where(there[:, edge], depth[:, a] + steps[archs[:, edge]], -np.inf)
             depth[:, b] = np.maximum(depth[:, b], longer)
         depths.append(np.maximum(depth[:, 3], 0))
-    sums = sum(np.maximum(alive[:, [e for e in range(6) if _NB201_EDGES[e][1] == b]].sum(1) - 1, 0) for b in (1, 2, 3))
-    macs = _NB201_BASE_MACS + _NB201_EDGE_MACS[archs].sum(1)
+    sums = sum(np.maximum(alive[:, [e for e in range(6) if EDGES[e][1] == b]].sum(1) - 1, 0) for b in (1, 2, 3))
     groups = {
         "counts": np.stack([(archs == op).sum(1) for op in range(1, 5)], 1).astype(float),
         "depth": np.stack(depths, 1),
-        "size": np.log(macs)[:, None],
+        "size": np.log(_nasbench201_macs().predict(archs).mean)[:, None],
         "edges": np.concatenate([archs == op for op in range(1, 5)], 1).astype(float),
         "sums": np.asarray(sums, dtype=float)[:, None],
     }

@@ -20,12 +20,12 @@ from hardware_profiles.paths import atomic
 from predictors.base import Array, BoundPredictor, Estimate, Predictor
 from search_spaces import SearchSpace, UserError, Workload, nearest
 from search_spaces.base import Archs, Knob
+from search_spaces.nasbench201 import KNOBS as NASBENCH201_KNOBS
 
 MS_PER_UNIT = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 LEAST_ROWS = 2
 
 _FORMAT = "nasbench measured table 1"
-_NB201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 _FBNET_OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 # Columns of HELP's files that are not devices.
 _HELP_OTHER = frozenset({"arch_idx", "arch_str", "op_code", "op_idx", "ops", "macs_cifar10", "params_cifar10"})
@@ -33,7 +33,7 @@ _HELP_OTHER = frozenset({"arch_idx", "arch_str", "op_code", "op_idx", "ops", "ma
 
 def nasbench201_knobs() -> tuple[Knob, ...]:
     """The six edges of NAS-Bench-201's cell (Dong and Yang, ICLR 2020) in the order of its architecture strings."""
-    return tuple(Knob(f"{a}->{b}", _NB201_OPS) for a, b in ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)))
+    return NASBENCH201_KNOBS
 
 
 def fbnet_knobs() -> tuple[Knob, ...]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from search_spaces.errors import UserError, nearest
     from search_spaces.loading import load_space, presets
     from search_spaces.mobilenet_v3 import MobileNetV3Space
+    from search_spaces.nasbench201 import NASBench201Space
     from search_spaces.onnx_reader import read_onnx
     from search_spaces.operators import Operator, Tensor, Workload, WorkloadBuilder
     from search_spaces.reference.base import ReferenceNetwork
@@ -26,6 +27,7 @@ _LAZY = {
     "Knob": "base",
     "MixtureSupernet": "supernet",
     "MobileNetV3Space": "mobilenet_v3",
+    "NASBench201Space": "nasbench201",
     "NormStats": "supernet",
     "Operator": "operators",
     "ReferenceNetwork": "reference.base",
@@ -46,7 +48,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "Archs", "Block", "Catalog", "Knob", "MixtureSupernet", "MobileNetV3Space", "NormStats", "Operator",
+    "Archs", "Block", "Catalog", "Knob", "MixtureSupernet", "MobileNetV3Space", "NASBench201Space",
+    "NormStats", "Operator",
     "ReferenceNetwork", "SearchSpace", "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate",
     "load_space", "nearest", "presets", "read_onnx", "reference_network", "reference_networks", "trace",
 ]  # fmt: skip

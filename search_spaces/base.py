@@ -44,7 +44,11 @@ class Knob:
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a space: its operators, between one input and one output tensor."""
+    """A piece of a space: its operators, between the tensors that it meets its neighbours at; most often one and one.
+
+    Outputs are all tensors that later blocks read, those that the block itself only hands on among them: so that the
+    peak memory of its workload is that of the network while the block runs.
+    """
 
     name: str
     workload: Workload

@@ -13,9 +13,10 @@ from typing import Any
 from search_spaces.base import SearchSpace
 from search_spaces.errors import UserError, nearest
 from search_spaces.mobilenet_v3 import MobileNetV3Space
+from search_spaces.nasbench201 import NASBench201Space
 
 # `family` of a table: the class that it configures. Other classes are named "module:Class" in an experiment instead.
-FAMILIES: dict[str, Callable[..., SearchSpace]] = {"mobilenet_v3": MobileNetV3Space}
+FAMILIES: dict[str, Callable[..., SearchSpace]] = {"mobilenet_v3": MobileNetV3Space, "nasbench201": NASBench201Space}
 
 _TABLES = files("search_spaces") / "preset_tables"
 
@@ -35,7 +36,9 @@ def presets() -> dict[str, str]:
     return {name: str(tomllib.loads(text)["description"]) for name, text in _tables().items()}
 
 
-def load_space(name: str | Path, in_channels: int = 3, num_classes: int = 1000, **overrides: Any) -> SearchSpace:
+def load_space(
+    name: str | Path, in_channels: int | None = None, num_classes: int | None = None, **overrides: Any
+) -> SearchSpace:
     """A space from a preset's name or a TOML file.
 
     A file has `family` (such as `mobilenet_v3`), optionally `description`, and the keyword arguments of the family's
@@ -43,7 +46,7 @@ def load_space(name: str | Path, in_channels: int = 3, num_classes: int = 1000, 
 
     Args:
         name: a name of `presets()`, or a path that ends in `.toml`.
-        in_channels, num_classes: of the task.
+        in_channels, num_classes: of the task; by default those of the family, most often 3 and 1000.
         overrides: replace keys of the table, as `resolutions=[96]`.
 
     Raises:
@@ -81,4 +84,5 @@ def load_space(name: str | Path, in_channels: int = 3, num_classes: int = 1000, 
             raise UserError(f"{where}: unknown key {key!r}. {nearest(key, keys)}")
     if "stages" in keys and "stages" not in table:
         raise UserError(f"{where}: key 'stages' is missing: the table has one [[stages]] per stage")
-    return make(in_channels, num_classes, **table, name=title if title == where else where)
+    task = {"in_channels": in_channels, "num_classes": num_classes}
+    return make(**{k: v for k, v in task.items() if v is not None}, **table, name=title if title == where else where)

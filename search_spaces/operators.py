@@ -152,21 +152,21 @@ class Workload:
 
     @staticmethod
     def chain(parts: Iterable["Workload"]) -> "Workload":
-        """One workload from parts with one input and one output each; every output feeds the next part's input.
+        """One workload from parts: the outputs of each feed the inputs of the next, in order.
 
         Raises:
             ValueError: no parts, or two neighbours whose tensors differ.
         """
         builder: WorkloadBuilder | None = None
-        here = -1
+        here: list[int] = []
         for part in parts:
             if builder is None:
                 builder = WorkloadBuilder()
-                here = builder.input(part.tensors[part.inputs[0]])
+                here = [builder.input(part.tensors[t]) for t in part.inputs]
             here = builder.extend(part, here)
         if builder is None:
             raise ValueError("a chain needs at least one part")
-        return builder.build([here])
+        return builder.build(here)
 
 
 @dataclass
@@ -212,18 +212,25 @@ class WorkloadBuilder:
         self.writes.append(len(self.tensors) - 1)
         return self.writes[-1]
 
-    def extend(self, part: Workload, source: int) -> int:
-        """Append a whole workload of one input and one output, fed by tensor `source`; returns its output's index."""
-        if part.tensors[part.inputs[0]] != self.tensors[source]:
-            raise ValueError(f"part expects {part.tensors[part.inputs[0]]}, the chain has {self.tensors[source]}")
-        index = {part.inputs[0]: source}
+    def extend(self, part: Workload, sources: Sequence[int]) -> list[int]:
+        """Append a whole workload, fed by one of the tensors `sources` per input; returns the indices of its outputs.
+
+        An output that is an input of the part too is that very tensor.
+
+        Raises:
+            ValueError: tensors that the part does not expect.
+        """
+        expected, given = [part.tensors[t] for t in part.inputs], [self.tensors[t] for t in sources]
+        if expected != given:
+            raise ValueError(f"part expects {expected}, the chain has {given}")
+        index = dict(zip(part.inputs, sources, strict=True))
         for op, reads, write in zip(part.operators, part.reads, part.writes, strict=True):
             self.operators.append(op)
             self.tensors.append(op.output)
             index[write] = len(self.tensors) - 1
             self.reads.append(tuple(index[t] for t in reads))
             self.writes.append(index[write])
-        return index[part.outputs[0]]
+        return [index[t] for t in part.outputs]
 
     def build(self, outputs: Sequence[int]) -> Workload:
         """The finished, immutable workload."""

@@ -198,7 +198,8 @@ def _product(name: str, args: Any, activations: _Activations) -> _Read:
 def _pool(name: str, args: Any, activations: _Activations) -> _Read:
     kernel = _fill(args[1], 2)
     stride = _fill(args[2], 2) if len(args) > 2 and args[2] else kernel
-    if name == "avg_pool2d" and kernel == tuple(args[0].shape[2:]):
+    padded = len(args) > 3 and any(_fill(args[3], 2))
+    if name == "avg_pool2d" and kernel == tuple(args[0].shape[2:]) and not padded:
         return "global_avg_pool", {}
     return _KINDS.get(name, name), {"kernel": kernel, "stride": stride}
 

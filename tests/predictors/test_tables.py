@@ -8,7 +8,7 @@ import pytest
 
 from predictors import MeasuredTable, TableLookup
 from predictors.table_features import table_features, workload_totals
-from search_spaces import MobileNetV3Space, UserError, load_space
+from search_spaces import MobileNetV3Space, NASBench201Space, UserError, load_space
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +143,12 @@ def test_nasbench201_features_agree_with_the_benchmark(data_dir: Path) -> None:
     assert again.executed is not None
     assert np.array_equal(again.executed, features.executed)
     assert np.array_equal(again.cut, features.cut)
+
+
+def test_measured_nasbench201_serves_the_space_itself(data_dir: Path) -> None:
+    table = MeasuredTable.from_help(data_dir / "nb201_latency_help.csv.gz", ["raspi4"])
+    space = NASBench201Space()
+    assert table.belongs_to(space)
+    bound = TableLookup(table).bind(space)
+    archs = space.from_official_index([0, 7, 15_624])
+    assert (bound.predict(archs).mean == table.column("raspi4")[[0, 7, 15_624]]).all()

@@ -35,6 +35,8 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3"),
     "mobilenet_v3_large": lambda: load_space("mobilenet_v3_large"),
     "mobilenet_v3_small": lambda: load_space("mobilenet_v3_small"),
+    "nasbench201": lambda: load_space("nasbench201"),
+    "nasbench201_tiny": lambda: load_space("nasbench201", 1, 4, resolution=8, channels=4, cells=1),
 }
 
 
