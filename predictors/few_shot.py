@@ -31,8 +31,9 @@ _CLIP = 4.0  # standard deviations: what a source says of networks that it optim
 _WIDTH, _LEAST, _MOST = 1.5, -7.0, 4.0
 _TRAIN, _REPEATS = 100, 2  # networks per fit of a source's parameters, and fits that are summed
 _NEGLIGIBLE = 1e-3  # weight below which a hypothesis is left out
-# Of `suggest`: networks that are compared, and networks whose uncertainty is to fall.
-_CANDIDATES, _REPRESENTATIVES = 500, 300
+# Of `suggest`: networks compared per network wanted, and networks whose uncertainty is to fall. Among many more
+# candidates the most telling are extremes, where the model is least to be trusted.
+_CANDIDATES, _REPRESENTATIVES = 8, 300
 
 
 def device_family(name: str) -> str:
@@ -150,6 +151,23 @@ class _Kernel:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What one source device teaches, taken for a new one among the others.
+
+    Args:
+        source: its name.
+        executed: whether networks were taken without the operators that their output does not depend on.
+        parameters: `(P,)` of the kernel, fitted to it.
+        evidence: logarithm of the probability of its measurements, less a constant.
+    """
+
+    source: str
+    executed: bool
+    parameters: Array
+    evidence: float
+
+
+@dataclass(frozen=True)
 class Design:
     """What the hypotheses about a new device are; the default is what `benchmarks.few_shot --select` chose.
 
@@ -160,7 +178,7 @@ class Design:
     """
 
     executed: bool = True
-    noise: tuple[float, ...] = (1.0,)
+    noise: tuple[float, ...] = (0.5, 1.0, 2.0)
     best_only: bool = False
 
 
@@ -172,6 +190,29 @@ class _Hypothesis:
     executed: bool
     parameters: Array
     log_prior: float
+
+
+def lessons(table: MeasuredTable, families: Mapping[str, str] | None = None) -> list[Lesson]:
+    """The lessons of all devices of a table; see `FewShot.learn`."""
+    family = {d: (families or {}).get(d, device_family(d)) for d in table.devices}
+    if len(set(family.values())) < 2:
+        raise UserError(f"few-shot predictor: needs sources of at least two families, got {', '.join(table.devices)}")
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(len(table), min(_TRAIN, len(table)), replace=False) for _ in range(_REPEATS)]
+    found = []
+    for device in table.devices:
+        others = table.select([d for d in table.devices if family[d] != family[device]])
+        inputs = _Inputs(others)
+        values = np.log(table.column(device))
+        kernel = _Kernel.of(inputs.known[False])
+        for executed, features in inputs.known.items():
+            data = []
+            for rows in drawn:
+                part = {g: v[rows] for g, v in features.items()}
+                cut = inputs.cut[rows]
+                data.append((kernel.products(part, part), cut, values[rows] - _centre(values[rows], cut)))
+            found.append(Lesson(device, executed, *kernel.fit(data)))
+    return found
 
 
 class FewShot(Predictor):
@@ -240,35 +281,24 @@ class FewShot(Predictor):
             UserError: an unknown column, or fewer than two families.
         """
         table = table.select(sources or table.devices)
-        family = {d: (families or {}).get(d, device_family(d)) for d in table.devices}
-        if len(set(family.values())) < 2:
-            raise UserError(
-                f"few-shot predictor: needs sources of at least two families, got {', '.join(table.devices)}"
-            )
-        rng = np.random.default_rng(0)
-        drawn = [rng.choice(len(table), min(_TRAIN, len(table)), replace=False) for _ in range(_REPEATS)]
-        found: list[tuple[str, bool, Array, float]] = []
-        for device in table.devices:
-            others = table.select([d for d in table.devices if family[d] != family[device]])
-            inputs = _Inputs(others)
-            values = np.log(table.column(device))
-            kernel = _Kernel.of(inputs.known[False])
-            for executed, features in inputs.known.items():
-                if executed and not design.executed:
-                    continue
-                data = []
-                for rows in drawn:
-                    part = {g: v[rows] for g, v in features.items()}
-                    cut = inputs.cut[rows]
-                    data.append((kernel.products(part, part), cut, values[rows] - _centre(values[rows], cut)))
-                found.append((device, executed, *kernel.fit(data)))
+        return cls.of_lessons(table, lessons(table, families), design)
+
+    @classmethod
+    def of_lessons(cls, table: MeasuredTable, taught: Sequence[Lesson], design: Design = Design()) -> FewShot:
+        """From what `lessons(table)` gave, so that several designs can share it."""
         # How often a device drops what is not used: by rule of succession over the sources.
-        ways = len(found) // len(table.devices)
-        drops = sum(b[3] > a[3] for a, b in zip(found[::2], found[1::2], strict=True)) if ways == 2 else 0
-        share = (1 + drops) / (2 + len(table.devices)) if ways == 2 else 0.0
+        by_device = [{x.executed: x.evidence for x in taught if x.source == d} for d in table.devices]
+        drops = sum(both[True] > both[False] for both in by_device if True in both)
+        share = (1 + drops) / (2 + len(by_device)) if design.executed and any(True in x for x in by_device) else 0.0
         hypotheses = [
-            _Hypothesis(d, e, np.array([p[0] + np.log(factor), *p[1:]]), float(np.log(share if e else 1 - share)))
-            for d, e, p, _ in found
+            _Hypothesis(
+                x.source,
+                x.executed,
+                np.array([x.parameters[0] + np.log(factor), *x.parameters[1:]]),
+                float(np.log(share if x.executed else 1 - share)),
+            )
+            for x in taught
+            if design.executed or not x.executed
             for factor in design.noise
         ]
         return cls(table, hypotheses, best_only=design.best_only)
@@ -355,7 +385,8 @@ class FewShot(Predictor):
         """Rows `(n,)` of the table to measure next, best first: those that leave the least uncertainty about others.
 
         Greedy: each network lowers the summed posterior variance of a sample of the table the most (Cohn, NeurIPS
-        1996), averaged over the hypotheses, given what was measured before. Call it again after `adapt` for more.
+        1996), averaged over the hypotheses, given what was measured before. Best asked for ten at a time,
+        with `adapt` in between.
 
         Args:
             n: how many.
@@ -369,7 +400,7 @@ class FewShot(Predictor):
         if not 1 <= n <= len(free):
             raise UserError(f"few-shot predictor: cannot suggest {n} of {len(free)} networks left in the table")
         rng = np.random.default_rng(seed)
-        candidates = rng.choice(free, min(max(_CANDIDATES, n), len(free)), replace=False)
+        candidates = rng.choice(free, min(_CANDIDATES * n, len(free)), replace=False)
         others = rng.choice(len(self.table), min(_REPRESENTATIVES, len(self.table)), replace=False)
         others = others[~self._inputs.cut[others]]
         states = []
@@ -588,4 +619,4 @@ def _centre(logs: Array, cut: NDArray[np.bool_]) -> float:
     return float(np.median(logs[~cut] if (~cut).any() else logs))
 
 
-__all__ = ["LEAST_SAMPLES", "FewShot", "device_family"]
+__all__ = ["LEAST_SAMPLES", "Design", "FewShot", "device_family", "lessons"]
