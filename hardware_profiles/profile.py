@@ -100,7 +100,7 @@ class RooflineParameters(_Record):
             Above 1 where an algorithm saves arithmetic (Winograd) or a stated peak is too low.
         bandwidth_efficiency: attained fraction of peak bandwidth, for activations.
         weight_bandwidth_efficiency: for parameters; as activations where None.
-        lanes: channels and pixels that arithmetic comes in: both are rounded up to multiples.
+        lanes: channels, and pixels of a row, that arithmetic comes in: both are rounded up to multiples.
         launch_us: time that every operator costs apart from its work, in microseconds.
         fixed_us: time that every inference costs apart from its operators, in microseconds.
         host_link_gbs: link that inputs (and parameters beyond `on_chip_bytes`) cross for each inference, GB/s;

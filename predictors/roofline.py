@@ -8,7 +8,7 @@ its published latencies (`predictors.roofline_fitting`), or roughly assumed wher
 
 from __future__ import annotations
 
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,8 @@ EXTRAPOLATION = 0.3
 def operator_work(op: Operator, lanes: tuple[int, int], batch: int) -> tuple[str, float, float, float, float]:
     """What one operator does: kind of arithmetic, multiply-accumulates, parameters, activation values, launches.
 
-    Fused operators are not launched and move only their second operand. Arithmetic fills `lanes` of channels and
-    pixels.
+    Fused operators are not launched and move only their second operand. Arithmetic fills `lanes` of channels and of
+    pixels in a row.
     """
     if op.kind in FUSED:
         return "", 0.0, 0.0, batch * sum(t.size for t in op.inputs[1:]), 0.0
@@ -63,9 +63,8 @@ def operator_work(op: Operator, lanes: tuple[int, int], batch: int) -> tuple[str
     channels, *pixels = op.output.shape
     if op.kind == "conv_transpose2d":
         pixels = list(op.inputs[0].shape[1:])
-    area = prod(pixels) * batch
-    depth = batch * op.macs / (channels * area)  # multiply-accumulates per output value
-    macs = depth * ceil(channels / lanes[0]) * lanes[0] * ceil(area / lanes[1]) * lanes[1]
+    filled = ceil(channels / lanes[0]) * lanes[0] / channels * ceil(pixels[-1] / lanes[1]) * lanes[1] / pixels[-1]
+    macs = batch * op.macs * filled
     if op.kind == "depthwise_conv2d":
         kind = op.kind
     elif op.groups > 1:

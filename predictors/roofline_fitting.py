@@ -36,8 +36,10 @@ from search_spaces.reference import reference_network
 
 # With fewer networks at an operating point nothing is fitted.
 LEAST_NETWORKS = 3
-# Assumed errors of ln(latency) while fitting: scale and degrees of freedom of a Student-t distribution.
-SCALE, FREEDOM = 0.08, 4.0
+# Assumed errors of ln(latency): a Student-t distribution with so many degrees of freedom, whose scale is fitted within
+# bounds, beginning with the first.
+FREEDOM = 4.0
+SCALE, SCALES = 0.08, (0.06, 0.3)
 # A figure this many times off the fit to the others is in another unit.
 OTHER_UNIT = 100.0
 
@@ -51,9 +53,9 @@ _BROAD = {
 }
 _BROAD_STD = (0.7, 0.7, 0.7, 0.8, 0.8, 0.7, 0.8, 1.0, 1.0, 0.3)
 # Other devices count against the broad prior as that many devices; their spread is at least the second figure.
-_BROAD_DEVICES, _LEAST_STD = 1.0, 0.5
-# Channels and pixels that arithmetic is rounded up to.
-_LANES = {"CPU": (8, 8), "GPU": (64, 64), "NPU": (32, 16)}
+_BROAD_DEVICES, _LEAST_STD = 1.0, 0.7
+# Channels, and pixels of a row, that arithmetic is rounded up to.
+_LANES = {"CPU": (1, 1), "GPU": (32, 32), "NPU": (16, 8)}
 # Runtimes that compute on the CPU, whatever the device is known for.
 _CPU_RUNTIMES = frozenset({"tflite", "litert", "ncnn", "onnxruntime", "openvino-cpu", "executorch"})
 
@@ -192,24 +194,54 @@ def prior(target: Target, others: Mapping[str, Sequence[tuple[Target, Array]]]) 
     return Prior(mean, std)
 
 
-def fit_costs(work: Array, logs: Array, prior: Prior, start: Array | None = None) -> Array:
-    """`(C,)` most probable logarithms of the costs.
+@dataclass(frozen=True)
+class Costs:
+    """Fitted costs.
+
+    Attributes:
+        logs: `(C,)` their most probable logarithms.
+        scale: of the errors of ln(latency).
+        covariance: `(C, C)` of the logarithms, to first order.
+    """
+
+    logs: Array
+    scale: float
+    covariance: Array
+
+    def predict(self, work: Array) -> tuple[Array, Array]:
+        """Logarithms of latency `(n,)`, and the variances `(n,)` that they are expected to err by."""
+        shares = work * np.exp(self.logs)
+        times = shares.sum(1)
+        gradient = shares / times[:, None]
+        return np.log(times), self.scale**2 + np.einsum("ij,jk,ik->i", gradient, self.covariance, gradient)
+
+
+def fit_costs(work: Array, logs: Array, prior: Prior) -> Costs:
+    """The most probable costs, with the scale of errors taken from a first fit. Without networks, the prior's.
 
     Args:
         work: `(n, C)`, not negative.
         logs: `(n,)` logarithms of the latencies in ms.
-        start: where to begin; the prior's mean by default.
     """
+    x = _most_probable(work, logs, prior, SCALE, prior.mean)
+    errors = np.log(work @ np.exp(x)) - logs
+    # The median absolute deviation of a normal distribution is 0.67 standard deviations.
+    scale = float(np.clip(1.4826 * np.median(np.abs(errors)), *SCALES)) if len(errors) else SCALE
+    x = _most_probable(work, logs, prior, scale, x)
+    return Costs(x, scale, np.linalg.inv(_normal_equations(work, logs, prior, scale, x)[0]))
+
+
+def _most_probable(work: Array, logs: Array, prior: Prior, scale: float, x: Array) -> Array:
+    """Levenberg-Marquardt steps from `x`."""
 
     def badness(x: Array) -> float:
-        error = (np.log(work @ np.exp(x)) - logs) / SCALE
+        error = (np.log(work @ np.exp(x)) - logs) / scale
         return float(((FREEDOM + 1) * np.log1p(error**2 / FREEDOM)).sum() + (((x - prior.mean) / prior.std) ** 2).sum())
 
-    x = prior.mean.copy() if start is None else start.copy()
     value = badness(x)
     damping = 1e-3
     for _ in range(100):
-        hessian, gradient = _normal_equations(work, logs, prior, x)
+        hessian, gradient = _normal_equations(work, logs, prior, scale, x)
         for _ in range(12):
             step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), -gradient).clip(-1.5, 1.5)
             new = badness(x + step)
@@ -226,12 +258,12 @@ def fit_costs(work: Array, logs: Array, prior: Prior, start: Array | None = None
     return x
 
 
-def _normal_equations(work: Array, logs: Array, prior: Prior, x: Array) -> tuple[Array, Array]:
+def _normal_equations(work: Array, logs: Array, prior: Prior, scale: float, x: Array) -> tuple[Array, Array]:
     """Gauss-Newton's matrix and half the gradient of the reweighted squares."""
     shares = work * np.exp(x)
     times = shares.sum(1)
-    error = (np.log(times) - logs) / SCALE
-    jacobian = shares / times[:, None] / SCALE
+    error = (np.log(times) - logs) / scale
+    jacobian = shares / times[:, None] / scale
     weighted = jacobian * ((FREEDOM + 1) / (FREEDOM + error**2))[:, None]
     precision = 1 / prior.std**2
     return weighted.T @ jacobian + np.diag(precision), weighted.T @ error + precision * (x - prior.mean)
@@ -239,30 +271,25 @@ def _normal_equations(work: Array, logs: Array, prior: Prior, x: Array) -> tuple
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Predictions of networks that were left out: `(n,)` errors ln(predicted / measured), and what spread the fit
-    expected of them: the parameters' part of it as variance of the logarithm."""
+    """Predictions of networks that were left out: `(n,)` errors ln(predicted / measured), and the standard deviations
+    that their fits expected."""
 
     errors: Array
-    variances: Array
+    expected: Array
+
+    @property
+    def relative(self) -> Array:
+        return np.abs(self.errors) / self.expected
 
 
-def leave_out(data: Sample, prior: Prior, groups: NDArray[np.intp], start: Array) -> LeftOut:
+def leave_out(data: Sample, prior: Prior, groups: NDArray[np.intp]) -> LeftOut:
     """Predict each group of networks from a fit to all others."""
     errors, variances = np.zeros(len(data.names)), np.zeros(len(data.names))
     for group in np.unique(groups):
         out = groups == group
-        x = fit_costs(data.work[~out], data.logs[~out], prior, start)
-        shares = data.work[out] * np.exp(x)
-        times = shares.sum(1)
-        errors[out] = np.log(times) - data.logs[out]
-        covariance = np.linalg.inv(_normal_equations(data.work[~out], data.logs[~out], prior, x)[0])
-        gradient = shares / times[:, None]
-        variances[out] = np.einsum("ij,jk,ik->i", gradient, covariance, gradient)
-    return LeftOut(errors, variances)
-
-
-def _relative(left: LeftOut) -> Array:
-    return np.abs(left.errors) / np.sqrt(SCALE**2 + left.variances)
+        predicted, variances[out] = fit_costs(data.work[~out], data.logs[~out], prior).predict(data.work[out])
+        errors[out] = predicted - data.logs[out]
+    return LeftOut(errors, np.sqrt(variances))
 
 
 def _interval_scale(relative: Array) -> float:
@@ -276,19 +303,19 @@ def _interval_scale(relative: Array) -> float:
 
 def _covered(left: LeftOut, both: Sequence[LeftOut], groups: NDArray[np.intp]) -> float:
     """Share of errors inside their 90 % intervals, each scaled by the errors of other groups."""
-    relative, pool = _relative(left), np.stack([_relative(part) for part in both])
+    pool = np.stack([part.relative for part in both])
     inside = [
         value <= ndtri(0.95) * _interval_scale(pool[:, groups != group].ravel())
-        for value, group in zip(relative, groups, strict=True)
+        for value, group in zip(left.relative, groups, strict=True)
     ]
     return float(np.mean(inside))
 
 
-def evaluate(data: Sample, prior: Prior, start: Array) -> tuple[FitErrors, float]:
+def evaluate(data: Sample, prior: Prior) -> tuple[FitErrors, float]:
     """Errors on left-out networks and families, and the scale of the intervals."""
     n = len(data.names)
-    networks = leave_out(data, prior, np.arange(n), start)
-    families = leave_out(data, prior, data.groups, start)
+    networks = leave_out(data, prior, np.arange(n))
+    families = leave_out(data, prior, data.groups)
     both = (networks, families)
     ape, family_ape = (np.abs(np.expm1(left.errors)) for left in both)
     rank = spearmanr(networks.errors + data.logs, data.logs).statistic if n > 2 else np.nan
@@ -302,7 +329,7 @@ def evaluate(data: Sample, prior: Prior, start: Array) -> tuple[FitErrors, float
         family_within_20_percent=round(float(np.mean(family_ape <= 0.2)), 4),
         family_coverage_90=round(_covered(families, both, data.groups), 4),
     )
-    return errors, _interval_scale(np.concatenate([_relative(left) for left in both]))
+    return errors, _interval_scale(np.concatenate([left.relative for left in both]))
 
 
 def fit_target(target: Target, others: Mapping[str, Sequence[tuple[Target, Array]]]) -> RooflineFit:
@@ -335,22 +362,20 @@ def fit_sample(
             f"{target.name}: {n} networks with references are too few to fit a roofline; at least {LEAST_NETWORKS} "
             "are needed"
         )
-    alone = fit_costs(data.work, data.logs, broad_prior(target))
+    alone = fit_costs(data.work, data.logs, broad_prior(target)).logs
     assumed = prior(target, others)
-    x = fit_costs(data.work, data.logs, assumed, alone)
-    _check_units(data, x)
-    errors, scale = evaluate(data, assumed, x)
-    covariance = np.linalg.inv(_normal_equations(data.work, data.logs, assumed, x)[0])
-    values, vectors = np.linalg.eigh(covariance)
-    # Directions matter by what they do to the references' latencies and, for kinds of work that those lack, by length.
+    costs = fit_costs(data.work, data.logs, assumed)
+    _check_units(data, costs.logs)
+    errors, scale = evaluate(data, assumed)
+    values, vectors = np.linalg.eigh(costs.covariance)
     order = np.argsort(-values)[:_DIRECTIONS]
     directions = [scale * np.sqrt(values[i]) * vectors[:, i] for i in order]
     return RooflineFit(
         networks=n,
         families=len(set(data.families)),
         range_ms=(float(data.latency_ms.min()), float(data.latency_ms.max())),
-        parameters=_parameters(target, x, n),
-        log_std=_round(scale * SCALE),
+        parameters=_parameters(target, costs.logs, n),
+        log_std=_round(scale * costs.scale),
         deviations=tuple(tuple(round(float(v), 4) for v in row) for row in directions),
         alone=tuple(round(float(v), 4) for v in alone),
         power_w=_round(median(powers)) if powers else None,
@@ -405,7 +430,7 @@ def fitted_alone(profile: Profile) -> list[tuple[Target, Array]]:
     fits = []
     for target in fitted_points(profile):
         data = sample(target)
-        fits.append((target, np.round(fit_costs(data.work, data.logs, broad_prior(target)), 4)))
+        fits.append((target, np.round(fit_costs(data.work, data.logs, broad_prior(target)).logs, 4)))
     return fits
 
 

@@ -280,24 +280,15 @@ def _fit_roofline(
     target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
 ) -> _Fitted:
     """The roofline's parameters, with what other devices of the class teach; of energy, time stands for mJ at 1 W."""
-    from predictors.roofline_fitting import (
-        broad_prior,
-        fit_costs,
-        fit_sample,
-        leave_out,
-        measured_sample,
-        prior,
-        shipped_costs,
-    )
+    from predictors.roofline_fitting import fit_sample, leave_out, measured_sample, prior, shipped_costs
 
     names = [str(i) for i in range(len(y))]
     data = measured_sample(target, names, families, workloads, y)
     others = shipped_costs()
     fit = fit_sample(data, others)
     assumed = prior(target, others)
-    start = fit_costs(data.work, data.logs, broad_prior(target))
     groups = data.groups if len(set(families)) > 1 else np.arange(len(y))
-    logs = -leave_out(data, assumed, groups, start).errors
+    logs = -leave_out(data, assumed, groups).errors
     return _Fitted(fit.model_dump(mode="json"), logs, max(LEAST_LOG_STD, fit.log_std), fit.errors.family_coverage_90)
 
 

@@ -47,7 +47,7 @@ def made_up(networks: tuple[str, ...] = NETWORKS, noise: float = 0.0, **changes:
     rng = np.random.default_rng(0)
     references = []
     for name in networks:
-        work = workload_work(reference_network(name).workload(), target, (8, 8))
+        work = workload_work(reference_network(name).workload(), target, (1, 1))
         work[FIXED] = 1e-3
         latency = float(work @ true_costs() * np.exp(noise * rng.normal()))
         resolution = reference_network(name).input_shape[1]
@@ -65,7 +65,7 @@ def dump(profile: Profile) -> dict:
 def test_a_fit_recovers_the_costs_that_references_determine() -> None:
     data = sample(made_up().target())
     vague = Prior(broad_prior(data.target).mean, np.full(len(COSTS), 3.0))
-    found = np.exp(fit_costs(data.work, data.logs, vague))
+    found = np.exp(fit_costs(data.work, data.logs, vague).logs)
     np.testing.assert_allclose(data.work @ found, data.latency_ms, rtol=0.01)
     for name in ("conv2d", "pointwise", "depthwise_conv2d", "weights", "activations", "launch"):
         i = COSTS.index(name)
@@ -76,7 +76,7 @@ def test_one_odd_figure_does_not_bend_the_fit() -> None:
     data = sample(made_up().target())
     spoilt = data.logs.copy()
     spoilt[3] += 2.0
-    found = fit_costs(data.work, spoilt, broad_prior(data.target))
+    found = fit_costs(data.work, spoilt, broad_prior(data.target)).logs
     errors = np.log(data.work @ np.exp(found)) - data.logs
     assert np.abs(np.delete(errors, 3)).max() < 0.15
 
@@ -93,11 +93,10 @@ def test_networks_left_out_are_predicted_and_fall_inside_their_intervals() -> No
 def test_a_left_out_network_does_not_move_its_own_prediction() -> None:
     data = sample(made_up().target())
     assumed = broad_prior(data.target)
-    start = fit_costs(data.work, data.logs, assumed)
-    before = leave_out(data, assumed, np.arange(len(data.names)), start).errors + data.logs
+    before = leave_out(data, assumed, np.arange(len(data.names))).errors + data.logs
     data.latency_ms[2] *= 1.5
-    after = leave_out(data, assumed, np.arange(len(data.names)), start).errors + data.logs
-    assert after[2] == pytest.approx(before[2], abs=1e-3)
+    after = leave_out(data, assumed, np.arange(len(data.names))).errors + data.logs
+    assert after[2] == pytest.approx(before[2], abs=1e-9)
     assert np.abs(np.delete(after - before, 2)).max() > 1e-3
 
 
@@ -266,10 +265,12 @@ def test_stated_errors_meet_the_aims() -> None:
     """Medians of 15 % (network left out) and 25 % (family left out) at the operating point with most networks."""
     for name in shipped_files():
         profile = load_profile(name)
-        if not profile.fits or name == "edge_tpu":
+        if not profile.fits:
             continue
         fit = profile.fits.get(profile.default) or max(profile.fits.values(), key=lambda f: f.networks)
         assert fit.errors is not None
-        assert fit.errors.median_ape <= 0.15, name
+        # The Edge TPU's page times detectors with their post-processing, and one network faster than its parameters
+        # cross the link.
+        assert fit.errors.median_ape <= (0.2 if name == "edge_tpu" else 0.15), name
         assert fit.errors.family_median_ape <= 0.25, name
         assert set(fit.parameters.efficiency) == {*ARITHMETIC, "other"}
