@@ -141,12 +141,14 @@ def predict(
         list[str] | None,
         typer.Option(help="latency_ms (default), energy_mj, peak_memory_bytes, params or macs; may be repeated."),
     ] = None,
-    predictor: Annotated[str, typer.Option(help="auto, roofline, scale, operator_model, or module:Class.")] = "auto",
+    predictor: Annotated[
+        str, typer.Option(help="auto, roofline, scale, operator_model, few_shot:FILE, table:FILE, or module:Class.")
+    ] = "auto",
 ) -> None:
     """Predict costs of one network on a target, with 90 % intervals and what they rest on."""
     from hardware_profiles import check_workload, load_target
     from nasbench.networks import named_networks
-    from predictors.choice import choose_predictor
+    from predictors.choice import TABLES, choose_predictor
 
     device = load_target(target)
     (chosen,) = _one(named_networks([network] if network else [], space, [arch] if arch else []))
@@ -154,7 +156,8 @@ def predict(
     choices = [(m, choose_predictor(device, m, predictor=predictor)) for m in metric or ["latency_ms"]]
     warnings: dict[str, None] = {}
     for name, choice in choices:
-        estimate = choice.predictor.predict([workload])
+        tied = chosen.space is not None and predictor.startswith(TABLES)  # to the architectures of a space
+        estimate = chosen.estimate(choice.predictor) if tied else choice.predictor.predict([workload])
         low, high = float(estimate.quantile(0.05)[0]), float(estimate.quantile(0.95)[0])
         unit = _UNITS.get(name, "")
         interval = f" (90 % interval {low:.4g} to {high:.4g})" if high > low else ""

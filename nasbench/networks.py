@@ -20,6 +20,7 @@ from search_spaces.reference import reference_network, reference_networks
 if TYPE_CHECKING:
     from torch import nn
 
+    from predictors.base import Estimate, Predictor
     from predictors.suite import CalibrationNetwork
 
 # Names of made-up networks: `suite64:fire-3` is one of 64.
@@ -57,6 +58,11 @@ class NamedNetwork:
         """Per sample, without the batch."""
         workload = self.workload
         return workload.tensors[workload.inputs[0]].shape
+
+    def estimate(self, predictor: Predictor) -> Estimate:
+        """The estimate of a predictor bound to the architecture's space, as tables of measurements need it."""
+        assert self.space is not None
+        return predictor.bind(self.space).predict(self._row[None])
 
     def build(self) -> nn.Module:
         """A module with random weights.

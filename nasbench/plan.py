@@ -19,7 +19,7 @@ from nasbench.stages.base import Stage, check_order
 from nasbench.strategies.base import GradientStrategy, Strategy
 from nasbench.support import supported_space
 from predictors.accuracy import MIN_SAMPLES
-from predictors.choice import PREDICTORS
+from predictors.choice import PREDICTORS, TABLES
 from search_spaces import SearchSpace, UserError, load_space, nearest, presets
 from search_spaces.base import Archs
 
@@ -189,7 +189,10 @@ def _settle_targets(config: Config, targets: dict[str, Target], where: Path | No
                 raise UserError(f"targets.{key}: {name!r} is not among targets.devices = {list(targets)}")
         setattr(section, key, full)
     for name, predictor in section.predictors.items():
-        if ":" in predictor:
+        if predictor.startswith(TABLES):
+            kind, _, file = predictor.partition(":")
+            section.predictors[name] = f"{kind}:{_find(file, where)}"
+        elif ":" in predictor:
             resolve("predictor", predictor, where)
         elif predictor not in PREDICTORS:
             raise UserError(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 METRICS = ("latency_ms", "energy_mj", *COUNTS)
 # Names that `predictor` takes besides `module:Class`.
+TABLES = ("few_shot:", "table:")
 PREDICTORS = ("auto", "roofline", "scale", "operator_model")
 
 
@@ -76,7 +77,9 @@ def choose_predictor(
         target: `device` or `device:operating-point`; counts need none (peak memory then means fp32).
         metric: `latency_ms`, `energy_mj`, `peak_memory_bytes`, `params` or `macs`.
         calibration: measurements of that target; None looks into the user's directory.
-        predictor: `auto`, one of `PREDICTORS`, or `module:Class` of one's own, made as `Class(target, metric)`.
+        predictor: `auto`, one of `PREDICTORS`, `few_shot:FILE` or `table:FILE` (what `FewShot.save` and
+            `MeasuredTable.save` wrote; tied to the space of their table), or `module:Class` of one's own, made as
+            `Class(target, metric)`.
 
     Raises:
         UserError: an unknown metric, target or predictor, a calibration of another target or of another kind than the
@@ -91,6 +94,8 @@ def choose_predictor(
         return Choice(Count(metric, itemsize=target.itemsize if target else 4), exact)
     if target is None:
         raise UserError(f'{metric} needs a target, such as "host" or "raspberry_pi_4"')
+    if predictor.startswith(TABLES):
+        return _of_table(predictor, target, metric)
     if ":" in predictor:
         return Choice(_own(predictor, target, metric), f"your {predictor}")
     if predictor not in PREDICTORS:
@@ -145,6 +150,26 @@ def _calibrated(
 def _roofline(target: Target, metric: str) -> Choice:
     roofline = Roofline(target, metric)
     return Choice(roofline, roofline.basis)
+
+
+def _of_table(spec: str, target: Target, metric: str) -> Choice:
+    """A predictor of one space, from a file."""
+    from predictors.few_shot import FewShot
+    from predictors.tables import MeasuredTable, TableLookup
+
+    if metric != "latency_ms":
+        raise UserError(f"predictor {spec!r}: predicts latency_ms, not {metric}")
+    kind, _, file = spec.partition(":")
+    if kind == "few_shot":
+        adapted = FewShot.load(Path(file))
+        if not len(adapted.latency_ms):
+            raise UserError(f"{file}: was not adapted to any device; call adapt(networks, latency_ms) before saving it")
+        sources = ", ".join(adapted.table.devices)
+        return Choice(adapted, f"few-shot transfer of {len(adapted.latency_ms)} measured networks from {sources}")
+    table = MeasuredTable.load(Path(file))
+    names = [n for n in (target.name, target.profile.name) if n in table.devices]
+    found = TableLookup(table, names[0] if names else None)
+    return Choice(found, f"measured table of {len(table)} networks, {found.device}")
 
 
 def _own(path: str, target: Target, metric: str) -> Predictor:

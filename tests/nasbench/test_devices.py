@@ -392,3 +392,31 @@ def named_suite() -> str:
     from nasbench.networks import suite_networks
 
     return suite_networks(20)[3].name.partition(":")[2]
+
+
+def test_tables_and_few_shot_transfer_predict_the_space_they_are_of(space: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    from predictors import Count, FewShot, MeasuredTable
+
+    loaded = load_space(str(space))
+    archs = np.unique(loaded.sample(60, np.random.default_rng(0)), axis=0)
+    macs = Count("macs").bind(loaded).predict(archs).mean
+    speeds = np.array([1e6, 3e6, 2e6])
+    table = MeasuredTable(loaded.name, loaded.knobs, archs, ("a", "b", "jetson_nano"), macs[:, None] / speeds + 0.1)
+    table.select(["jetson_nano"]).save(tmp_path / "table.npz")
+    name = f"{space}:{'.'.join(map(str, archs[5]))}"
+    said = good("predict", name, "--target", "jetson_nano", "--predictor", f"table:{tmp_path / 'table.npz'}")
+    assert f"{macs[5] / 2e6 + 0.1:.4g} ms, predicted: measured table of {len(archs)} networks" in said
+
+    learned = FewShot.learn(table.select(["a", "b"]))
+    learned.save(tmp_path / "sources.npz")
+    assert "not adapted" in bad(
+        "predict", name, "--target", "jetson_nano", "--predictor", f"few_shot:{tmp_path / 'sources.npz'}"
+    )
+    learned.adapt(archs[::6], table.column("jetson_nano")[::6]).save(tmp_path / "adapted.npz")
+    said = good("predict", name, "--target", "jetson_nano", "--predictor", f"few_shot:{tmp_path / 'adapted.npz'}")
+    assert "few-shot transfer of" in said
+    assert "cannot be read" in bad(
+        "predict", name, "--target", "jetson_nano", "--predictor", f"table:{tmp_path / 'no.npz'}"
+    )

@@ -104,6 +104,7 @@ def test_the_users_calibration_is_frozen_in_the_run(parts: Path) -> None:
         ({"predictors": {"pixel_3": "roofline"}}, r"targets.predictors: 'pixel_3:.*' is not among"),
         ({"predictors": {"jetson_nano": "rofline"}}, "unknown predictor 'rofline'. Did you mean 'roofline'"),
         ({"predictors": {"jetson_nano": "my_target_parts:Missing"}}, "cannot import 'my_target_parts:Missing'"),
+        ({"predictors": {"jetson_nano": "few_shot:gone.npz"}}, "gone.npz: no such file"),
         ({"meters": {"jetson_nano": "telnet"}}, "unknown meter 'telnet'"),
         ({"meters": {"jetson_nano": "replay:gone.json"}}, "gone.json: no such file"),
         ({"meters": {"jetson_nano": "gone.toml"}}, "gone.toml: no such file"),
