@@ -48,6 +48,9 @@ FILES = {"nasbench201": "nb201_latency_help.csv.gz", "fbnet": "fbnet_latency_hel
 SELECT_QUERIES = 3000  # of --select, for speed
 DESIGNS = {
     "default": Design(),
+    "sources as measured": Design(smooth=False),
+    "sources as measured, like one of them": Design(smooth=False, alone=False),
+    "like one of the sources": Design(alone=False),
     "whole networks only": Design(executed=False),
     "best hypothesis only": Design(best_only=True),
     "noise as of sources": Design(noise=(1.0,)),
@@ -155,9 +158,9 @@ def select(table: MeasuredTable, draws: int, picks: int) -> dict[str, dict[str, 
         kin = [d for d in SOURCES if device_family(d) == device_family(device)]
         for left_out in [kin] if len(kin) == 1 else [kin, [device]]:
             others = table.select([d for d in SOURCES if d not in left_out])
-            taught = lessons(others)
+            taught = {smooth: lessons(others, smooth=smooth) for smooth in (True, False)}
             for name, design in DESIGNS.items():
-                learned = FewShot.of_lessons(others, taught, design)
+                learned = FewShot.of_lessons(others, taught[design.smooth], design)
                 for k in SAMPLES:
                     label = device if left_out == kin else f"{device} (kin)"
                     rows[name, k][label] = evaluate(learned, table, device, k, draws, picks, queries)

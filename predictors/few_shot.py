@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from search_spaces import SearchSpace, UserError, Workload
 LEAST_SAMPLES = 3
 
 _FORMAT = "nasbench few-shot predictor 1"
+_SOURCE_GROUPS = frozenset({"level", "contrast", "sources"})
 _OFFSET_VARIANCE = 4.0  # of a device's overall speed, in squared logarithms: a factor of 50 either way
 _FLOOR = 1e-5  # noise variance that every measurement has: 0.3 %
 _CLIP = 4.0  # standard deviations: what a source says of networks that it optimised away must not drown the others
@@ -31,6 +33,8 @@ _CLIP = 4.0  # standard deviations: what a source says of networks that it optim
 _WIDTH, _LEAST, _MOST = 1.5, -7.0, 4.0
 _TRAIN, _REPEATS = 100, 2  # networks per fit of a source's parameters, and fits that are summed
 _NEGLIGIBLE = 1e-3  # weight below which a hypothesis is left out
+# Of the smoothing of sources: landmarks, length in standard deviations of all features together, ridges tried.
+_LANDMARKS, _SMOOTH_LENGTH, _RIDGES = 300, 4.0, (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of `suggest`: networks compared per network wanted, and networks whose uncertainty is to fall. Among many more
 # candidates the most telling are extremes, where the model is least to be trusted.
 _CANDIDATES, _REPRESENTATIVES = 8, 300
@@ -134,19 +138,33 @@ class _Kernel:
         gradient = [e[0] * diagonal.sum(), e[1] * (diagonal * cut).sum(), *(0.5 * (outer * s).sum() for s in slopes)]
         return float(0.5 * y @ weights + np.log(np.diag(factor)).sum()), np.array(gradient)
 
-    def fit(self, data: Sequence[tuple[Any, NDArray[np.bool_], Array]]) -> tuple[Array, float]:
-        """Parameters `(P,)` of largest posterior probability given several sets of measurements, and its logarithm."""
+    @cached_property
+    def of_sources(self) -> NDArray[np.bool_]:
+        """`(P,)` which parameters are sizes of terms in other devices' latencies."""
+        marks = [False, False, *(g in _SOURCE_GROUPS for g in self.linear)]
+        for term in self.smooth:
+            marks += [term[0] in _SOURCE_GROUPS, *[False] * len(term)]
+        return np.array(marks)
+
+    def fit(
+        self, data: Sequence[tuple[Any, NDArray[np.bool_], Array]], absent: NDArray[np.bool_] | None = None
+    ) -> tuple[Array, float]:
+        """Parameters `(P,)` of largest posterior probability given several sets of measurements, and its logarithm.
+
+        Terms whose size is marked `absent` are left out.
+        """
+        start = self.prior if absent is None else np.where(absent, _LEAST, self.prior)
 
         def loss(p: Array) -> tuple[float, Array]:
-            away = (p - self.prior) / _WIDTH
+            away = (p - start) / _WIDTH
             value, gradient = 0.5 * float(away @ away), away / _WIDTH
             for products, cut, y in data:
                 one = self.loss(p, products, cut, y)
                 value, gradient = value + one[0], gradient + one[1]
             return value, gradient
 
-        bounds = [(_LEAST, _MOST)] * len(self.prior)
-        found = minimize(loss, self.prior, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+        bounds = [(_LEAST, _LEAST if at == _LEAST else _MOST) for at in start]
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
         return found.x, -float(found.fun)
 
 
@@ -157,12 +175,14 @@ class Lesson:
     Args:
         source: its name.
         executed: whether networks were taken without the operators that their output does not depend on.
+        alone: whether it was explained by operators only, as if no other device were like it.
         parameters: `(P,)` of the kernel, fitted to it.
         evidence: logarithm of the probability of its measurements, less a constant.
     """
 
     source: str
     executed: bool
+    alone: bool
     parameters: Array
     evidence: float
 
@@ -173,13 +193,17 @@ class Design:
 
     Args:
         executed: whether a device may drop operators that the output does not depend on.
+        alone: whether a device may be like no source, so that only operators explain it.
         noise: factors of the standard deviation of a source's noise; each is a hypothesis of its own.
         best_only: use the most probable hypothesis instead of the average.
+        smooth: take of the sources what is a smooth function of features, without rounding and noise.
     """
 
     executed: bool = True
+    alone: bool = True
     noise: tuple[float, ...] = (0.5, 1.0, 2.0)
     best_only: bool = False
+    smooth: bool = True
 
 
 @dataclass(frozen=True)
@@ -192,17 +216,18 @@ class _Hypothesis:
     log_prior: float
 
 
-def lessons(table: MeasuredTable, families: Mapping[str, str] | None = None) -> list[Lesson]:
+def lessons(table: MeasuredTable, families: Mapping[str, str] | None = None, smooth: bool = True) -> list[Lesson]:
     """The lessons of all devices of a table; see `FewShot.learn`."""
     family = {d: (families or {}).get(d, device_family(d)) for d in table.devices}
     if len(set(family.values())) < 2:
         raise UserError(f"few-shot predictor: needs sources of at least two families, got {', '.join(table.devices)}")
+    whole = _Inputs(table, smooth)
     rng = np.random.default_rng(0)
     drawn = [rng.choice(len(table), min(_TRAIN, len(table)), replace=False) for _ in range(_REPEATS)]
     found = []
     for device in table.devices:
         others = table.select([d for d in table.devices if family[d] != family[device]])
-        inputs = _Inputs(others)
+        inputs = _Inputs(others, smooth, whole.smoother.select([table.devices.index(d) for d in others.devices]))
         values = np.log(table.column(device))
         kernel = _Kernel.of(inputs.known[False])
         for executed, features in inputs.known.items():
@@ -211,7 +236,8 @@ def lessons(table: MeasuredTable, families: Mapping[str, str] | None = None) -> 
                 part = {g: v[rows] for g, v in features.items()}
                 cut = inputs.cut[rows]
                 data.append((kernel.products(part, part), cut, values[rows] - _centre(values[rows], cut)))
-            found.append(Lesson(device, executed, *kernel.fit(data)))
+            for alone in (False, True):
+                found.append(Lesson(device, executed, alone, *kernel.fit(data, kernel.of_sources if alone else None)))
     return found
 
 
@@ -224,11 +250,12 @@ class FewShot(Predictor):
     kernel's parameters are fitted to it. The new device's prediction is the average over these hypotheses, each
     weighted by the probability of the new measurements under it (Bayesian model averaging; Hoeting et al., Statistical
     Science 1999), so that nothing is fitted to k points but weights. A second kind of hypothesis is that the device's
-    converter drops operators that the output does not depend on.
+    converter drops operators that the output does not depend on; a third, that it is like no source at all.
 
     Needs: a `MeasuredTable` of source devices (`learn`), and the new device's measurements (`adapt`). It is tied to the
-    space of its table; a table of networks from ONNX files serves any workload. Networks outside the table are
-    predicted with the source latencies that a ridge regression on their features gives, and wider intervals.
+    space of its table; a table of networks from ONNX files serves any workload. Source latencies
+    are smoothed first, which takes rounding and noise out of them; the same regression gives those of networks outside
+    the table, which get wider intervals.
 
     Life: `learn` once per table (seconds), `suggest` what to measure, `adapt` (less than a second), then `bind(space)`
     or `of(archs)`; immutable throughout. With a metric other than latency, whatever is positive may take its place.
@@ -247,15 +274,15 @@ class FewShot(Predictor):
         hypotheses: Sequence[_Hypothesis],
         measured: NDArray[Any] | None = None,
         latency_ms: Array | None = None,
-        best_only: bool = False,
+        design: Design = Design(),
         _inputs: _Inputs | None = None,
     ) -> None:
         self.table = table
-        self.best_only = best_only
+        self.design = design
         self.hypotheses = tuple(hypotheses)
         self.measured = table.keys[:0] if measured is None else measured
         self.latency_ms = np.empty(0) if latency_ms is None else latency_ms
-        self._inputs = _inputs or _Inputs(table)
+        self._inputs = _inputs or _Inputs(table, design.smooth)
         self._kernel = _Kernel.of(self._inputs.known[False])
         self._points = self._inputs(self.measured)
         self._posteriors = self._weigh()
@@ -281,27 +308,27 @@ class FewShot(Predictor):
             UserError: an unknown column, or fewer than two families.
         """
         table = table.select(sources or table.devices)
-        return cls.of_lessons(table, lessons(table, families), design)
+        return cls.of_lessons(table, lessons(table, families, design.smooth), design)
 
     @classmethod
     def of_lessons(cls, table: MeasuredTable, taught: Sequence[Lesson], design: Design = Design()) -> FewShot:
         """From what `lessons(table)` gave, so that several designs can share it."""
-        # How often a device drops what is not used: by rule of succession over the sources.
-        by_device = [{x.executed: x.evidence for x in taught if x.source == d} for d in table.devices]
-        drops = sum(both[True] > both[False] for both in by_device if True in both)
-        share = (1 + drops) / (2 + len(by_device)) if design.executed and any(True in x for x in by_device) else 0.0
+        taught = [x for x in taught if (design.executed or not x.executed) and (design.alone or not x.alone)]
+        # How often a device drops operators, and how often it is like no other: by rule of succession over the sources.
+        best = [max((x for x in taught if x.source == d), key=lambda x: x.evidence) for d in table.devices]
+        drops = (1 + sum(x.executed for x in best)) / (2 + len(best)) if any(x.executed for x in taught) else 0.0
+        lonely = (1 + sum(x.alone for x in best)) / (2 + len(best)) if design.alone else 0.0
         hypotheses = [
             _Hypothesis(
                 x.source,
                 x.executed,
                 np.array([x.parameters[0] + np.log(factor), *x.parameters[1:]]),
-                float(np.log(share if x.executed else 1 - share)),
+                float(np.log(drops if x.executed else 1 - drops) + np.log(lonely if x.alone else 1 - lonely)),
             )
             for x in taught
-            if design.executed or not x.executed
             for factor in design.noise
         ]
-        return cls(table, hypotheses, best_only=design.best_only)
+        return cls(table, hypotheses, design=design)
 
     @classmethod
     def from_csv(cls, path: Path, space: SearchSpace | None = None) -> FewShot:
@@ -343,7 +370,7 @@ class FewShot(Predictor):
                 "`suggest` says which"
             )
         rows = np.sort(first)
-        return FewShot(self.table, self.hypotheses, keys[rows], values[rows], self.best_only, self._inputs)
+        return FewShot(self.table, self.hypotheses, keys[rows], values[rows], self.design, self._inputs)
 
     def of(self, keys: NDArray[Any]) -> Estimate:
         """Estimate of `(n, K)` architectures (or of `(n, F)` operator totals, for a table of ONNX files).
@@ -441,7 +468,7 @@ class FewShot(Predictor):
         """Write table, hypotheses and measurements as `.npz` without objects, atomically."""
         about = {
             "format": _FORMAT,
-            "best_only": self.best_only,
+            "design": asdict(self.design),
             "hypotheses": [[h.source, h.executed, h.log_prior] for h in self.hypotheses],
         }
         with atomic(Path(path)) as temporary, temporary.open("wb") as file:
@@ -474,7 +501,7 @@ class FewShot(Predictor):
                 _Hypothesis(source, executed, p, log_prior)
                 for (source, executed, log_prior), p in zip(about["hypotheses"], arrays["parameters"], strict=True)
             ]
-            return cls(table, hypotheses, arrays["measured"], arrays["measured_ms"], about["best_only"])
+            return cls(table, hypotheses, arrays["measured"], arrays["measured_ms"], Design(**about["design"]))
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path}: cannot be read as a few-shot predictor: {error}") from error
 
@@ -504,7 +531,7 @@ class FewShot(Predictor):
             ]
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
-        weights[weights < (weights.max() if self.best_only and len(y) else _NEGLIGIBLE)] = 0.0
+        weights[weights < (weights.max() if self.design.best_only and len(y) else _NEGLIGIBLE)] = 0.0
         weights /= weights.sum()
         posteriors = []
         for weight, h in zip(weights, self.hypotheses, strict=True):
@@ -537,28 +564,85 @@ class _Points:
     doubt: Array
 
 
+class _Smoother:
+    """What a table says of each device, less what does not repeat: log latencies as a smooth function of features.
+
+    Kernel ridge regression on landmarks (Williams and Seeger, NeurIPS 2000); the ridge of each device by generalised
+    cross-validation (Golub, Heath and Wahba, Technometrics 1979). Sources that count whole milliseconds lose their
+    rounding that way, and networks outside the table get a value.
+
+    Attributes:
+        error: `(D,)` mean squared error of each device, in its own units.
+    """
+
+    def __init__(self, inputs: Array, logs: Array) -> None:
+        self._centre, self._offset = inputs.mean(0), logs.mean(0)
+        x = inputs - self._centre
+        self._landmarks = x[np.random.default_rng(0).permutation(len(x))[:_LANDMARKS]]
+        values, vectors = np.linalg.eigh(self._similarity(self._landmarks))
+        kept = values > 1e-9 * values[-1]
+        basis = vectors[:, kept] / np.sqrt(values[kept])
+        phi = self._similarity(x) @ basis
+        strengths, turned = np.linalg.eigh(phi.T @ phi)
+        strengths = np.maximum(strengths, 0)
+        y = logs - self._offset
+        projected = turned.T @ (phi.T @ y)
+        scores, solutions, errors = [], [], []
+        for ridge in _RIDGES:
+            share = strengths / (strengths + ridge)
+            weights = projected / (strengths + ridge)[:, None]
+            fitted = phi @ (turned @ weights)
+            error = ((y - fitted) ** 2).mean(0) / max(1 - share.sum() / len(x), 0.05) ** 2
+            scores.append(error)
+            solutions.append(basis @ (turned @ weights))
+            errors.append(error)
+        best = np.argmin(scores, axis=0)
+        self._weights = np.stack([solutions[r][:, d] for d, r in enumerate(best)], axis=1)
+        self.error = np.array([errors[r][d] for d, r in enumerate(best)])
+
+    def _similarity(self, x: Array) -> Array:
+        z = self._landmarks
+        squared = np.maximum((x**2).sum(1)[:, None] + (z**2).sum(1) - 2 * x @ z.T, 0)
+        return np.exp(-0.5 * squared / _SMOOTH_LENGTH**2)
+
+    def __call__(self, inputs: Array) -> Array:
+        """`(n, D)` from scaled features `(n, F)`."""
+        return self._similarity(inputs - self._centre) @ self._weights + self._offset
+
+    def select(self, columns: Sequence[int]) -> _Smoother:
+        """The same for some of the devices."""
+        part = copy(self)
+        part._weights, part._offset = self._weights[:, columns], self._offset[columns]
+        part.error = self.error[columns]
+        return part
+
+
 class _Inputs:
-    """From networks to kernel inputs: features scaled as they vary over a table, source latencies looked up in it.
+    """From networks to kernel inputs: features scaled as they vary over a table, and what its devices say of them.
 
     Attributes:
         known: inputs of the table's own rows.
         cut: `(n,)` of these.
     """
 
-    def __init__(self, table: MeasuredTable) -> None:
+    def __init__(self, table: MeasuredTable, smooth: bool = True, smoother: _Smoother | None = None) -> None:
         self.table = table
+        self._smooth = smooth
         features = table_features(table, table.keys, table.totals if table.knobs else None)
         self.cut = features.cut
         live = ~features.cut
         logs = np.log(table.latency_ms)
-        middle, spread = np.median(logs[live], axis=0), np.maximum(logs[live].std(0), 1e-9)
-        self._logs = np.clip((logs - middle) / spread, -_CLIP, _CLIP)
-        self._spread = spread
-        groups = {**features.groups, **_source_groups(self._logs)}
-        self._centres = {g: v[live].mean(0) for g, v in groups.items()}
-        self._scales = {
-            g: max(float(np.sqrt(((v[live] - self._centres[g]) ** 2).sum(1).mean())), 1e-9) for g, v in groups.items()
-        }
+        middle, self._spread = np.median(logs[live], axis=0), np.maximum(logs[live].std(0), 1e-9)
+        self._logs = np.clip((logs - middle) / self._spread, -_CLIP, _CLIP)
+        self._centres: dict[str, Array] = {}
+        self._scales: dict[str, float] = {}
+        self._measure(features.groups, live)
+        joined = _joined(self._scaled(features.groups))
+        self.smoother = smoother or _Smoother(joined[live], self._logs[live])
+        # Of networks that are cut, what was measured says more than what is like them.
+        values = np.where(live[:, None] & smooth, self.smoother(joined), self._logs)
+        groups = {**features.groups, **_source_groups(values)}
+        self._measure(groups, live)
         whole = self._scaled(groups)
         self.known = {False: whole}
         if features.executed is not None:
@@ -582,37 +666,30 @@ class _Inputs:
     def _groups(self, keys: NDArray[Any]) -> tuple[dict[str, Array], NDArray[np.bool_], Array, NDArray[Any] | None]:
         rows = self.table.rows(keys)
         features = table_features(self.table, keys)
-        logs = self._logs[rows]
-        absent = rows < 0
-        doubt = np.zeros(len(keys))
-        if absent.any():
-            weights, centre, offset, error = self._ridge
-            logs[absent] = (_joined(features.groups)[absent] - centre) @ weights + offset
-            doubt[absent] = error
-        return {**features.groups, **_source_groups(logs)}, features.cut, doubt, features.executed
+        smooth = self.smoother(_joined(self._scaled(features.groups)))
+        there, logs = rows >= 0, self._logs[rows]
+        smooth = np.where((there & (features.cut | (not self._smooth)))[:, None], logs, smooth)
+        doubt = np.where(there, 0.0, float((self.smoother.error * self._spread**2).mean()))
+        return {**features.groups, **_source_groups(smooth)}, features.cut, doubt, features.executed
+
+    def _measure(self, groups: Mapping[str, Array], live: NDArray[np.bool_]) -> None:
+        """Note centre and scale of each group over networks that are not cut."""
+        for g, v in groups.items():
+            self._centres[g] = v[live].mean(0)
+            self._scales[g] = max(float(np.sqrt(((v[live] - self._centres[g]) ** 2).sum(1).mean())), 1e-9)
 
     def _scaled(self, groups: Mapping[str, Array]) -> dict[str, Array]:
         return {g: (v - self._centres[g]) / self._scales[g] for g, v in groups.items()}
 
-    @cached_property
-    def _ridge(self) -> tuple[Array, Array, Array, float]:
-        """Weights, centre and offset from features to scaled log latencies of the sources, and its squared error."""
-        inputs = _joined(table_features(self.table, self.table.keys).groups)[~self.cut]
-        targets = self._logs[~self.cut]
-        centre, offset = inputs.mean(0), targets.mean(0)
-        x = inputs - centre
-        weights = np.linalg.solve(x.T @ x + np.diag(1e-3 * (x**2).sum(0) + 1e-9), x.T @ (targets - offset))
-        error = float(((targets - offset - x @ weights) ** 2 * self._spread**2).mean())
-        return weights, centre, offset, error
-
 
 def _joined(groups: Mapping[str, Array]) -> Array:
-    return np.concatenate(list(groups.values()), axis=1)
+    """All groups side by side, of unit variance together."""
+    return np.concatenate(list(groups.values()), axis=1) / np.sqrt(len(groups))
 
 
-def _source_groups(logs: Array) -> dict[str, Array]:
-    level = logs.mean(1, keepdims=True)
-    return {"level": level, "contrast": logs - level, "sources": logs}
+def _source_groups(smooth: Array) -> dict[str, Array]:
+    level = smooth.mean(1, keepdims=True)
+    return {"level": level, "contrast": smooth - level, "sources": smooth}
 
 
 def _centre(logs: Array, cut: NDArray[np.bool_]) -> float:
