@@ -12,6 +12,7 @@ without fitting.
 
 The last line is JSON, one object per profile:
 
+operating_point               where
 n, families                   networks and families of them
 median_ape                    median absolute error relative to the measurement, network left out
 family_median_ape             the same, family left out
@@ -42,10 +43,10 @@ def reported(profile: Profile) -> str:
     return max(profile.fits, key=lambda point: profile.fits[point].networks)
 
 
-def figures(fit: RooflineFit) -> dict[str, Any]:
+def figures(point: str, fit: RooflineFit) -> dict[str, Any]:
     """The JSON object of a fit."""
     errors = fit.errors.model_dump() if fit.errors else {}
-    return {"n": fit.networks, "families": fit.families} | errors
+    return {"operating_point": point, "n": fit.networks, "families": fit.families} | errors
 
 
 def main() -> None:
@@ -57,7 +58,8 @@ def main() -> None:
     parser.add_argument("--stored", action="store_true", help="print what the profiles state instead of fitting")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    profiles = {name: profile for name in shipped_files() if (profile := load_profile(name)).fits}
+    shipped = {name: load_profile(name) for name in shipped_files()}
+    profiles = {name: profile for name, profile in shipped.items() if profile.fits}
     if not args.stored:
         # The stored fits are forgotten: nothing but peaks and references enters.
         bare = {name: profile.model_copy(update={"fits": {}}) for name, profile in profiles.items()}
@@ -80,13 +82,21 @@ def main() -> None:
                 + f"{e.coverage_90:8.0%}{e.family_median_ape:8.1%}{e.family_within_20_percent:8.0%}"
                 f"{e.family_coverage_90:8.0%}"
             )
+    few = [
+        f"{name}:{point} ({len({(r.network, r.size) for r in profile.references if r.operating_point == point})})"
+        for name, profile in shipped.items()
+        for point in dict.fromkeys(r.operating_point for r in profile.references)
+        if point not in profile.fits
+    ]
+    print(f"Too few networks to fit and judge: {', '.join(few)}; the other profiles have no references")
     table = args.table
     if table is None and os.environ.get("NASBENCH_DATA"):
         table = Path(os.environ["NASBENCH_DATA"]) / "published_latencies.csv"
     if table is not None:
         print()
         print(report(read(table), args.rows))
-    print(json.dumps({name: figures(profile.fits[reported(profile)]) for name, profile in profiles.items()}))
+    points = {name: reported(profile) for name, profile in profiles.items()}
+    print(json.dumps({name: figures(point, profiles[name].fits[point]) for name, point in points.items()}))
 
 
 if __name__ == "__main__":

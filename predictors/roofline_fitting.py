@@ -60,7 +60,7 @@ _LANES = {"CPU": (1, 1), "GPU": (32, 32), "NPU": (16, 8)}
 _CPU_RUNTIMES = frozenset({"tflite", "litert", "ncnn", "onnxruntime", "openvino-cpu", "executorch"})
 
 # Directions of uncertainty that a fit keeps.
-_DIRECTIONS = 5
+_DIRECTIONS = 4
 # Intervals are scaled so that they hold 90 % of the errors on networks and families left out, together with this many
 # errors of a normal distribution with that standard deviation, relative to what the fit expects: ten networks alone do
 # not determine a 90 % quantile.
@@ -228,7 +228,8 @@ def fit_costs(work: Array, logs: Array, prior: Prior) -> Costs:
     # The median absolute deviation of a normal distribution is 0.67 standard deviations.
     scale = float(np.clip(1.4826 * np.median(np.abs(errors)), *SCALES)) if len(errors) else SCALE
     x = _most_probable(work, logs, prior, scale, x)
-    return Costs(x, scale, np.linalg.inv(_normal_equations(work, logs, prior, scale, x)[0]))
+    hessian, _ = _normal_equations(work, logs, prior, scale, x)
+    return Costs(x, scale, np.asarray(np.linalg.inv(hessian), dtype=np.float64))
 
 
 def _most_probable(work: Array, logs: Array, prior: Prior, scale: float, x: Array) -> Array:
