@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from hardware_profiles.meter import Meter
-from hardware_profiles.meter_section import MeterSection
+from hardware_profiles.meter_section import AdbSection, MeterSection, SshSection
 from hardware_profiles.profile import Target
 from hardware_profiles.runtimes import meter_for
 from search_spaces.errors import UserError, nearest
@@ -44,8 +44,12 @@ def with_meter(target: Target, spec: str, progress: Callable[[int, int], None] |
     if spec.endswith(".toml"):
         return _section(target, _read(Path(spec)), spec, progress)
     if kind == "adb":
-        return _section(target, {"kind": "adb", **({"serial": rest} if rest else {})}, spec, progress)
+        # What the profile says of its phone stays: which model it must be, its cores.
+        said = target.profile.meter.model_dump() if isinstance(target.profile.meter, AdbSection) else {}
+        return _section(target, {**said, "kind": "adb", **({"serial": rest} if rest else {})}, spec, progress)
     if kind == "ssh":
+        if isinstance(target.profile.meter, SshSection):
+            return _section(target, target.profile.meter.model_dump() | {"host": rest}, spec, progress)
         tool = _OVER_SSH.get(target.runtime)
         if tool is None:
             raise UserError(

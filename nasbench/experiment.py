@@ -159,7 +159,7 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
             report.line(f"{name}: {kept.basis('latency_ms')}")
             calibrations[name] = kept
             kept.save(file)
-        elif latency and (target.profile.local or target.profile.meter is not None):
+        elif latency and plan.measurable(target) and (target.profile.local or target.profile.meter is not None):
             with report.phase(f"calibrate {name}") as phase, run.phase(f"calibrate {name}", "networks") as done:
                 started = datetime.now(UTC)
                 calibration = calibrate(

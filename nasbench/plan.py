@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles import Meter, Target, load_target, meter_for
 from hardware_profiles.meter_choice import with_meter
+from hardware_profiles.profile import shipped_files
 from nasbench.config import Config
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import METRICS, Objective, make_objective
@@ -66,8 +67,12 @@ class Plan:
         return tuple(o for o in self.objectives if o.metric not in self.evaluator_metrics)
 
     def measurable(self, target: Target) -> bool:
-        """Whether networks are measured on a target: it is here, its profile says how, or the experiment does."""
-        return target.profile.local or target.profile.meter is not None or target.name in self.config.targets.meters
+        """Whether networks are measured on a target: it is here, or the experiment or the user's own profile says how.
+
+        A shipped profile may say how too, but not that the device is at hand: `targets.meters` does.
+        """
+        own = target.profile.meter is not None and target.profile.name not in shipped_files()
+        return target.profile.local or own or target.name in self.config.targets.meters
 
     def meter_for(self, target: Target) -> Meter:
         """What measures on a target.

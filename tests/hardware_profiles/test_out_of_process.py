@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 from hardware_profiles import Artifact, Target, load_profile, meter_for
+from hardware_profiles.meter_choice import with_meter
 from hardware_profiles.profile import parse_profile
 from hardware_profiles.subprocesses import ToolError, run
 from search_spaces import UserError
@@ -496,3 +497,17 @@ def test_a_program_of_ones_own_over_ssh(jetson: Path, tmp_path: Path) -> None:
     (m,) = meter_for(board).measure(files(tmp_path / "n", "net"), board)
     assert m.latency_ms == 2.0
     assert os.listdir(jetson / "files") == []
+
+
+def test_a_meter_by_a_word_keeps_what_the_profile_says_of_its_device(phone: Path, jetson: Path) -> None:
+    for board, word, key, value in (
+        (adb(phone, identity="Pixel 4"), "adb:ANOTHER", "serial", "ANOTHER"),
+        (over_ssh(jetson, identity="Nano"), "ssh:elsewhere", "host", "elsewhere"),
+    ):
+        said, meter = with_meter(board, word)
+        assert said.profile.meter is not None
+        assert board.profile.meter is not None
+        assert said.profile.meter == board.profile.meter.model_copy(update={key: value})
+        assert type(meter) is type(meter_for(board))
+    with pytest.raises(UserError, match="which program measures runtime 'any' over ssh"):
+        with_meter(adb(phone), "ssh:nano")

@@ -127,5 +127,7 @@ def test_a_meter_named_in_the_experiment_decides_the_file_format(parts: Path) ->
     assert plan.measurable(target)
     assert target.profile.meter is not None
     assert type(plan.meter_for(target)).__name__ == "CommandMeter"
+    shipped = make_plan(config(devices=["pixel_4"]), parts)  # its profile knows adb, but nobody said a phone is there
+    assert not shipped.measurable(shipped.targets[target.name])
     host = make_plan(config(devices=["host"]), parts)
     assert isinstance(host.meter_for(host.targets["host:fp32"]), OnnxRuntimeMeter)
