@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 # A layer of a recipe: the name of a block and its arguments.
 Layer = tuple[str, tuple[tuple[str, Any], ...]]
 
-MACS = (1.5e6, 2.5e9)
-RESOLUTIONS = (24, 288)
+MACS = (2e6, 1.5e9)
+RESOLUTIONS = (32, 320)
+MOST_PARAMS = 3e7
+TRIALS = 20
 ACTIVATIONS = ("relu", "relu6", "hard_swish", "silu", "gelu")
 
 
@@ -80,7 +82,7 @@ def _workload(network: MadeUpNetwork) -> Workload:
 
 
 def calibration_suite(n: int = 96, seed: int = 0) -> list[MadeUpNetwork]:
-    """`n` different networks, an equal share of every theme, spread evenly over the logarithm of their MACs.
+    """`n` different networks, an equal share of every theme, spread over the logarithm of their MACs.
 
     Args:
         n: at least one per theme, `len(THEMES)`.
@@ -95,8 +97,8 @@ def calibration_suite(n: int = 96, seed: int = 0) -> list[MadeUpNetwork]:
     for theme, recipe in enumerate(THEMES.values()):
         mine = len(range(theme, n, len(THEMES)))
         rng = np.random.default_rng([seed, theme])
-        # Strata of each theme, shifted against each other.
-        wanted = (np.arange(mine) + rng.random(mine)) / mine
+        # Strata of each theme; the dear half is the denser one, as most published networks are there.
+        wanted = ((np.arange(mine) + rng.random(mine)) / mine) ** 0.7
         for i, share in enumerate(wanted):
             made.append(_drawn(list(THEMES)[theme], i, recipe, MACS[0] * (MACS[1] / MACS[0]) ** share, rng))
     return made
@@ -105,29 +107,35 @@ def calibration_suite(n: int = 96, seed: int = 0) -> list[MadeUpNetwork]:
 def _drawn(
     theme: str, index: int, recipe: Callable[[_Dice], Iterator[Layer]], macs: float, rng: np.random.Generator
 ) -> MadeUpNetwork:
-    """One network of about `macs`, by its resolution, as far as that goes."""
-    dice = _Dice(rng, width=float(np.sqrt(macs / 1e8)))
-    layers = tuple(recipe(dice))
-    channels = int(rng.choice([3, 3, 3, 1]))
-    classes = int(rng.choice([10, 100, 1000]))
-    trial = MadeUpNetwork(f"{theme}-{index}", theme, (channels, 96, 96), layers, classes)
-    size = 96 * np.sqrt(macs / max(1, trial.workload().macs))
-    step = int(rng.choice([1, 8, 16]))
-    size = int(np.clip(round(size / step) * step, *RESOLUTIONS))
-    return replace(trial, input_shape=(channels, size, size))
+    """One network of about `macs`, by its resolution, as far as that goes; not larger than a file should be."""
+    for _ in range(TRIALS):
+        dice = _Dice(rng, scale=float((macs / 1e8) ** 0.25))
+        layers = tuple(recipe(dice))
+        channels, classes = int(rng.choice([3, 3, 3, 1])), int(rng.choice([10, 100, 1000]))
+        network = MadeUpNetwork(f"{theme}-{index}", theme, (channels, 96, 96), layers, classes)
+        workload = network.workload()
+        size = 96 * np.sqrt(macs / max(1, workload.macs))
+        step = int(rng.choice([1, 16, 32]))
+        size = int(np.clip(round(size / step) * step, *RESOLUTIONS))
+        network = replace(network, input_shape=(channels, size, size))
+        if workload.params <= MOST_PARAMS:
+            break
+    return network
 
 
 class _Dice:
-    """Draws sizes; `width` scales how wide a network is."""
+    """Draws sizes for one network, whose stages grow wider as published ones do."""
 
-    def __init__(self, rng: np.random.Generator, width: float) -> None:
+    def __init__(self, rng: np.random.Generator, scale: float) -> None:
         self.rng = rng
-        self.width = np.clip(width, 0.3, 2.5)
+        self.width = np.exp(rng.uniform(np.log(12), np.log(40))) * np.clip(scale, 0.4, 2.0)
+        self.growth = rng.uniform(1.4, 2.2)
+        self.stages = self.count(2, 5)
 
-    def channels(self, low: int = 16, high: int = 160) -> int:
-        """Log-uniform, mostly a multiple of 8 or 16."""
-        value = np.exp(self.rng.uniform(np.log(low), np.log(high))) * self.width
-        step = self.rng.choice([1, 4, 8, 8, 16, 16, 16, 32])
+    def channels(self, stage: float, share: float = 1.0) -> int:
+        """Of a stage, or a share of them; mostly a multiple of 8 or 16."""
+        value = share * self.width * self.growth**stage * np.exp(self.rng.normal(0, 0.25))
+        step = self.rng.choice([1, 4, 8, 8, 8, 16, 16, 16, 32])
         return int(max(step, 4, round(value / step) * step))
 
     def one(self, *values: Any) -> Any:
@@ -139,6 +147,13 @@ class _Dice:
     def chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
 
+    def each(self) -> Iterator[tuple[int, int, int]]:
+        """(stage, block in it, stride) of every block; most stages halve the resolution."""
+        for stage in range(1, self.stages + 1):
+            stride = self.one(1, 2, 2, 2, 2)
+            for block in range(self.count(1, 4)):
+                yield stage, block, stride if block == 0 else 1
+
 
 def _layer(kind: str, **arguments: Any) -> Layer:
     return kind, tuple(arguments.items())
@@ -147,149 +162,187 @@ def _layer(kind: str, **arguments: Any) -> Layer:
 def _stem(d: _Dice) -> Iterator[Layer]:
     """What most networks begin with."""
     kernel = d.one(3, 3, 3, 5, 7)
-    yield _layer("conv", out=d.channels(16, 64), kernel=kernel, stride=d.one(1, 2, 2), act=d.one("relu", "hard_swish"))
+    act = d.one("relu", "hard_swish", "silu")
+    yield _layer("conv", out=d.channels(0), kernel=kernel, stride=d.one(1, 2, 2, 2), act=act)
     if kernel == 7 or d.chance(0.2):
         yield _layer("max_pool", kernel=d.one(2, 3), stride=2)
 
 
+def _top(d: _Dice) -> Iterator[Layer]:
+    """What many end with: a wide pointwise convolution."""
+    if d.chance(0.5):
+        yield _layer("conv", out=d.channels(d.stages + 1), kernel=1, act=d.one("relu", "relu6", "hard_swish", "silu"))
+
+
 def _plain(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(1, 3)):
-        out = d.channels(24, 256)
-        for _ in range(d.count(1, 3)):
-            yield _layer("conv", out=out, kernel=d.one(3, 3, 3, 5), norm=d.chance(0.6))
-        yield _layer("max_pool", kernel=d.one(2, 3), stride=2)
+    norm = d.chance(0.6)
+    for stage, block, stride in d.each():
+        if stride == 2:
+            yield _layer("max_pool", kernel=d.one(2, 3), stride=2)
+        if block == 0:
+            out = d.channels(stage, 2.0)
+        yield _layer("conv", out=out, kernel=d.one(3, 3, 3, 5), norm=norm)
     if d.chance(0.5):
-        yield _layer("flatten", pool=d.one(1, 4, 7))
-        yield _layer("dense", out=d.one(256, 512, 1024, 2048), act="relu")
+        yield _layer("flatten", pool=d.one(1, 3, 6))
+        yield _layer("dense", out=d.one(512, 1024, 2048, 4096), act="relu")
+
+
+def _vectors(d: _Dice) -> Iterator[Layer]:
+    yield _layer("conv", out=d.channels(0), kernel=5, stride=4)
+    yield _layer("flatten", pool=d.one(2, 4, 6))
+    for _ in range(d.count(1, 3)):
+        yield _layer("dense", out=d.one(128, 256, 512, 1024, 1500, 2048, 4096), act=d.one("relu", "gelu", "sigmoid"))
 
 
 def _residual(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
     act = d.one("relu", "relu", "relu", "silu")
-    for _ in range(d.count(1, 3)):
-        out, stride = d.channels(32, 200), d.one(1, 2)
-        for i in range(d.count(1, 3)):
-            yield _layer("residual", out=out, stride=stride if i == 0 else 1, act=act)
+    for stage, block, stride in d.each():
+        if block == 0:
+            out = d.channels(stage, 1.5)
+        yield _layer("residual", out=out, stride=stride, act=act)
 
 
 def _bottleneck(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(1, 3)):
-        out, stride = 4 * d.channels(16, 100), d.one(1, 2)
-        groups = d.one(1, 1, 1, 4)
-        for i in range(d.count(1, 3)):
-            yield _layer("bottleneck", out=out, stride=stride if i == 0 else 1, groups=groups)
+    groups = d.one(1, 1, 1, 4)
+    for stage, block, stride in d.each():
+        if block == 0:
+            out = 4 * d.channels(stage)
+        yield _layer("bottleneck", out=out, stride=stride, groups=groups)
 
 
 def _pointwise(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(3, 7)):
-        yield _layer("conv", out=d.channels(16, 512), kernel=1, stride=d.one(1, 1, 1, 2), act=d.one(*ACTIVATIONS, ""))
+    for stage, _, stride in d.each():
+        yield _layer("conv", out=d.channels(stage, 2.0), kernel=1, stride=stride, act=d.one(*ACTIVATIONS, ""))
 
 
 def _separable(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    act = d.one("relu", "relu6")
-    kernel = d.one(3, 3, 5, 7)
-    for _ in range(d.count(3, 7)):
-        yield _layer("separable", out=d.channels(24, 400), kernel=kernel, stride=d.one(1, 1, 2), act=act)
+    act, kernel = d.one("relu", "relu6"), d.one(3, 3, 3, 5, 7)
+    for stage, block, stride in d.each():
+        if block == 0:
+            out = d.channels(stage, 2.0)
+        yield _layer("separable", out=out, kernel=kernel, stride=stride, act=act)
 
 
 def _inverted(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(2, 4)):
-        out, act, se = d.channels(12, 100), d.one("relu", "relu6", "hard_swish", "silu"), d.chance(0.5)
-        gate = d.one("hard_sigmoid", "sigmoid")
-        stride = d.one(1, 2, 2)
-        for i in range(d.count(1, 3)):
-            yield _layer(
-                "inverted", out=out, kernel=d.one(3, 5, 7), stride=stride if i == 0 else 1, expansion=d.one(2, 3, 4, 6),
-                act=act, gate=gate if se else "",
-            )  # fmt: skip
+    gate = d.one("hard_sigmoid", "sigmoid")
+    for stage, block, stride in d.each():
+        if block == 0:
+            out, act, se, kernel = (
+                d.channels(stage, 0.8),
+                d.one("relu", "relu6", "hard_swish", "silu"),
+                d.chance(0.5),
+                d.one(3, 5, 7),
+            )
+        yield _layer(
+            "inverted", out=out, kernel=kernel, stride=stride, expansion=d.one(2, 3, 4, 6), act=act,
+            gate=gate if se else "",
+        )  # fmt: skip
+    yield from _top(d)
 
 
 def _fused(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(2, 3)):
-        out, act, stride = d.channels(16, 64), d.one("relu", "silu", "hard_swish"), d.one(1, 2, 2)
-        for i in range(d.count(1, 2)):
-            yield _layer("fused", out=out, stride=stride if i == 0 else 1, expansion=d.one(2, 4), act=act)
+    act = d.one("relu", "relu6", "silu", "hard_swish")
+    for stage, block, stride in d.each():
+        if block == 0:
+            out = d.channels(stage, 0.7)
+        yield _layer("fused", out=out, stride=stride, expansion=d.one(2, 4, 6), act=act)
 
 
 def _dense_blocks(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(1, 3)):
-        growth, bottleneck = d.channels(8, 40), d.chance(0.6)
-        for _ in range(d.count(2, 5)):
+    growth, bottleneck = d.one(8, 12, 16, 24, 32, 32, 48), d.chance(0.7)
+    for stage in range(1, min(d.stages, 4) + 1):
+        for _ in range(d.count(2, 6)):
             yield _layer("growing", growth=growth, bottleneck=bottleneck)
-        yield _layer("transition", out=d.channels(24, 200))
+        yield _layer("transition", out=d.channels(stage, 1.5))
 
 
 def _branches(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(1, 3)):
-        yield _layer(
-            "inception", ones=d.channels(8, 96), threes=d.channels(8, 128), fives=d.channels(8, 48),
-            pool=d.channels(8, 64), long=d.one("", "7", "3"), reduce=d.channels(8, 64),
-        )  # fmt: skip
-        if d.chance(0.5):
+    for stage, _, stride in d.each():
+        if stride == 2:
             yield _layer("max_pool", kernel=3, stride=2)
+        yield _layer(
+            "inception", ones=d.channels(stage, 0.6), threes=d.channels(stage), fives=d.channels(stage, 0.4),
+            pool=d.channels(stage, 0.4), long=d.one("", "7", "3"), reduce=d.channels(stage, 0.6),
+        )  # fmt: skip
 
 
 def _fire(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(2, 5)):
-        yield _layer("fire", squeeze=d.channels(8, 48), expand=d.channels(16, 160))
-        if d.chance(0.3):
+    for stage, _, stride in d.each():
+        if stride == 2:
             yield _layer("max_pool", kernel=3, stride=2)
+        yield _layer("fire", squeeze=d.channels(stage, 0.3), expand=d.channels(stage, 1.2))
 
 
 def _grouped(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(2, 4)):
-        groups = d.one(2, 3, 4, 8)
-        out = groups * 4 * max(1, round(d.channels(32, 300) / groups / 4))
-        yield _layer("shuffled", out=out, groups=groups, stride=d.one(1, 2))
-        if d.chance(0.5):
-            yield _layer("split_unit")
+    groups = d.one(2, 3, 4, 8, 8)
+    for stage, block, stride in d.each():
+        if block == 0:
+            out = groups * 4 * max(1, round(d.channels(stage, 4.0) / groups / 4))
+        yield _layer("shuffled", out=out, groups=groups, stride=stride)
+
+
+def _splits(d: _Dice) -> Iterator[Layer]:
+    yield from _stem(d)
+    for stage, block, stride in d.each():
+        if block == 0:
+            yield _layer("separable", out=2 * (d.channels(stage, 2.0) // 2), kernel=3, stride=stride, act="relu")
+        else:
+            yield _layer(d.one("split_unit", "split_unit", "split_bottlenecks"))
+    yield from _top(d)
 
 
 def _ghosts(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    for _ in range(d.count(2, 5)):
-        yield _layer("ghost", out=2 * max(4, d.channels(16, 160) // 2), kernel=d.one(3, 5), stride=d.one(1, 1, 2))
+    for stage, _, stride in d.each():
+        out = 2 * max(4, d.channels(stage, 1.5) // 2)
+        yield _layer("ghost", out=out, kernel=d.one(3, 5), stride=stride)
 
 
 def _decoder(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    yield _layer("conv", out=d.channels(16, 64), kernel=3, stride=2)
+    for stage in range(1, min(d.stages, 3) + 1):
+        yield _layer("conv", out=d.channels(stage), kernel=3, stride=2, act="silu")
     for _ in range(d.count(1, 2)):
         yield _layer(
-            "hourglass", out=d.channels(16, 80), up=d.one("nearest", "bilinear", "transposed"),
-            kernel=d.one(3, 3, 1),
+            "hourglass", out=d.channels(d.stages), up=d.one("nearest", "bilinear", "transposed"), kernel=d.one(3, 3, 1),
         )  # fmt: skip
-    if d.chance(0.6):
-        yield _layer("pyramid", out=d.channels(16, 96), dilation=d.one(2, 4))
+    if d.chance(0.4):
+        yield _layer("pyramid", out=d.channels(d.stages), dilation=d.one(2, 4))
+    yield _layer("pooled_pyramid")
 
 
 def _attention(d: _Dice) -> Iterator[Layer]:
-    heads, size = d.one(2, 3, 4, 6), d.one(16, 32, 64)
+    heads, size = d.one(2, 3, 4, 6, 8), d.one(16, 32, 64)
     yield _layer("patches", out=heads * size, patch=d.one(8, 16, 16))
-    for _ in range(d.count(1, 4)):
+    for _ in range(d.count(2, 8)):
         yield _layer("encoder", heads=heads, expansion=d.one(2, 4), act=d.one("gelu", "gelu", "silu"))
 
 
 def _mixed_attention(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
-    yield _layer("inverted", out=d.channels(16, 64), kernel=3, stride=2, expansion=2, act="silu", gate="")
-    for _ in range(d.count(1, 2)):
-        yield _layer("mobile_attention", width=d.one(64, 96, 144, 192), depth=d.count(1, 3), patch=2)
+    for stage in range(1, min(d.stages, 3) + 1):
+        yield _layer(
+            "inverted", out=d.channels(stage), kernel=3, stride=2, expansion=d.one(2, 4), act="silu", gate="",
+        )  # fmt: skip
+        if stage > 1:
+            yield _layer("mobile_attention", width=d.one(64, 96, 144, 192, 240), depth=d.count(1, 4), patch=2)
 
 
 # Every theme, and the maker of its recipes.
 THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "plain": _plain,
+    "vectors": _vectors,
     "residual": _residual,
     "bottleneck": _bottleneck,
     "pointwise": _pointwise,
@@ -300,6 +353,7 @@ THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "branches": _branches,
     "fire": _fire,
     "grouped": _grouped,
+    "splits": _splits,
     "ghost": _ghosts,
     "decoder": _decoder,
     "attention": _attention,

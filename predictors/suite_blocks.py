@@ -96,6 +96,41 @@ class _Split(nn.Module):
         return y
 
 
+class _Stacked(nn.Module):
+    """The unit of recent YOLOs: halves, and a bottleneck's result beside both."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = max(4, channels // 2)
+        self.kept: int = half
+        self.first = _conv(channels, 2 * half, act="silu")
+        self.body = nn.Sequential(_conv(half, half, 3, act="silu"), _conv(half, half, 3, act="silu"))
+        self.last = _conv(3 * half, channels, act="silu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        inner = y[:, self.kept :]
+        z: Tensor = self.last(torch.cat([y, inner + self.body(inner)], 1))
+        return z
+
+
+class _Pooled(nn.Module):
+    """The same map pooled once, twice and three times, all beside each other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = max(4, channels // 2)
+        self.first, self.last = _conv(channels, half, act="silu"), _conv(4 * half, channels, act="silu")
+        self.pool = nn.MaxPool2d(5, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = [self.first(x)]
+        for _ in range(3):
+            y.append(self.pool(y[-1]))
+        z: Tensor = self.last(torch.cat(y, 1))
+        return z
+
+
 class _Ghost(nn.Module):
     def __init__(self, channels: int, out: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -116,7 +151,9 @@ class _Hourglass(nn.Module):
         self.up = up
         self.down = _conv(channels, out, 3, 2)
         self.inner = _conv(out, out, kernel)
-        self.grow = nn.ConvTranspose2d(out, out, 2, 2) if up == "transposed" else nn.Identity()
+        size = (2, 3, 4)[channels % 3]
+        grow = nn.ConvTranspose2d(out, out, size, 2, (size - 1) // 2, 1 if size == 3 else 0)
+        self.grow = grow if up == "transposed" else nn.Identity()
         self.join = _conv(channels + out, out, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -266,6 +303,10 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
         ), out
     if kind == "split_unit":
         return _Split(c), c
+    if kind == "split_bottlenecks":
+        return _Stacked(c), c
+    if kind == "pooled_pyramid":
+        return _Pooled(c), c
     if kind == "ghost":
         return _Ghost(c, a["out"], a["kernel"], a["stride"]), a["out"]
     if kind == "hourglass":
