@@ -45,6 +45,7 @@ class Observations:
         groups, quantities, coordinates: of the `d` operators, see `describe`.
         values: `(n,)` what was measured, positive.
         folds: `(n,)` networks with the same number are left out together.
+        foreign: the folds are families, and others than these are to be predicted.
     """
 
     counts: csr_matrix
@@ -53,6 +54,7 @@ class Observations:
     coordinates: Array
     values: Array
     folds: NDArray[np.int64]
+    foreign: bool = False
 
     @classmethod
     def of(cls, workloads: Sequence[Workload], values: Array, families: Sequence[str] | None) -> Observations:
@@ -64,11 +66,12 @@ class Observations:
                 columns.append(index.setdefault(op, len(index)))
                 times.append(float(count))
         counts = csr_matrix((times, (rows, columns)), shape=(len(workloads), len(index)))
-        if families is not None and len(set(families)) > 2:
+        foreign = families is not None and len(set(families)) > 2
+        if foreign:
             folds = np.unique(np.array(families), return_inverse=True)[1]
         else:
             folds = np.random.default_rng(0).permutation(len(workloads)) % min(_FOLDS, len(workloads))
-        return cls(counts, *describe(list(index)), values, folds)
+        return cls(counts, *describe(list(index)), values, folds, foreign)
 
     def rows(self, chosen: NDArray[np.integer]) -> Observations:
         """Some of the networks, and the operators that these have."""
@@ -76,7 +79,7 @@ class Observations:
         used = np.unique(counts.indices)
         return Observations(
             counts[:, used], self.groups[used], self.quantities[used], self.coordinates[used],
-            self.values[chosen], np.unique(self.folds[chosen], return_inverse=True)[1],
+            self.values[chosen], np.unique(self.folds[chosen], return_inverse=True)[1], self.foreign,
         )  # fmt: skip
 
 
@@ -187,7 +190,10 @@ def fit(observations: Observations) -> Fitted:
         few = observations.rows(np.sort(np.random.default_rng(0).permutation(n)[:_FEW]))
     trust = np.ones(len(few.values))
 
-    designs = [_Design(few, length, *bend) for bend in BENDS for length in LENGTHS]
+    # Soft costs follow what was measured more closely, and lead astray beyond it: published networks were predicted
+    # worse by them from a suite of made-up ones (68 % within 10 %, against 83 %), although left-out themes were not.
+    bends = BENDS[:1] if observations.foreign else BENDS
+    designs = [_Design(few, length, *bend) for bend in bends for length in LENGTHS]
     best = max(designs, key=lambda design: _Problem(design, NOISES[1], trust).solve().score())
     noise = max(NOISES, key=lambda candidate: _Problem(best, candidate, trust).solve().score())
     design = best if few is observations else _Design(observations, best.length, best.trend_std, best.bump_std)
