@@ -68,7 +68,7 @@ def test_a_truth_with_curves_is_found_on_spaces_that_no_network_was_of(
     suite: list[Workload], workloads: list[Workload]
 ) -> None:
     rng = np.random.default_rng(0)
-    trends = rng.normal(0, 0.08, (len(GROUPS), len(COORDINATES)))
+    trends = rng.normal(0, 0.03, (len(GROUPS), len(COORDINATES)))
     rates = np.log([RATES.get(g, OTHER_RATES) + np.array(1e-9) for g in GROUPS])
     curved = OperatorModel(
         Fit(
