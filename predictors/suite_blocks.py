@@ -207,8 +207,8 @@ class _MobileAttention(nn.Module):
         self.join = _conv(2 * channels, channels, 3, act="silu")
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self.patch
         y = self.local(x)
+        p = min(self.patch, *y.shape[2:])  # a map may be smaller than a patch
         y = y[:, :, : y.shape[2] // p * p, : y.shape[3] // p * p]
         n, c, h, w = y.shape
         tokens = y.reshape(n, c, h // p, p, w // p, p).permute(0, 3, 5, 2, 4, 1).reshape(n * p * p, h * w // p**2, c)
@@ -273,7 +273,9 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
             nn.Identity(), nn.Sequential(*head, nn.Conv2d(inner, growth, 3, padding=1, bias=False))
         ), c + growth
     if kind == "transition":
-        return nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, a["out"], 1), nn.AvgPool2d(2)), a["out"]
+        return nn.Sequential(
+            nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, a["out"], 1), nn.AvgPool2d(2, ceil_mode=True)
+        ), a["out"]
     if kind == "inception":
         long = int(a["long"] or 5)
         deep = nn.Sequential(_conv(c, a["reduce"]), *(

@@ -198,3 +198,11 @@ def test_energy_is_fitted_like_latency_and_says_so(workloads: list[Workload]) ->
     model = OperatorModel.fit(workloads[:32], 7 * truth(workloads[:32]), metric="energy_mj")
     assert model.metric == "energy_mj"
     assert within(model, workloads[32:], 7 * truth(workloads[32:]), 0.05) > 0.95
+
+
+def test_every_made_up_network_of_a_suite_runs_at_its_resolution() -> None:
+    networks = calibration_suite(51, seed=3)
+    assert len({n.name for n in networks}) == len(networks) == 51
+    assert all(n.workload().macs > 0 for n in networks)
+    with pytest.raises(UserError, match="at least as many"):
+        calibration_suite(3)
