@@ -163,7 +163,7 @@ class BoundAdditive(BoundPredictor):
         self._weights: Array = linear[0] if linear else np.ones(1)
         self._offset = linear[1] if linear else None
         self._column = np.zeros(blocks + 1) if linear or len(first) == 1 else None
-        self._leading = np.zeros((predictor.leading, blocks + 1))
+        self._leading = np.zeros((blocks + 1, predictor.leading))
         self._missing: NDArray[np.bool_] | None = np.arange(blocks + 1) < blocks
         if blocks <= EAGER_BLOCKS:
             self._fill(np.arange(blocks))
@@ -177,7 +177,7 @@ class BoundAdditive(BoundPredictor):
             self.table[some] = self.predictor.block_rows([self.space.catalog[int(i)].workload for i in some])
         if self._column is not None:
             self._column[ids] = self.table[ids] @ self._weights
-        self._leading[:, ids] = self.table[ids, : len(self._leading)].T
+        self._leading[ids] = self.table[ids, : self.predictor.leading]
         self.warning = self.warning or self.predictor.doubts(self.table[ids])
 
     def _blocks(self, archs: Archs) -> NDArray[np.int32]:
@@ -198,9 +198,12 @@ class BoundAdditive(BoundPredictor):
         return picked.sum(1) if self.predictor.reduce == "sum" else picked.max(1)
 
     def predict(self, archs: Archs) -> Estimate:
-        if len(self._leading):
-            ids = self._blocks(archs)
-            totals = np.stack([column[ids].sum(1) for column in self._leading], axis=1)
+        if self.predictor.leading:
+            # Position by position, whole rows at a time: a third of the time of picking all at once.
+            positions = np.ascontiguousarray(self._blocks(archs).T)
+            totals = np.zeros((len(archs), self.predictor.leading))
+            for ids in positions:
+                totals += self._leading.take(ids, axis=0)
             return _doubted(self.predictor.estimate(totals), self.warning)
         if self._column is None:
             mean = self.predictor.head(self.totals(archs))

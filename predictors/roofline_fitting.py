@@ -370,14 +370,16 @@ def fit_sample(
     errors, scale = evaluate(data, assumed)
     values, vectors = np.linalg.eigh(costs.covariance)
     order = np.argsort(-values)[:_DIRECTIONS]
-    directions = [scale * np.sqrt(values[i]) * vectors[:, i] for i in order]
+    # An eigenvector's sign is arbitrary: the largest component is made positive, so that files stay the same.
+    signs = np.sign(vectors[np.argmax(np.abs(vectors), axis=0), np.arange(len(values))])
+    directions = [scale * np.sqrt(values[i]) * signs[i] * vectors[:, i] for i in order]
     return RooflineFit(
         networks=n,
         families=len(set(data.families)),
         range_ms=(float(data.latency_ms.min()), float(data.latency_ms.max())),
         parameters=_parameters(target, costs.logs, n),
         log_std=_round(scale * costs.scale),
-        deviations=tuple(tuple(round(float(v), 4) for v in row) for row in directions),
+        deviations=tuple(tuple(round(float(v), 4) + 0.0 for v in row) for row in directions),
         alone=tuple(round(float(v), 4) for v in alone),
         power_w=_round(median(powers)) if powers else None,
         errors=errors,
