@@ -37,7 +37,7 @@ _NEGLIGIBLE = 1e-3  # weight below which a hypothesis is left out
 _LANDMARKS, _SMOOTH_LENGTH, _RIDGES = 300, 4.0, (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of `suggest`: networks compared per network wanted, and networks whose uncertainty is to fall. Among many more
 # candidates the most telling are extremes, where the model is least to be trusted.
-_CANDIDATES, _REPRESENTATIVES = 8, 300
+_CANDIDATES, _REPRESENTATIVES = 4, 300
 
 
 def device_family(name: str) -> str:
