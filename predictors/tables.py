@@ -27,6 +27,7 @@ LEAST_ROWS = 2
 
 _FORMAT = "nasbench measured table 1"
 _FBNET_OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
+_HELP_INPUT = (3, 32, 32)  # both of HELP's tables that are read here
 # Columns of HELP's files that are not devices.
 _HELP_OTHER = frozenset({"arch_idx", "arch_str", "op_code", "op_idx", "ops", "macs_cifar10", "params_cifar10"})
 
@@ -57,6 +58,7 @@ class MeasuredTable:
         source: where the figures come from.
         totals: `(n, F)` operator totals of each network (`predictors.table_features.workload_totals`), where they are
             known; without knobs they must be.
+        input_shape: (channels, height, width) that the networks were measured with; empty where that is not known.
 
     Raises:
         UserError: a latency that is not a positive number, too few rows, or a network twice.
@@ -70,6 +72,7 @@ class MeasuredTable:
     source: str = ""
     totals: Array | None = None
     _where: Sequence[str] = field(default=(), repr=False)  # how errors call each row
+    input_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         where = self.source or self.space
@@ -149,8 +152,9 @@ class MeasuredTable:
         return replace(self, devices=tuple(devices), latency_ms=np.column_stack([self.column(d) for d in devices]))
 
     def belongs_to(self, space: SearchSpace) -> bool:
-        """Whether architectures of `space` mean what this table's rows mean: same knobs, same choices."""
-        return bool(self.knobs) and space.knobs == self.knobs
+        """Whether architectures of `space` mean what this table's rows mean: same knobs and choices, same input."""
+        same_input = not self.input_shape or space.input_shape == self.input_shape
+        return bool(self.knobs) and space.knobs == self.knobs and same_input
 
     @classmethod
     def from_help(cls, path: Path, devices: Sequence[str] | None = None) -> MeasuredTable:
@@ -178,7 +182,8 @@ class MeasuredTable:
                 raise UserError(f"{path}: no device {device!r}. {nearest(device, columns)}")
         at, where = header.index(key), str(path)
         archs = [_indices(row[at], knobs, f"{where}: line {line}, column {key!r}") for line, row in lines]
-        return _assemble(path, space, knobs, archs, header, lines, {d: (d, "ms") for d in devices or columns})
+        found = {d: (d, "ms") for d in devices or columns}
+        return _assemble(path, space, knobs, archs, header, lines, found, input_shape=_HELP_INPUT)
 
     @classmethod
     def from_csv(
@@ -223,7 +228,7 @@ class MeasuredTable:
             raise UserError(f"{path}: no column of latencies; their names end in _ms, _us or _s, got {header}")
         if "arch" in header and space is not None:
             archs = [_arch(row[header.index("arch")], space, f"{path}: line {n}, column 'arch'") for n, row in lines]
-            return _assemble(path, space.name, space.knobs, archs, header, lines, found)
+            return _assemble(path, space.name, space.knobs, archs, header, lines, found, input_shape=space.input_shape)
         if "arch" in header:
             raise UserError(f"{path}: column 'arch' needs the space whose architectures these are")
         if "onnx" not in header:
@@ -253,6 +258,7 @@ class MeasuredTable:
             "knobs": [[k.name, list(k.choices)] for k in self.knobs],
             "devices": list(self.devices),
             "source": self.source,
+            "input_shape": list(self.input_shape),
         }
         arrays: dict[str, NDArray[Any]] = {"about": np.array(json.dumps(about)), "archs": self.archs}
         arrays["latency_ms"] = self.latency_ms
@@ -269,7 +275,7 @@ class MeasuredTable:
         knobs = tuple(Knob(name, tuple(choices)) for name, choices in about["knobs"])
         return cls(
             about["space"], knobs, arrays["archs"], tuple(about["devices"]), arrays["latency_ms"], about["source"],
-            arrays.get("totals"),
+            arrays.get("totals"), input_shape=tuple(about.get("input_shape", ())),
         )  # fmt: skip
 
     @classmethod
@@ -367,7 +373,9 @@ class BoundTable(BoundPredictor):
 
 def tied(table: MeasuredTable, other: str = "") -> UserError:
     """The error for asking a table of one space about anything else."""
-    what = f"space {other!r} has other knobs" if other else "it predicts architectures of that space only"
+    what = (
+        f"space {other!r} has other knobs or another input" if other else "it predicts architectures of that space only"
+    )
     return UserError(
         f"this predictor is tied to the networks of {table.space!r} that were measured ({table.source}): {what}"
     )
@@ -492,6 +500,7 @@ def _assemble(
     lines: list[tuple[int, list[str]]],
     columns: Mapping[str, tuple[str, str]],
     totals: Array | None = None,
+    input_shape: tuple[int, ...] = (),
 ) -> MeasuredTable:
     """A table of distinct rows; equal repetitions are merged, different ones refused."""
     at = [(header.index(column), MS_PER_UNIT[unit], column) for column, unit in columns.values()]
@@ -520,5 +529,5 @@ def _assemble(
             )
     return MeasuredTable(
         space, knobs, keys[keep], tuple(columns), values[keep], str(path), None if totals is None else totals[keep],
-        tuple(f"line {lines[i][0]}" for i in keep),
+        tuple(f"line {lines[i][0]}" for i in keep), input_shape,
     )  # fmt: skip

@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search_spaces.base import Archs, Block, Catalog, Knob, SearchSpace
+    from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
+    from search_spaces.chain import ChainSpace
     from search_spaces.errors import UserError, nearest
     from search_spaces.loading import load_space, presets
     from search_spaces.mobilenet_v3 import MobileNetV3Space
@@ -24,12 +25,14 @@ _LAZY = {
     "Archs": "base",
     "Block": "base",
     "Catalog": "base",
+    "ChainSpace": "chain",
     "Knob": "base",
     "MixtureSupernet": "supernet",
     "MobileNetV3Space": "mobilenet_v3",
     "NASBench201Space": "nasbench201",
     "NormStats": "supernet",
     "Operator": "operators",
+    "Published": "base",
     "ReferenceNetwork": "reference.base",
     "SearchSpace": "base",
     "Supernet": "supernet",
@@ -48,10 +51,10 @@ _LAZY = {
 }
 
 __all__ = [
-    "Archs", "Block", "Catalog", "Knob", "MixtureSupernet", "MobileNetV3Space", "NASBench201Space",
-    "NormStats", "Operator",
-    "ReferenceNetwork", "SearchSpace", "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate",
-    "load_space", "nearest", "presets", "read_onnx", "reference_network", "reference_networks", "trace",
+    "Archs", "Block", "Catalog", "ChainSpace", "Knob", "MixtureSupernet", "MobileNetV3Space", "NASBench201Space",
+    "NormStats", "Operator", "Published", "ReferenceNetwork", "SearchSpace", "Supernet", "Tensor", "UserError",
+    "Workload", "WorkloadBuilder", "calibrate", "load_space", "nearest", "presets", "read_onnx", "reference_network",
+    "reference_networks", "trace",
 ]  # fmt: skip
 
 

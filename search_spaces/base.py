@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -52,6 +52,23 @@ class Block:
 
     name: str
     workload: Workload
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a source says of a reference architecture.
+
+    Args:
+        macs, params: exact, or as the source rounds them (`"375M"`); None where it says nothing.
+        source: of the figures.
+        options: keyword arguments of the space with which the architecture is the published network, where that is not
+            the space as it stands: published networks differ in widths that are not searched.
+    """
+
+    macs: int | str | None = None
+    params: int | str | None = None
+    source: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Catalog(Sequence[Block]):
@@ -282,6 +299,11 @@ class SearchSpace(ABC):
         ends = np.stack([np.zeros_like(self.cardinalities), self.cardinalities - 1])
         smallest, largest = self.canonical(ends)
         return {"smallest": smallest, "largest": largest}
+
+    @property
+    def published(self) -> Mapping[str, Published]:
+        """Published figures of architectures in `references`, by their name."""
+        return {}
 
     def check(self, archs: NDArray[Any]) -> Archs:
         """`archs` as a `(n, K)` array of this space's dtype.

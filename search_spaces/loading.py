@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.base import SearchSpace
+from search_spaces.chain import ChainSpace
 from search_spaces.errors import UserError, nearest
 from search_spaces.mobilenet_v3 import MobileNetV3Space
 from search_spaces.nasbench201 import NASBench201Space
 
 # `family` of a table: the class that it configures. Other classes are named "module:Class" in an experiment instead.
-FAMILIES: dict[str, Callable[..., SearchSpace]] = {"mobilenet_v3": MobileNetV3Space, "nasbench201": NASBench201Space}
+FAMILIES: dict[str, Callable[..., SearchSpace]] = {
+    "chain": ChainSpace,
+    "mobilenet_v3": MobileNetV3Space,
+    "nasbench201": NASBench201Space,
+}
 
 _TABLES = files("search_spaces") / "preset_tables"
 
@@ -84,5 +89,8 @@ def load_space(
             raise UserError(f"{where}: unknown key {key!r}. {nearest(key, keys)}")
     if "stages" in keys and "stages" not in table:
         raise UserError(f"{where}: key 'stages' is missing: the table has one [[stages]] per stage")
+    for p in parameters:
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty and p.name not in table:
+            raise UserError(f"{where}: key {p.name!r} is missing")
     task = {"in_channels": in_channels, "num_classes": num_classes}
     return make(**{k: v for k, v in task.items() if v is not None}, **table, name=title if title == where else where)

@@ -126,7 +126,8 @@ class Branches(nn.Module):
 class InvertedResidual(nn.Module):
     """Widen to `hidden`, filter channel by channel, gate, project (Sandler et al., CVPR 2018).
 
-    Without `expand` the first convolution is left out (`hidden == cin`); the input is added where shapes allow it.
+    Without `expand` the first convolution is left out (`hidden == cin`); the input is added where shapes allow it. With
+    `groups`, both 1x1 convolutions are grouped, and channels are shuffled after the first (FBNet; Wu et al., 2019).
     """
 
     def __init__(
@@ -142,12 +143,16 @@ class InvertedResidual(nn.Module):
         expand: bool | None = None,
         residual: bool | None = None,
         dilation: int = 1,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         expand = hidden != cin if expand is None else expand
-        body: list[nn.Module] = [ConvBnAct(cin, hidden, activation=activation)] if expand else []
+        body: list[nn.Module] = [ConvBnAct(cin, hidden, groups=groups, activation=activation)] if expand else []
+        if expand and groups > 1:
+            body.append(ChannelShuffle(groups))
         body.append(ConvBnAct(hidden, hidden, kernel, stride, groups=hidden, dilation=dilation, activation=activation))
-        self.body = nn.Sequential(*body, *([se] if se else []), ConvBnAct(hidden, cout, activation=""))
+        project = ConvBnAct(hidden, cout, groups=groups, activation="")
+        self.body = nn.Sequential(*body, *([se] if se else []), project)
         self.residual = stride == 1 and cin == cout if residual is None else residual
 
     def forward(self, x: Tensor) -> Tensor:

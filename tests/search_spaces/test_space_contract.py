@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search_spaces import MobileNetV3Space, SearchSpace, UserError, load_space, trace
+from search_spaces import ChainSpace, MobileNetV3Space, SearchSpace, UserError, load_space, trace
 
 TINY: list[dict[str, Any]] = [
     {"width": 8, "expansions": [1]},
@@ -27,6 +27,32 @@ def depths_only() -> MobileNetV3Space:
     return tiny(stages=[{"width": 8, "depths": [1, 2, 4], "expansions": [2]}, {"width": 16, "expansions": [2, 3]}])
 
 
+def every_block() -> ChainSpace:
+    """A chain with every type of block, a layer without a choice, and both kinds of skip."""
+    blocks = {
+        "mbconv": {
+            "type": "inverted_residual",
+            "kernel": 5,
+            "expansion": 3,
+            "squeeze": 0.25,
+            "activation": "hard_swish",
+        },
+        "grouped": {"type": "inverted_residual", "expansion": 1, "widen": True, "groups": 2},
+        "plain": {"type": "inverted_residual", "expansion": 1},
+        "separable": {"type": "separable"},
+        "conv": {"type": "conv", "groups": 2},
+        "bottleneck": {"type": "bottleneck"},
+        "fire": {"type": "fire"},
+        "ghost": {"type": "ghost", "squeeze": 0.25},
+        "skip": {"type": "skip"},
+        "project": {"type": "skip", "project": True},
+    }
+    stages = [{"width": 16, "choices": ["conv"]}, {"width": 24, "layers": 2, "stride": 2}, {"width": 32, "layers": 2}]
+    return ChainSpace(
+        1, 4, blocks=blocks, stages=stages, resolution=16, stem_stride=1, final_width=0, name="every_block"
+    )
+
+
 SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny": tiny,
     "depths_only": depths_only,
@@ -35,6 +61,10 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3"),
     "mobilenet_v3_large": lambda: load_space("mobilenet_v3_large"),
     "mobilenet_v3_small": lambda: load_space("mobilenet_v3_small"),
+    "chain": every_block,
+    "fbnet": lambda: load_space("fbnet"),
+    "fbnet_32": lambda: load_space("fbnet_32", 3, 100),
+    "proxylessnas": lambda: load_space("proxylessnas"),
     "nasbench201": lambda: load_space("nasbench201"),
     "nasbench201_tiny": lambda: load_space("nasbench201", 1, 4, resolution=8, channels=4, cells=1),
 }
@@ -154,6 +184,11 @@ def test_costs_add_up_over_blocks(space: SearchSpace) -> None:
         assert workload.bytes_moved == sum(b.bytes_moved for b in blocks)
         # Blocks meet at one tensor, so that the whole network's peak is that of its worst block.
         assert workload.peak_memory_bytes == max(b.peak_memory_bytes for b in blocks)
+
+
+def test_published_figures_are_of_references(space: SearchSpace) -> None:
+    assert set(space.published) <= set(space.references)
+    assert all(p.source for p in space.published.values())
 
 
 def test_references_are_canonical_and_named(space: SearchSpace) -> None:
