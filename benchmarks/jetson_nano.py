@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from predictors import OperatorModel
+from predictors.quality import estimate_figures
 from search_spaces import Tensor, UserError, Workload, WorkloadBuilder, reference_network, reference_networks
 
 FILE = "jetson_nano_cnn_tensorrt.csv.gz"
@@ -92,14 +92,12 @@ def stack_of(row: Any) -> Workload:
 
 def figures(model: OperatorModel, workloads: Sequence[Workload], measured: np.ndarray) -> dict[str, float]:
     """How well a model predicts."""
-    estimate = model.predict(workloads)
-    error = np.abs(estimate.mean / measured - 1)
-    inside = (measured >= estimate.quantile(0.05)) & (measured <= estimate.quantile(0.95))
+    found = estimate_figures(model.predict(workloads), measured)
     return {
-        "median_ape": float(np.median(error)),
-        "within_10_percent": float(np.mean(error <= 0.1)),
-        "spearman": float(spearmanr(estimate.mean, measured).statistic),
-        "coverage_90": float(inside.mean()),
+        "median_ape": found["median_error"],
+        "within_10_percent": found["within_10_percent"],
+        "spearman": found.get("spearman", float("nan")),
+        "coverage_90": found["interval_90_coverage"],
         "n": len(measured),
     }
 

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from hardware_profiles.meter import Artifact, Measurement, Meter, OperatorTime, Protocol
 from hardware_profiles.out_of_process import OutOfProcessMeter, file_digest
-from hardware_profiles.paths import write_text
 from hardware_profiles.profile import Target
-from search_spaces.errors import UserError, explain, nearest
+from hardware_profiles.records import KeptRecord, Record
+from search_spaces.errors import UserError, nearest
 
-FORMAT = 1
 # Of one command's output; the tail, where the results stand, is kept.
 OUTPUT_KEPT = 20_000
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Command(_Model):
+class Command(Record):
     """A command that ran, and what it printed."""
 
     command: tuple[str, ...]
@@ -39,7 +32,7 @@ class Command(_Model):
     seconds: float
 
 
-class RecordedMeasurement(_Model):
+class RecordedMeasurement(Record):
     """A measurement of one file on one target."""
 
     artifact: str
@@ -51,7 +44,7 @@ class RecordedMeasurement(_Model):
     measured: datetime
     latency_ms: Positive
     samples_ms: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    protocol: dict[str, Any]
+    protocol: Protocol
     throttled: bool = False
     note: str = ""
     energy_mj: Positive | None = None
@@ -59,7 +52,7 @@ class RecordedMeasurement(_Model):
     operators: tuple[tuple[str, str, float], ...] = ()
 
 
-class Recording(_Model):
+class Recording(KeptRecord):
     """All measurements of a file, newest last, and the commands that gave them.
 
     Args:
@@ -67,29 +60,12 @@ class Recording(_Model):
         commands: per `measure`, what ran; empty for a runtime inside this process.
     """
 
-    format: int = FORMAT
+    kind = "recording"
+    otherwise = "record again"
+
+    format: int = 1
     measurements: tuple[RecordedMeasurement, ...] = ()
     commands: tuple[tuple[Command, ...], ...] = ()
-
-    @classmethod
-    def load(cls, path: Path) -> Recording:
-        """Read a recording.
-
-        Raises:
-            UserError: no such file, or one that is damaged or of another version.
-        """
-        try:
-            text = path.read_text(encoding="utf-8")
-            found = cls.model_validate_json(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read this recording: {error}") from error
-        except ValidationError as error:
-            raise UserError(
-                f"{explain(error, str(path), cls.model_fields)[:300]} (this recording is damaged)"
-            ) from error
-        if found.format != FORMAT:
-            raise UserError(f"{path}: recording format {found.format}, this version reads {FORMAT}")
-        return found
 
 
 class RecordingMeter(Meter):
@@ -129,7 +105,7 @@ class RecordingMeter(Meter):
             measurements=self.before.measurements + new,
             commands=self.before.commands + ((commands,) if commands else ()),
         )
-        write_text(self.path, self.before.model_dump_json(indent=1, exclude_defaults=False) + "\n")
+        self.before.save(self.path)
         return measured
 
 
@@ -186,7 +162,7 @@ class ReplayMeter(Meter):
             artifact,
             found.latency_ms,
             np.array(found.samples_ms),
-            Protocol(**found.protocol),
+            found.protocol,
             throttled=found.throttled,
             note=f"{found.note}; {when}" if found.note else when,
             energy_mj=found.energy_mj,
@@ -196,7 +172,6 @@ class ReplayMeter(Meter):
 
 
 def _record(m: Measurement, target: Target, now: datetime) -> RecordedMeasurement:
-    values: Mapping[str, Any] = json.loads(json.dumps(asdict(m.protocol)))
     return RecordedMeasurement(
         artifact=m.artifact.path.name,
         sha256=file_digest(m.artifact.path),
@@ -207,7 +182,7 @@ def _record(m: Measurement, target: Target, now: datetime) -> RecordedMeasuremen
         measured=now,
         latency_ms=m.latency_ms,
         samples_ms=tuple(m.samples_ms.tolist()),
-        protocol=dict(values),
+        protocol=m.protocol,
         throttled=m.throttled,
         note=m.note,
         energy_mj=m.energy_mj,

@@ -250,7 +250,7 @@ class Validation:
     @property
     def figures(self) -> dict[str, float]:
         """`median_error`, `within_10_percent`, `spearman`, `interval_90_coverage` and, where known, `drift`."""
-        from predictors.target_calibration import figures
+        from predictors.quality import figures
 
         inside = float(np.mean((self.low <= self.measured) & (self.measured <= self.high)))
         found = figures(np.log(self.measured / self.mean), self.measured, inside)

@@ -12,24 +12,24 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from hardware_profiles.host import host_fingerprint
 from hardware_profiles.meter import Artifact, Measurement
-from hardware_profiles.paths import user_data_dir, write_text
+from hardware_profiles.paths import user_data_dir
 from hardware_profiles.profile import Target
+from hardware_profiles.records import KeptRecord, Record
 from hardware_profiles.runtimes import converter_for, meter_for
-from predictors.base import Array
 from predictors.operator_features import COORDINATES, GROUPS, QUANTITIES
 from predictors.operator_model import LEAST_NETWORKS, Fit, OperatorModel
+from predictors.quality import figures
 from predictors.roofline import Roofline
 from predictors.suite import CalibrationNetwork, calibration_suite
 from search_spaces import SearchSpace, UserError, Workload
 from search_spaces.base import Archs
-from search_spaces.errors import explain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +41,7 @@ MAX_AGE_DAYS = 30.0
 Progress = Callable[[str, int, int], None]
 
 
-class MeasuredNetwork(BaseModel):
+class MeasuredNetwork(Record):
     """One measured network: what it was, and its latency.
 
     Args:
@@ -51,11 +51,9 @@ class MeasuredNetwork(BaseModel):
         latency_ms: the protocol's statistic; None where converting or measuring failed, with the reason in `note`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str
     family: str
-    architecture: dict[str, int | float | str] = {}
+    architecture: dict[str, int | float | str] = Field(default={})
     latency_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     median_ms: float | None = None
     throttled: bool = False
@@ -96,7 +94,7 @@ class SpaceNetwork:
         return np.array(self.row, dtype=self.space.dtype)
 
 
-class Calibration(BaseModel):
+class Calibration(KeptRecord):
     """Measurements of one target, and the model fitted to them, frozen: a run that keeps this file predicts the same.
 
     Args:
@@ -112,7 +110,8 @@ class Calibration(BaseModel):
         seconds: what measuring took, by phase.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind = "calibration"
+    otherwise = "delete it and calibrate again"
 
     format: int = FORMAT
     target: str
@@ -129,34 +128,19 @@ class Calibration(BaseModel):
         """The fitted model; the same bits whenever and wherever the file is loaded."""
         return OperatorModel(self.model)
 
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically. Raises UserError where that fails."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
-
     @classmethod
-    def load(cls, path: Path) -> Calibration:
+    def load(cls, path: Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
             UserError: no such file, or one that is damaged or of another version.
         """
+        found = super().load(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read this calibration: {error}") from error
-        try:
-            calibration = cls.model_validate_json(text)
-            if calibration.format != FORMAT:
-                raise UserError(f"{path}: calibration format {calibration.format}, this version reads {FORMAT}")
-            calibration.predictor()
-        except ValidationError as error:
-            reason = explain(error, str(path), cls.model_fields)
-            raise UserError(
-                f"{reason[:300]} (this calibration file is damaged: delete it and calibrate again)"
-            ) from error
+            found.predictor()
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        return calibration
+        return found
 
 
 def calibrate(
@@ -358,18 +342,6 @@ def _fit(
         protocol=asdict(next(iter(good.values())).protocol),
         networks=tuple(rows),
         model=model.numbers,
-        quality={**_quality(model, residuals, y), "failed": len(failures), "throttled": throttled},
+        quality={"networks": len(y), **figures(residuals, y), "failed": len(failures), "throttled": throttled},
         seconds=seconds,
     )
-
-
-def _quality(model: OperatorModel, residuals: Array, y: Array) -> dict[str, float]:
-    """How well each measured network is predicted by a fit to all those of other folds."""
-    from scipy.stats import spearmanr
-
-    return {
-        "networks": len(y),
-        "within_10_percent": float(np.mean(np.abs(np.expm1(-residuals)) <= 0.1)),
-        "spearman": float(spearmanr(y / np.exp(residuals), y).statistic),
-        "median_error": float(np.median(np.abs(np.expm1(-residuals)))),
-    }

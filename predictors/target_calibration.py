@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,17 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
 
-from hardware_profiles.paths import user_data_dir, write_text
+from hardware_profiles.paths import user_data_dir
 from hardware_profiles.profile import RooflineFit, Target
+from hardware_profiles.records import KeptRecord, Record
 from predictors.base import AdditivePredictor, Array, Estimate, Predictor
 from predictors.operator_model import LEAST_NETWORKS, OperatorModel
+from predictors.quality import figures
 from predictors.roofline import Roofline
 from search_spaces import UserError, Workload
-from search_spaces.errors import explain
 
-FORMAT = 1
 METRICS = ("latency_ms", "energy_mj")
 Method = Literal["scale", "roofline", "operator_model"]
 METHODS: tuple[Method, ...] = ("scale", "roofline", "operator_model")
@@ -35,11 +35,7 @@ ROOFLINE_NETWORKS = 4
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MeasuredRow(_Record):
+class MeasuredRow(Record):
     """One network as measured on a target.
 
     Args:
@@ -55,16 +51,17 @@ class MeasuredRow(_Record):
     throttled: bool = False
 
 
-class FittedMetric(_Record):
+class FittedMetric(Record):
     """A fitted model of one metric as numbers.
 
     Args:
         method: `operator_model` (many networks), `roofline` (its parameters fitted anew) or `scale` (the profile's
             roofline times one factor).
         numbers: of that method.
-        log_std: spread of ln(measured / predicted) over networks that the fit had not seen.
-        quality: those networks' `median_error`, `within_10_percent`, `spearman`, `interval_90_coverage`, and how many
-            `networks` and `families` there were.
+        log_std: spread of ln(measured / predicted) of a network that the fit has not seen; of `roofline` and
+            `operator_model`, whose numbers say how it grows, where it is least.
+        lowest, highest: range of the measured values.
+        quality: `predictors.quality.figures` of networks left out, and how many `networks` and `families` there were.
     """
 
     method: Method
@@ -75,7 +72,7 @@ class FittedMetric(_Record):
     quality: dict[str, float]
 
 
-class TargetCalibration(_Record):
+class TargetCalibration(KeptRecord):
     """What was measured on a target, and the models fitted to it.
 
     Args:
@@ -87,7 +84,10 @@ class TargetCalibration(_Record):
         models: per metric.
     """
 
-    format: int = FORMAT
+    kind = "calibration"
+    otherwise = "delete it and calibrate again"
+
+    format: int = 1
     target: str
     created: datetime
     host: str = ""
@@ -121,28 +121,6 @@ class TargetCalibration(_Record):
         left_out = f", {error:.0%} median error on networks left out" if error is not None else ""
         count = int(model.quality["networks"])
         return f"{words[model.method]} of {count} networks measured {self.created:%Y-%m-%d}{left_out}"
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, atomically. Raises UserError where that fails."""
-        write_text(path, self.model_dump_json(indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> TargetCalibration:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: no such file, or one that is damaged or of another version.
-        """
-        try:
-            found = cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read this calibration: {error}") from error
-        except ValidationError as error:
-            reason = explain(error, str(path), cls.model_fields)[:300]
-            raise UserError(f"{reason} (this calibration is damaged: delete it and calibrate again)") from error
-        if found.format != FORMAT:
-            raise UserError(f"{path}: calibration format {found.format}, this version reads {FORMAT}; calibrate again")
-        return found
 
 
 class ScaledRoofline(AdditivePredictor):
@@ -231,6 +209,13 @@ class _Way:
     load: Callable[[FittedMetric, Target, str], Predictor]
 
 
+def _left_out_together(families: Sequence[str]) -> NDArray[np.intp]:
+    """`(n,)` networks with the same number are left out together when a fit is judged: families, or where there are
+    only one or two, single networks. The operator model draws the same line, so that errors of all methods compare."""
+    several = len(set(families)) > 2
+    return np.unique(np.array(families), return_inverse=True)[1] if several else np.arange(len(families))
+
+
 def _base(target: Target, metric: str) -> Roofline:
     """A roofline of the metric; where nobody states the power, energy is taken as latency times some power."""
     if metric == "energy_mj" and target.point.power_w is None:
@@ -243,9 +228,9 @@ def _base(target: Target, metric: str) -> Roofline:
 def _fit_scale(
     target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
 ) -> _Fitted:
-    """The median of measured over predicted; judged by leaving out families, or single networks of one family."""
+    """The median of measured over predicted."""
     ratios = np.log(y / _base(target, metric).predict(workloads).mean)
-    groups = np.array(families) if len(set(families)) > 1 else np.arange(len(y))
+    groups = _left_out_together(families)
     left = [
         ratio - np.median(ratios[groups != group])
         for ratio, group in zip(ratios, groups, strict=True)
@@ -265,8 +250,7 @@ def _load_scale(model: FittedMetric, target: Target, metric: str) -> Predictor:
 def _fit_operators(
     target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
 ) -> _Fitted:
-    several = len(set(families)) > 2
-    model, logs = OperatorModel.fit_report(workloads, y, metric=metric, families=list(families) if several else None)
+    model, logs = OperatorModel.fit_report(workloads, y, metric=metric, families=families)
     log_std = float(max(LEAST_LOG_STD, model.numbers.stretch * model.numbers.noise))
     # The interval of each was stretched to hold these very errors.
     return _Fitted(model.to_dict(), logs, log_std, np.nan)
@@ -287,8 +271,7 @@ def _fit_roofline(
     others = shipped_costs()
     fit = fit_sample(data, others)
     assumed = prior(target, others)
-    groups = data.groups if len(set(families)) > 1 else np.arange(len(y))
-    logs = -leave_out(data, assumed, groups).errors
+    logs = -leave_out(data, assumed, _left_out_together(families)).errors
     return _Fitted(fit.model_dump(mode="json"), logs, max(LEAST_LOG_STD, fit.log_std), fit.errors.family_coverage_90)
 
 
@@ -387,34 +370,6 @@ def _spread(logs: Array) -> float:
     # With few networks the largest seen is no bound of the next: 1.2 at five, 1 from twenty on.
     few = max(1.0, 1.3 - 0.015 * len(ordered))
     return float(few * max(1.4826 * np.median(ordered), ordered[rank - 1] / 1.645))
-
-
-def figures(logs: Array, y: Array, inside: float) -> dict[str, float]:
-    """How well predictions hold; nothing of no networks.
-
-    Args:
-        logs: `(m,)` ln(measured / predicted).
-        y: `(n,)` measured values; a rank correlation needs them to be of the same networks.
-        inside: share of measured values in the 90 % interval; NaN where that says nothing.
-    """
-    from scipy.stats import spearmanr
-
-    if not len(logs):
-        return {}
-    errors = np.abs(np.expm1(-logs))
-    found = {
-        "median_error": float(np.median(errors)),
-        "within_10_percent": float(np.mean(errors <= 0.1)),
-    }
-    if np.isfinite(inside):
-        found["interval_90_coverage"] = inside
-    if len(logs) == len(y) and len(y) > 2:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of constant values, whose rank correlation is no number
-            rank = float(spearmanr(y / np.exp(logs), y).statistic)
-        if np.isfinite(rank):
-            found["spearman"] = rank
-    return found
 
 
 def calibration_path(target: Target) -> Path:

@@ -72,6 +72,7 @@ def test_a_runtime_in_this_process_is_recorded_too(artifacts: list[Artifact], ho
     [
         (lambda t: t[: len(t) // 2], "damaged"),
         (lambda t: t.replace('"latency_ms":', '"latency_m":'), "unknown key|missing"),
+        (lambda t: t.replace('"warmup":', '"warm_up":'), "protocol.warmup' is missing"),
         (lambda t: json.dumps({**json.loads(t), "format": 99}), "recording format 99"),
         (lambda t: t.replace('"energy_mj": 0.5', '"energy_mj": -0.5'), "greater than 0"),
     ],

@@ -118,3 +118,30 @@ def test_far_outside_what_was_measured_the_interval_widens_and_says_so(workloads
     assert near.warning == ""
     assert "outside the measured" in far.warning
     assert far.std[0] / far.mean[0] > near.std[0] / near.mean[0]
+
+
+def test_methods_are_compared_by_errors_of_the_same_networks_left_out(workloads: list[Workload]) -> None:
+    """The operator model leaves out single networks where there are only two families, so the others must too."""
+    target = bare()
+    measured = truth(target, workloads)[:8]
+    two = [r.model_copy(update={"family": "ab"[i % 2]}) for i, r in enumerate(rows(measured))]
+    off = np.log(measured / Roofline(target).predict(workloads[:8]).mean)
+    alone = [off[i] - np.median(np.delete(off, i)) for i in range(8)]
+    quality = fit_target(target, two, workloads[:8], method="scale").models["latency_ms"].quality
+    assert quality["median_error"] == pytest.approx(np.median(np.abs(np.expm1(-np.array(alone)))))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 7, "rows": []}', "calibration format 7, this version reads 1; delete it and calibrate again"),
+        ('{"target": "jetson_nano:fp32"}', "key 'created' is missing .*is damaged: delete it and calibrate again"),
+        ("[1]", "is damaged"),
+        ("{", "is damaged"),
+    ],
+)
+def test_a_file_of_another_version_is_told_from_a_damaged_one(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"c.json: .*{message}"):
+        TargetCalibration.load(path)

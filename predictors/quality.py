@@ -1,0 +1,47 @@
+"""Figures of how well predictions hold: the same for every predictor and device."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from predictors.base import Array, Estimate
+
+
+def figures(logs: Array, measured: Array, inside: float = np.nan) -> dict[str, float]:
+    """How well predictions hold; nothing of no networks.
+
+    Args:
+        logs: `(m,)` ln(measured / predicted).
+        measured: `(n,)` measured values; a rank correlation needs them to be of the same networks.
+        inside: share of measured values in the 90 % interval; NaN where that says nothing.
+
+    Returns:
+        `median_error` (relative to the measurement), `within_10_percent`, and where they are known
+        `interval_90_coverage` and `spearman`.
+    """
+    from scipy.stats import spearmanr
+
+    if not len(logs):
+        return {}
+    errors = np.abs(np.expm1(-logs))
+    found = {
+        "median_error": float(np.median(errors)),
+        "within_10_percent": float(np.mean(errors <= 0.1)),
+    }
+    if np.isfinite(inside):
+        found["interval_90_coverage"] = inside
+    if len(logs) == len(measured) and len(measured) > 2:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of constant values, whose rank correlation is no number
+            rank = float(spearmanr(measured / np.exp(logs), measured).statistic)
+        if np.isfinite(rank):
+            found["spearman"] = rank
+    return found
+
+
+def estimate_figures(estimate: Estimate, measured: Array) -> dict[str, float]:
+    """The figures of an estimate of `(n,)` measured values, with the coverage of its 90 % intervals."""
+    inside = (estimate.quantile(0.05) <= measured) & (measured <= estimate.quantile(0.95))
+    return figures(np.log(measured / estimate.mean), measured, float(np.mean(inside)))
