@@ -111,6 +111,12 @@ def spaces(name: Annotated[str | None, typer.Argument(help="Show this space.")] 
         workload = space.workload(arch)
         rows.append((reference, f"{workload.macs / 1e6:.2f}", f"{workload.params / 1e6:.3f}"))
     table(("reference", "M MACs", "M parameters"), rows)
+    for reference, published in space.published.items():
+        figures = [f"{value} {what}" for value, what in ((published.macs, "MACs"), (published.params, "parameters"))
+                   if value is not None]  # fmt: skip
+        options = f", with {', '.join(f'{k} = {v}' for k, v in published.options.items())}" if published.options else ""
+        if figures:
+            print(f"published of {reference}{options}: {', '.join(figures)} ({published.source})")
 
 
 @app.command()

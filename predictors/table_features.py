@@ -14,21 +14,12 @@ from predictors.base import Array, BoundPredictor
 from predictors.counts import Count
 from predictors.operator_features import GROUPS, QUANTITIES, describe, kernels
 from predictors.tables import MeasuredTable, fbnet_knobs, nasbench201_knobs
-from search_spaces import NASBench201Space, Workload
+from search_spaces import NASBench201Space, Workload, load_space
 from search_spaces.base import Archs, Knob
 from search_spaces.nasbench201 import EDGES
 
 # What counts as a step on the longest path: any operator, a 3x3 convolution, any arithmetic.
 _NB201_STEPS = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0], [0, 0, 1, 1, 0]], dtype=float)
-
-# FBNet's layers as HELP measured them, 32x32 input: channels in and out, stride, input height (Wu et al., table 1, less
-# the strides that small images leave out). Choices: kernel, expansion, groups; the last is a skip.
-_FBNET_LAYERS = (
-    ((16, 16, 1, 32), (16, 24, 2, 32)) + ((24, 24, 1, 16),) * 3 + ((24, 32, 2, 16),) + ((32, 32, 1, 8),) * 3
-    + ((32, 64, 1, 8),) + ((64, 64, 1, 8),) * 3 + ((64, 112, 1, 8),) + ((112, 112, 1, 8),) * 3 + ((112, 184, 1, 8),)
-    + ((184, 184, 1, 8),) * 3 + ((184, 352, 1, 8),)
-)  # fmt: skip
-_FBNET_BLOCKS = ((3, 1, 1), (3, 1, 2), (3, 3, 1), (3, 6, 1), (5, 1, 1), (5, 1, 2), (5, 3, 1), (5, 6, 1))
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class Features:
     executed: Archs | None = None
 
 
-def table_features(table: MeasuredTable, keys: NDArray[np.generic], totals: Array | None = None) -> Features:
+def table_features(table: MeasuredTable, keys: NDArray[Any], totals: Array | None = None) -> Features:
     """Features of networks that need not be in the table.
 
     Args:
@@ -62,7 +53,7 @@ def table_features(table: MeasuredTable, keys: NDArray[np.generic], totals: Arra
         groups = {"knobs": marks}
         if table.knobs == fbnet_knobs():
             groups["counts"] = marks.reshape(len(keys), 22, 9).sum(1)
-            groups["size"] = np.log(_fbnet_macs()[np.arange(22), keys].sum(1, keepdims=True))
+            groups["size"] = np.log(_fbnet_macs().predict(keys).mean)[:, None]
         elif totals is not None:
             groups |= _total_groups(totals)
         else:
@@ -99,17 +90,10 @@ def _one_hot(keys: NDArray[np.generic], knobs: Sequence[Knob]) -> Array:
     )
 
 
-def _fbnet_macs() -> Array:
-    """`(22, 9)` multiply-accumulates of each choice of each layer; a skip that changes shape is a 1x1 convolution."""
-    macs = np.zeros((22, 9))
-    for layer, (c_in, c_out, stride, size) in enumerate(_FBNET_LAYERS):
-        out = (size // stride) ** 2
-        for choice, (kernel, expansion, groups) in enumerate(_FBNET_BLOCKS):
-            mid = c_in * expansion
-            macs[layer, choice] = (c_in * mid * size**2 + mid * c_out * out) / groups + mid * kernel**2 * out
-        macs[layer, 8] = 0 if c_in == c_out and stride == 1 else c_in * c_out * out
-    macs[:, :] += 1e5 / 22  # stem and head, roughly: keeps the logarithm of a network of skips finite
-    return macs
+@lru_cache(maxsize=1)
+def _fbnet_macs() -> BoundPredictor:
+    """Of FBNet at 32x32, as HELP measured it."""
+    return Count("macs").bind(load_space("fbnet_32"))
 
 
 @lru_cache(maxsize=1)

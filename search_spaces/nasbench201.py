@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.base import Archs, Block, Catalog, Knob, SearchSpace
+from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
 from search_spaces.errors import UserError, nearest
 from search_spaces.operators import Tensor, Workload, WorkloadBuilder
 
@@ -106,6 +106,19 @@ class NASBench201Space(SearchSpace):
             "all_identity": _everywhere("skip_connect"),
         }
         return {name: self.from_string(text)[0] for name, text in named.items()}
+
+    @property
+    def published(self) -> dict[str, Published]:
+        costs = {
+            "resnet": (78_561_920, 559_386),
+            "all_conv_3x3": (220_119_680, 1_531_546),
+            "all_conv_1x1": (31_376_000, 241_306),
+            "all_identity": (7_783_040, 73_306),
+        }
+        source = "the benchmark's figures for CIFAR-10 (Dong and Yang, ICLR 2020)"
+        its = {"num_classes": 10, "in_channels": 3, "resolution": 32, "channels": 16, "cells": 5}
+        options = {key: value for key, value in its.items() if getattr(self, key) != value}
+        return {name: Published(macs, params, source, options) for name, (macs, params) in costs.items()}
 
     def to_string(self, archs: Archs) -> list[str]:
         """The benchmark's string of each of `(n, 6)` architectures.

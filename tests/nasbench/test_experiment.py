@@ -316,6 +316,10 @@ def test_help_is_answered_without_torch(tmp_path: Path) -> None:
     [
         (["spaces"], ["quickstart", "mobile96"]),
         (["spaces", "ofa_mobilenet_v3"], ["21,758,655,492,572,485,851"]),
+        (
+            ["spaces", "fbnet"],
+            ["984,770,902,183,611,232,881", "fbnet_a, with final_width = 1504: 249M"],
+        ),
         (["strategies"], ["nsga2", "population_size"]),
         (["stages"], ["quantize"]),
         (["devices", "list"], ["host", "raspberry_pi_4", "edge_tpu", "jetson_nano"]),
