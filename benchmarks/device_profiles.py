@@ -45,8 +45,7 @@ def reported(profile: Profile) -> str:
 
 def figures(point: str, fit: RooflineFit) -> dict[str, Any]:
     """The JSON object of a fit."""
-    errors = fit.errors.model_dump() if fit.errors else {}
-    return {"operating_point": point, "n": fit.networks, "families": fit.families} | errors
+    return {"operating_point": point, "n": fit.networks, "families": fit.families} | fit.errors.model_dump()
 
 
 def main() -> None:
@@ -72,8 +71,6 @@ def main() -> None:
     for name, profile in profiles.items():
         for point, fit in profile.fits.items():
             e = fit.errors
-            if e is None:
-                continue
             star = "*" if point == reported(profile) else ""
             print(
                 f"{name + ':' + point + star:35}{fit.networks:5d}{fit.families:5d}{e.median_ape:8.1%}"

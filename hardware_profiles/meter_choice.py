@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from hardware_profiles.meter import Meter
 from hardware_profiles.meter_section import AdbSection, MeterSection, SshSection
-from hardware_profiles.profile import Target
+from hardware_profiles.paths import read_toml
+from hardware_profiles.profile import Target, explain_fields
 from hardware_profiles.runtimes import meter_for
 from search_spaces.errors import UserError, nearest
 
@@ -80,19 +80,12 @@ def _section(
     try:
         section = adapter.validate_python(table)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(p) for p in first["loc"][1:] or first["loc"])
-        raise UserError(f"{where}: {key or 'kind'}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(explain_fields(error, AdbSection, where)) from error
     profile = target.profile.model_copy(update={"meter": section})
     target = Target(profile, target.operating_point)
     return target, meter_for(target, progress)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read this meter: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: this is no valid TOML: {error}") from error
+    table = read_toml(path)
     return dict(table.get("meter", table))

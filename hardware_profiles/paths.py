@@ -1,10 +1,12 @@
-"""Where the user's own files live, and how files are written: whole or not at all."""
+"""Where the user's own files live, and how files are read and written: whole or not at all."""
 
 import os
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -51,3 +53,13 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically. Raises UserError where that fails."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file. Raises UserError where it cannot be read, or is none (with the line)."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error

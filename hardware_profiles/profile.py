@@ -6,7 +6,6 @@ parameters), so that a prediction can say what it rests on. A target is a profil
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hardware_profiles.meter_section import AdbSection, CommandSection, MeterSection, SshSection
-from hardware_profiles.paths import user_data_dir
+from hardware_profiles.paths import read_toml, user_data_dir
 from search_spaces.errors import UserError, nearest
 from search_spaces.operators import Operator
 
@@ -478,14 +477,14 @@ class Target:
         return rules if rules.apply_to(self.point) else Constraints()
 
 
-def _explain(error: ValidationError, model: type[BaseModel], path: object) -> str:
+def explain_fields(error: ValidationError, model: type[BaseModel], path: object) -> str:
     """The first problem as one sentence: file, key, value, what was expected."""
     first = error.errors()[0]
     *parents, last = first["loc"] or ("",)
     key = ".".join(str(part) for part in first["loc"])
     where = f"{path}: {key}" if key else f"{path}"
     if first["type"].startswith("union_tag"):
-        return f"{where}: needs kind = one of {first['ctx'].get('expected_tags', 'those of its documentation')}"
+        return f"{where}: needs kind = one of {', '.join(map(repr, _MODELS))}"
     if first["type"] == "extra_forbidden":
         fields: Any = model
         for part in parents:
@@ -522,17 +521,11 @@ def parse_profile(table: Mapping[str, Any], source: object) -> Profile:
     try:
         return Profile.model_validate(table)
     except ValidationError as error:
-        raise UserError(_explain(error, Profile, source)) from error
+        raise UserError(explain_fields(error, Profile, source)) from error
 
 
 def _read(path: Path) -> Profile:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read this device profile: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: this is no valid TOML: {error}") from error
-    profile = parse_profile(table, path)
+    profile = parse_profile(read_toml(path), path)
     if profile.name != path.stem:
         raise UserError(f"{path}: name: is {profile.name!r}, but a profile is found by its file's name, {path.stem!r}")
     return profile

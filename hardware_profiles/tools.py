@@ -387,9 +387,6 @@ class BenchmarkApp(Tool):
         )
 
 
-TOOLS = ("json", "benchmark_model", "trtexec", "benchmark_app")
-
-
 def tool(name: str, statistic: str = "latency", device: str = "CPU") -> Tool:
     """The tool of that name."""
     if name == "trtexec":

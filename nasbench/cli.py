@@ -157,7 +157,10 @@ def predict(
     from predictors.choice import TABLES, choose_predictor
 
     device = load_target(target)
-    (chosen,) = _one(named_networks([network] if network else [], space, [arch] if arch else []))
+    named = named_networks([network] if network else [], space, [arch] if arch else [])
+    if len(named) != 1:
+        raise UserError("name one network, or --space with one --arch")
+    (chosen,) = named
     workload = chosen.workload
     choices = [(m, choose_predictor(device, m, predictor=predictor)) for m in metric or ["latency_ms"]]
     warnings: dict[str, None] = {}
@@ -177,12 +180,6 @@ def predict(
 
 
 _UNITS = {"latency_ms": " ms", "energy_mj": " mJ", "peak_memory_bytes": " bytes"}
-
-
-def _one(networks: list[Any]) -> list[Any]:
-    if len(networks) != 1:
-        raise UserError("name one network, or --space with one --arch")
-    return networks
 
 
 def _components(family: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from hardware_profiles.paths import read_toml
 from search_spaces.errors import UserError, nearest
 
 
@@ -190,12 +191,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: unreadable file, TOML syntax, unknown key or wrong value, naming file and key.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
+    data = read_toml(path)
     for override in overrides:
         _apply(data, override)
     return parse_config(data, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,8 +78,6 @@ def new_profile(device: NewDevice) -> Path:
         raise UserError(f"device {device.name!r} exists; choose another name, or edit its file")
     path = user_data_dir() / "devices" / f"{device.name}.toml"
     text = profile_text(device)
-    import tomllib
-
     parse_profile(tomllib.loads(text), f"the new profile {device.name!r}")
     if path.exists():
         raise UserError(f"{path}: exists already and is not overwritten")
@@ -89,7 +88,8 @@ def new_profile(device: NewDevice) -> Path:
 def profile_text(device: NewDevice) -> str:
     """The profile as commented TOML."""
     peak, bandwidth = _GUESSES.get(device.kind, _GUESSES["CPU"])
-    peak *= _FASTER.get(device.precision, 1.0)
+    peak = peak * _FASTER.get(device.precision, 1.0) if device.peak_gmacs is None else device.peak_gmacs
+    bandwidth = bandwidth if device.bandwidth_gbs is None else device.bandwidth_gbs
     given = device.peak_gmacs is not None and device.bandwidth_gbs is not None
     source = device.source or (
         "given on the command line" if given else "guessed by kind; a calibration makes up for it"
@@ -121,8 +121,8 @@ precision = {_quoted(device.precision)}             # fp32, fp16 or int8
 runtime = {_quoted(device.runtime)}
 threads = {device.threads}
 batch = 1
-peak_gmacs = {device.peak_gmacs or peak:g}                # 10^9 multiply-accumulates/s, at most
-bandwidth_gbs = {device.bandwidth_gbs or bandwidth:g}             # of its memory, GB/s
+peak_gmacs = {peak:g}                # 10^9 multiply-accumulates/s, at most
+bandwidth_gbs = {bandwidth:g}             # of its memory, GB/s
 {power}
 estimated = {str(not given).lower()}
 source = {_quoted(source)}

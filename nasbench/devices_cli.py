@@ -115,8 +115,7 @@ def check(
     _explain(target)
     if not networks and not space:
         return
-    found = named_networks(networks or [], None) if networks else []
-    checked = [(network.name, [network.workload]) for network in found]
+    checked = [(n.name, [n.workload]) for n in (named_networks(networks) if networks else [])]
     for label, loaded in _spaces(space).items():
         if arch:
             checked += [(n.name, [n.workload]) for n in (space_network(loaded, a, label) for a in arch)]

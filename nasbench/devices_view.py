@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from nasbench import tables
+from nasbench.tables import grid, plain
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
     from hardware_profiles import OperatingPoint, Profile
     from hardware_profiles.profile import Constraints
 
+_WIDTH = 160  # of lines where there is no terminal: a table's rows stay whole
 _LINES = 20  # references shown of one operating point before the view says how many more there are
 
 
@@ -33,15 +37,15 @@ def list_devices() -> None:
         profile = load_profile(name)
         points = [f"{p}*" if p == profile.default else p for p in profile.operating_points]
         rows.append((name, profile.kind, profile.title, len(profile.references) or "", ", ".join(points)))
-    console = _console()
-    console.print(_table(("device", "kind", "what it is", "published", "operating points (* default)"), rows))
+    console = tables.console(_WIDTH)
+    console.print(grid(("device", "kind", "what it is", "published", "operating points (* default)"), rows))
 
 
 def show_device(profile: Profile, console: Console | None = None) -> None:
     """Print a profile: datasheet, operating points, how to measure, constraints, published latencies, fits, sources."""
-    console = console or _console()
+    console = console or tables.console(_WIDTH)
     sources = _Sources()
-    console.print(f"[bold]{profile.name}[/bold]  {_plain(profile.title)} ({profile.kind})", highlight=False)
+    console.print(f"[bold]{profile.name}[/bold]  {plain(profile.title)} ({profile.kind})", highlight=False)
     sections: list[tuple[str, RenderableType | None]] = [
         ("Datasheet", _datasheet(profile, sources)),
         ("Operating points", _points(profile, sources)),
@@ -49,7 +53,7 @@ def show_device(profile: Profile, console: Console | None = None) -> None:
         ("Published latencies", _references(profile, sources)),
         ("Roofline", _roofline(profile, sources)),
         ("To measure there", _commands(profile)),
-        ("Sources", _table(("", ""), [(f"[{n}]", source) for source, n in sources.known.items()], header=False)),
+        ("Sources", grid(("", ""), [(f"[{n}]", source) for source, n in sources.known.items()], header=False)),
     ]
     for title, body in sections:
         if body is not None:
@@ -62,7 +66,7 @@ def _datasheet(profile: Profile, sources: _Sources) -> RenderableType | None:
         (figure.name, f"{figure.value:g} {figure.unit}", sources.number(figure.source), figure.note)
         for figure in profile.datasheet
     ]
-    return _table(("figure", "value", "source", "note"), rows) if rows else None
+    return grid(("figure", "value", "source", "note"), rows) if rows else None
 
 
 def _points(profile: Profile, sources: _Sources) -> RenderableType:
@@ -94,7 +98,7 @@ def _points(profile: Profile, sources: _Sources) -> RenderableType:
         "",
         "source",
     )
-    return _table(columns, [row(name, point) for name, point in profile.operating_points.items()])
+    return grid(columns, [row(name, point) for name, point in profile.operating_points.items()])
 
 
 def _constraints(profile: Profile, sources: _Sources) -> RenderableType | None:
@@ -122,7 +126,7 @@ def _constraints(profile: Profile, sources: _Sources) -> RenderableType | None:
         rows.append(("otherwise", then, number))
     if rules.note:
         rows.append(("note", rules.note, number))
-    return _table(("", "", "source"), rows, header=False) if rows else None
+    return grid(("", "", "source"), rows, header=False) if rows else None
 
 
 def _references(profile: Profile, sources: _Sources) -> RenderableType | None:
@@ -145,7 +149,7 @@ def _references(profile: Profile, sources: _Sources) -> RenderableType | None:
     for point, count in by_point.items():
         if count > _LINES:
             rows.append((f"and {count - _LINES} more", "", "", "", point, ""))
-    return _table(("network", "pixels", "ms", "mJ", "operating point", "source"), rows) if rows else None
+    return grid(("network", "pixels", "ms", "mJ", "operating point", "source"), rows) if rows else None
 
 
 def _pixels(resolution: int | Sequence[int]) -> str:
@@ -170,12 +174,12 @@ def _roofline(profile: Profile, sources: _Sources) -> RenderableType:
             )
         )
     if not rows:
-        return _plain(f"rough figures, fitted to nothing {sources.number(profile.roofline.source)}")
+        return plain(f"rough figures, fitted to nothing {sources.number(profile.roofline.source)}")
     columns = (
         "fitted to published latencies", "networks", "families", "median error, network left out",
         "family left out", "within 20 %", "Spearman", "in 90 % interval",
     )  # fmt: skip
-    return _table(columns, rows)
+    return grid(columns, rows)
 
 
 def _commands(profile: Profile) -> RenderableType | None:
@@ -183,28 +187,4 @@ def _commands(profile: Profile) -> RenderableType | None:
     for name in profile.operating_points:
         commands.setdefault(profile.target(name).measure, []).append(name)
     rows = [(", ".join(names), command) for command, names in commands.items() if command]
-    return _table(("operating points", "command"), rows, header=False) if rows else None
-
-
-def _console() -> Console:
-    """The terminal; where there is none, lines wide enough to keep a table's rows whole."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]], header: bool = True) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold", show_header=header)
-    for row in rows:
-        table.add_row(*(_plain(str(cell)) for cell in row))
-    return table
-
-
-def _plain(text: str) -> str:
-    """Text in which no bracket means a style."""
-    from rich.markup import escape
-
-    return escape(text)
+    return grid(("operating points", "command"), rows, header=False) if rows else None

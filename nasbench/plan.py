@@ -119,7 +119,7 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     if issubclass(strategy, GradientStrategy) and type(space).mixture_supernet is SearchSpace.mixture_supernet:
         space.mixture_supernet()  # says that there is none
     _check_selection(config, space, objectives)
-    _settle_paths(config, targets, where)
+    _settle_paths(config, where)
 
     stages: list[tuple[str, Stage]] = []
     for index, section in enumerate(config.stages):
@@ -173,8 +173,8 @@ def _check_selection(config: Config, space: SearchSpace, objectives: tuple[Objec
         )
 
 
-def _settle_paths(config: Config, targets: dict[str, Target], where: Path | None) -> None:
-    """Make paths absolute, so that the run can be resumed from anywhere, and calibrations go by full target names."""
+def _settle_paths(config: Config, where: Path | None) -> None:
+    """Make paths absolute, so that the run can be resumed from anywhere."""
     if config.supernet.checkpoint:
         config.supernet.checkpoint = str(_find(config.supernet.checkpoint, where))
     config.targets.calibration = {n: str(_find(f, where)) for n, f in config.targets.calibration.items()}

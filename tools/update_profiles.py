@@ -104,11 +104,10 @@ def tail(references: Sequence[Reference], fits: Mapping[str, RooflineFit]) -> st
             parts.append(_table("[reference_sets.energy_mj]", energies))
     for point, fit in fits.items():
         dumped = fit.model_dump(exclude_none=True)
-        parameters, errors = dumped.pop("parameters"), dumped.pop("errors", None)
+        parameters, errors = dumped.pop("parameters"), dumped.pop("errors")
         parts.append(_table(f"[fits.{point}]", dumped))
         parts.append(_table(f"[fits.{point}.parameters]", parameters))
-        if errors:
-            parts.append(_table(f"[fits.{point}.errors]", errors))
+        parts.append(_table(f"[fits.{point}.errors]", errors))
     return "".join(f"\n{part}" for part in parts)
 
 

@@ -511,3 +511,20 @@ def test_a_meter_by_a_word_keeps_what_the_profile_says_of_its_device(phone: Path
         assert type(meter) is type(meter_for(board))
     with pytest.raises(UserError, match="which program measures runtime 'any' over ssh"):
         with_meter(adb(phone), "ssh:nano")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('kind = "adb"\ntimeout_s = -1', "adb.timeout_s: .*greater than 0, got -1"),
+        ('kind = "adb"\ntimeout = 1', "adb.timeout: unknown key. Did you mean 'timeout_s'"),
+        ('kind = "ssh"', "ssh.host: this key is missing"),
+        ("timeout_s = 1", "needs kind = one of 'command', 'adb', 'ssh'"),
+        ("kind = [", "not valid TOML"),
+    ],
+)
+def test_a_meter_in_a_file_is_checked_key_by_key(text: str, message: str, phone: Path, tmp_path: Path) -> None:
+    path = tmp_path / "meter.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"meter.toml: {message}"):
+        with_meter(adb(phone), str(path))

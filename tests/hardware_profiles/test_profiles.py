@@ -143,9 +143,9 @@ def test_constraints_of_other_runtimes_do_not_hold() -> None:
 def test_files_that_are_no_profiles(tmp_path: Path) -> None:
     bad = tmp_path / "bad.toml"
     bad.write_text("name = 1\nkind = ?")
-    with pytest.raises(UserError, match=r"bad.toml: this is no valid TOML.*line 2"):
+    with pytest.raises(UserError, match=r"bad.toml: not valid TOML.*line 2"):
         load_profile(bad)
-    with pytest.raises(UserError, match=r"gone.toml: cannot read"):
+    with pytest.raises(UserError, match=r"gone.toml: cannot be read"):
         load_profile(tmp_path / "gone.toml")
     other = tmp_path / "other.toml"
     other.write_text(tomli_w.dumps(table()))

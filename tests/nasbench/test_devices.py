@@ -141,6 +141,7 @@ def test_a_new_profile_is_valid_and_commented(options: list[str]) -> None:
         (["b", "--precision", "fp8"], "precision: .*'int8'.*got 'fp8'"),
         (["b", "--threads", "0"], "threads: .*greater than or equal to 1"),
         (["b", "--peak-gmacs", "-1", "--bandwidth-gbs", "1"], "peak_gmacs: .*greater than 0"),
+        (["b", "--peak-gmacs", "0", "--bandwidth-gbs", "1"], "peak_gmacs: .*greater than 0, got 0"),
         (["b", "--command", "run it"], r"must have \{artifact\}"),
         (["b", "--command", "x {artifact}", "--local"], "give one of them"),
     ],
@@ -244,7 +245,8 @@ def test_from_nothing_to_a_validated_predictor(board: Path, space: Path) -> None
 
 def test_a_handful_read_from_a_table_calibrates_a_device_that_is_not_here(space: Path, tmp_path: Path) -> None:
     table = tmp_path / "m.csv"
-    table.write_text('network,latency_us\nmobilenet_v2,9000\nresnet18,40000\nsqueezenet1_1,"11000"\n')
+    text = 'network,latency_us\nmobilenet_v2,9000\nresnet18,40000\nsqueezenet1_1,"11000"\n'
+    table.write_text(text, encoding="utf-8-sig")  # as spreadsheets write it
     said = good("devices", "calibrate", "snapdragon_855", "--from", table, "--output", tmp_path / "c.json", "--quiet")
     assert "of 3 networks measured" in said
     calibration = TargetCalibration.load(tmp_path / "c.json")

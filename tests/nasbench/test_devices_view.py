@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hardware_profiles import list_profiles, load_profile
 from nasbench.devices_view import list_devices, show_device
+from nasbench.tables import table
 
 
 def shown(name: str) -> str:
@@ -43,3 +44,10 @@ def test_the_list_has_a_line_per_device(capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     for name in list_profiles():
         assert any(line.startswith(f"{name} ") for line in lines)
+
+
+def test_no_bracket_in_a_cell_is_taken_for_a_style(capsys: pytest.CaptureFixture[str]) -> None:
+    table(("network", "note"), [("alexnet", "pip install nasbench-hw[litert]"), ("vgg11", 0.123456)])
+    out = capsys.readouterr().out
+    assert "pip install nasbench-hw[litert]" in out
+    assert "0.1235" in out
