@@ -137,3 +137,9 @@ def test_wrong_inputs_are_explained() -> None:
 
     with pytest.raises(UserError, match="cannot trace Fickle"):
         trace(Fickle(), (3,))
+
+
+def test_padded_pooling_as_large_as_the_map_is_not_global() -> None:
+    padded, whole = (trace(nn.AvgPool2d(3, 1, padding), (4, 3, 3)).operators[0] for padding in (1, 0))
+    assert (padded.kind, padded.output.shape) == ("avg_pool2d", (4, 3, 3))
+    assert (whole.kind, whole.output.shape) == ("global_avg_pool", (4, 1, 1))
