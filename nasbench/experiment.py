@@ -187,12 +187,10 @@ def _predictor_of(objective: Objective, predictors: Mapping[str, str]) -> str:
 
 
 def calibration_summary(calibration: Calibration) -> str:
-    """One line on how good a calibration is, by its leave-one-out figures."""
+    """One line on how good a calibration is, by its figures of networks left out."""
     quality = calibration.quality
-    return (
-        f"{len(calibration.networks)} networks, left-out ones within 10 %: {quality['within_10_percent']:.0%}, "
-        f"Spearman {quality['spearman']:.3f}"
-    )
+    rank = f", Spearman {quality['spearman']:.3f}" if "spearman" in quality else ""
+    return f"{len(calibration.networks)} networks, left-out ones within 10 %: {quality['within_10_percent']:.0%}{rank}"
 
 
 def check_feasible(plan: Plan, costs: dict[str, BoundPredictor], report: Reporter) -> None:

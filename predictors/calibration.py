@@ -105,8 +105,7 @@ class Calibration(KeptRecord):
         networks: all that were to be measured.
         model: the fitted numbers of `OperatorModel`.
         quality: figures of networks left out, a family at a time (or an eighth, of a single family):
-            `within_10_percent`, `spearman` and `median_error` (relative); and how many
-            `networks`, `failed` and `throttled` there were.
+            `predictors.quality.figures`; and how many `networks`, `failed` and `throttled` there were.
         seconds: what measuring took, by phase.
     """
 
