@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hardware_profiles.meter_section import AdbSection, CommandSection, MeterSection, SshSection
 from hardware_profiles.paths import read_toml, user_data_dir
-from search_spaces.errors import UserError, nearest
+from search_spaces.errors import UserError, most_telling, nearest
 from search_spaces.operators import Operator
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 1}
@@ -90,6 +90,10 @@ class OperatingPoint(_Record):
         return self
 
 
+# Kinds of arithmetic that a roofline tells apart.
+EFFICIENCIES = ("conv2d", "pointwise", "linear", "depthwise_conv2d", "grouped_conv2d", "other")
+
+
 class RooflineParameters(_Record):
     """What a roofline needs beyond peaks. Never from a datasheet, so `estimated` unless fitted to measurements.
 
@@ -124,6 +128,8 @@ class RooflineParameters(_Record):
         if "other" not in self.efficiency:
             raise ValueError("efficiency must name 'other', the fraction for all kinds not named")
         for kind, value in self.efficiency.items():
+            if kind not in EFFICIENCIES:
+                raise ValueError(f"efficiency.{kind}: unknown kind of arithmetic. {nearest(kind, EFFICIENCIES)}")
             if self.estimated and value > 1:
                 raise ValueError(f"efficiency.{kind}: an estimate is less than or equal to 1, got {value:g}")
         if self.on_chip_bytes is not None and self.host_link_gbs is None:
@@ -478,8 +484,8 @@ class Target:
 
 
 def explain_fields(error: ValidationError, model: type[BaseModel], path: object) -> str:
-    """The first problem as one sentence: file, key, value, what was expected."""
-    first = error.errors()[0]
+    """The most telling problem as one sentence: file, key, value, what was expected."""
+    first = most_telling(error)
     *parents, last = first["loc"] or ("",)
     key = ".".join(str(part) for part in first["loc"])
     where = f"{path}: {key}" if key else f"{path}"

@@ -32,7 +32,7 @@ _Networks = Annotated[
 _Space = Annotated[list[str] | None, typer.Option(help="Spaces whose architectures are measured.")]
 _Meter = Annotated[
     str | None,
-    typer.Option(help="adb[:SERIAL], ssh:HOST, a TOML file with a [meter] section, replay:FILE, or module:Class."),
+    typer.Option(help="adb[:SERIAL], ssh:HOST, a TOML file with a \\[meter] section, replay:FILE, or module:Class."),
 ]
 _Quiet = Annotated[bool, typer.Option(help="Say nothing but the result.")]
 
@@ -190,7 +190,7 @@ def calibrate(
     spaces = _spaces(space)
     host = protocol = ""
     if from_ is not None:
-        rows = read_measurements(from_, device)
+        rows = read_measurements(from_, device, spaces)
         protocol = f"measurements read from {from_.name}"
     else:
         chosen = calibration_networks(device, networks, spaces)
@@ -228,7 +228,7 @@ def validate(
         _check_meter(device, meter)
     spaces = _spaces(space)
     if from_ is not None:
-        rows = read_measurements(from_, device)
+        rows = read_measurements(from_, device, spaces)
     else:
         if networks or not spaces:
             chosen = named_networks(networks or VALIDATION_NETWORKS)
@@ -379,7 +379,8 @@ def _fit_and_keep(
 
 
 def _quality(model: FittedMetric) -> str:
-    return _figures(model.quality, int(model.quality["networks"])) + ", each predicted by a fit without it"
+    judged = ", each predicted by a fit without it" if "median_error" in model.quality else ": too few to judge the fit"
+    return _figures(model.quality, int(model.quality["networks"])) + judged
 
 
 def _figures(figures: dict[str, float], networks: int) -> str:

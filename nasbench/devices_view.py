@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nasbench import tables
 from nasbench.tables import grid, plain
+from search_spaces import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -29,16 +31,25 @@ class _Sources:
 
 
 def list_devices() -> None:
-    """Print every device: what it is, how many published latencies there are, and its operating points."""
+    """Print every device: what it is, how many published latencies there are, and its operating points.
+
+    A profile of the user's that is wrong is told, and hides no other.
+    """
     from hardware_profiles import list_profiles, load_profile
 
-    rows = []
+    rows, wrong = [], []
     for name in list_profiles():
-        profile = load_profile(name)
+        try:
+            profile = load_profile(name)
+        except UserError as error:
+            wrong.append(str(error))
+            continue
         points = [f"{p}*" if p == profile.default else p for p in profile.operating_points]
         rows.append((name, profile.kind, profile.title, len(profile.references) or "", ", ".join(points)))
     console = tables.console(_WIDTH)
     console.print(grid(("device", "kind", "what it is", "published", "operating points (* default)"), rows))
+    for message in wrong:
+        print(f"warning: not listed: {message}", file=sys.stderr)
 
 
 def show_device(profile: Profile, console: Console | None = None) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hardware_profiles import Measurement, Meter, Target, meter_for
 from hardware_profiles.paths import write_text
-from nasbench.networks import NamedNetwork
+from nasbench.networks import NamedNetwork, space_network
 from predictors.target_calibration import MeasuredRow
-from search_spaces import UserError, nearest
+from search_spaces import SearchSpace, UserError, nearest
 
 COLUMNS = (
     "network", "target", "latency_ms", "energy_mj", "peak_memory_bytes", "throttled", "runtime", "runtime_version",
@@ -128,19 +129,29 @@ def append_measurements(path: Path, target: Target, measured: Sequence[Measured]
     return count
 
 
-def read_measurements(path: Path, target: Target | None = None) -> list[MeasuredRow]:
+def read_measurements(
+    path: Path, target: Target | None = None, spaces: Mapping[str, SearchSpace] | None = None
+) -> list[MeasuredRow]:
     """Measurements in a CSV file with the columns `network` and `latency_ms`, and as many others as there are.
 
+    In place of `network` there may be `onnx` (paths, relative to the CSV) or, with one space, `arch` (choice indices
+    joined by `_`, `.` or blanks, knob -> choice as JSON, or the name of a reference).
     `latency_us`, `latency_s` and `energy_j` are understood and converted. Where there is a column `target`, rows of
     other targets are passed over. A network that was measured again counts with its last row.
+
+    Args:
+        target: whose rows are taken; all where None.
+        spaces: by name; of the architectures.
 
     Raises:
         UserError: no such file or columns, two latency columns, or a value that is no positive number, with its line.
     """
     lines = list(csv.reader(io.StringIO(_read_text(path))))
     header = [c.strip() for c in lines[0]] if lines else []
-    if "network" not in header:
-        raise UserError(f"{path}: needs a column 'network'. {nearest('network', header) if header else 'It is empty.'}")
+    key = next((c for c in ("network", "onnx", "arch") if c in header), None)
+    if key is None:
+        hint = nearest("network", header) if header else "It is empty."
+        raise UserError(f"{path}: needs a column 'network' (or 'onnx', or 'arch'). {hint}")
     latency, factor = _column(path, header, "latency_ms")
     if latency is None:
         raise UserError(f"{path}: needs a column 'latency_ms'. {nearest('latency_ms', header)}")
@@ -156,13 +167,13 @@ def read_measurements(path: Path, target: Target | None = None) -> list[Measured
         if target is not None and values.get("target") and values["target"] != target.name:
             elsewhere.add(values["target"])
             continue
-        if not values["network"]:
-            raise UserError(f"{path}, line {number}: network is empty")
+        if not values[key]:
+            raise UserError(f"{path}, line {number}: {key} is empty")
         mj = None
         if energy is not None and values[energy]:
             mj = energy_factor * _positive(path, number, energy, values[energy])
         row = MeasuredRow(
-            network=values["network"],
+            network=_network(path, number, key, values[key], spaces or {}),
             latency_ms=factor * _positive(path, number, latency, values[latency]),
             energy_mj=mj,
             throttled=values.get("throttled", "") == "true",
@@ -173,6 +184,23 @@ def read_measurements(path: Path, target: Target | None = None) -> list[Measured
         other = f"; it has {', '.join(sorted(elsewhere))}" if elsewhere else ""
         raise UserError(f"{path}: no measurements{f' of {target.name}' if target else ''}{other}")
     return list(rows.values())
+
+
+def _network(path: Path, number: int, key: str, text: str, spaces: Mapping[str, SearchSpace]) -> str:
+    """The name of a network from the column `key`."""
+    if key == "network":
+        return text
+    if key == "onnx":
+        return str(path.parent / text)
+    if len(spaces) != 1:
+        raise UserError(f"{path}: the column 'arch' needs one space, whose architectures these are (--space)")
+    ((name, space),) = spaces.items()
+    try:
+        if text.startswith("{"):
+            text = ".".join(map(str, space.encode(json.loads(text))))
+        return space_network(space, text if text in space.references else text.replace("_", "."), name).name
+    except (UserError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}, line {number}: arch: {error}") from error
 
 
 def _column(path: Path, header: Sequence[str], name: str) -> tuple[str | None, float]:

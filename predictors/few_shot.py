@@ -23,6 +23,10 @@ from predictors.tables import BoundTable, MeasuredTable, describe, load_arrays, 
 from search_spaces import SearchSpace, UserError, Workload
 
 LEAST_SAMPLES = 3
+# Networks whose output does not depend on their input may be optimised away in part or whole, so measured ones differ
+# by orders of magnitude. With such a spread the mean of a log-normal says nothing (thousands of times the median) and
+# would rank these networks last: predictions count no more of it than this.
+_CUT_LOG_STD = 0.5
 
 _FORMAT = "nasbench few-shot predictor 1"
 _SOURCE_GROUPS = frozenset({"level", "contrast", "sources"})
@@ -389,16 +393,25 @@ class FewShot(Predictor):
             explained = solve_triangular(post.factor, covariance.T, lower=True)
             left = self._kernel.variance(h.parameters, points.features[h.executed]) - (explained**2).sum(0)
             means.append(covariance @ post.coefficients)
-            variances.append(np.maximum(left, 1e-9) + self._kernel.noise(h.parameters, points.cut))
+            noise = self._kernel.noise(h.parameters, np.zeros_like(points.cut))
+            more = self._kernel.noise(h.parameters, points.cut) - noise
+            variances.append(np.maximum(left, 1e-9) + noise + np.minimum(more, _CUT_LOG_STD**2))
             weights.append(post.weight)
         w = np.array(weights)
         mean = w @ np.array(means)
         variance = w @ (np.array(variances) + (np.array(means) - mean) ** 2) + points.doubt
         expected = np.exp(mean + self._centre + variance / 2)
-        warning = ""
+        warnings = []
         if (points.doubt > 0).any():
-            warning = f"{int((points.doubt > 0).sum())} networks are not in the table of sources; intervals are wider"
-        return Estimate(expected, expected * np.sqrt(np.expm1(variance)), lognormal=True, warning=warning)
+            warnings.append(
+                f"{int((points.doubt > 0).sum())} networks are not in the table of sources; intervals are wider"
+            )
+        if points.cut.any():
+            warnings.append(
+                f"the output of {int(points.cut.sum())} networks does not depend on their input: a device may leave "
+                "out any part of them, and their latency is hardly known"
+            )
+        return Estimate(expected, expected * np.sqrt(np.expm1(variance)), lognormal=True, warning="; ".join(warnings))
 
     def predict(self, workloads: Sequence[Workload]) -> Estimate:
         if self.table.knobs:
@@ -514,6 +527,15 @@ class FewShot(Predictor):
                 f"few-shot predictor: a network of {self.table.space!r} has {self.table.keys.shape[1]} columns, "
                 f"got shape {keys.shape}"
             )
+        if self.table.knobs:
+            counts = np.array([len(k.choices) for k in self.table.knobs])
+            wrong = np.argwhere((keys < 0) | (keys >= counts))
+            if len(wrong):
+                row, column = wrong[0]
+                raise UserError(
+                    f"few-shot predictor: network {row}: knob {self.table.knobs[column].name!r} has choices "
+                    f"0..{counts[column] - 1}, got {keys[row, column]}"
+                )
         return keys
 
     @cached_property

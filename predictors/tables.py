@@ -225,7 +225,8 @@ class MeasuredTable:
                 raise UserError(f"{path}: column {column!r} is in {its_unit} by its name, but the unit given is {unit}")
             found[device] = (column, its_unit)
         if not found:
-            raise UserError(f"{path}: no column of latencies; their names end in _ms, _us or _s, got {header}")
+            layout = "; a table in HELP's layout is read by from_help" if {"op_code", "op_idx"} & set(header) else ""
+            raise UserError(f"{path}: no column of latencies; their names end in _ms, _us or _s, got {header}{layout}")
         if "arch" in header and space is not None:
             archs = [_arch(row[header.index("arch")], space, f"{path}: line {n}, column 'arch'") for n, row in lines]
             return _assemble(path, space.name, space.knobs, archs, header, lines, found, input_shape=space.input_shape)
@@ -285,7 +286,11 @@ class MeasuredTable:
         Raises:
             UserError: no such file, or one of another kind.
         """
-        return cls.from_arrays(load_arrays(path, "a measured table"))
+        arrays = load_arrays(path, "a measured table")
+        try:
+            return cls.from_arrays(arrays)
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read as a measured table: {error}") from error
 
 
 class TableLookup(Predictor):
@@ -400,6 +405,8 @@ def load_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(Path(path), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except ValueError as error:  # numpy takes whatever is no such file for pickled objects
+        raise UserError(f"{path}: cannot be read as {what}: this is no .npz file of numbers") from error
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
         raise UserError(f"{path}: cannot be read as {what}: {error}") from error
 

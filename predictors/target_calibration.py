@@ -205,7 +205,7 @@ class _Way:
     """One way to fit: from how many networks, how, and what predicts then."""
 
     least: int
-    fit: Callable[[Target, str, Sequence[Workload], Array, Sequence[str]], _Fitted]
+    fit: Callable[[Target, str, Sequence[Workload], Array, Sequence[str], Sequence[str]], _Fitted]
     load: Callable[[FittedMetric, Target, str], Predictor]
 
 
@@ -226,9 +226,16 @@ def _base(target: Target, metric: str) -> Roofline:
 
 
 def _fit_scale(
-    target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
+    target: Target,
+    metric: str,
+    workloads: Sequence[Workload],
+    y: Array,
+    families: Sequence[str],
+    networks: Sequence[str],
 ) -> _Fitted:
     """The median of measured over predicted."""
+    from predictors.roofline_fitting import OTHER_UNIT
+
     ratios = np.log(y / _base(target, metric).predict(workloads).mean)
     groups = _left_out_together(families)
     left = [
@@ -237,6 +244,13 @@ def _fit_scale(
         if (groups != group).any()
     ]
     logs = np.array(left)
+    # With more networks, fitted costs tell other units from small networks that are all overhead.
+    if len(logs) and len(y) < ROOFLINE_NETWORKS and np.abs(logs).max() > np.log(OTHER_UNIT):
+        worst = int(np.argmax(np.abs(ratios - np.median(ratios))))
+        raise UserError(
+            f"{target.name}: {metric} of {networks[worst]}, {y[worst]:g}, is {np.exp(np.abs(logs).max()):.0f} times "
+            "off what the other networks lead to expect: is it in another unit?"
+        )
     log_std = max(LEAST_LOG_STD, _spread(logs)) if len(logs) else UNJUDGED_LOG_STD
     inside = float(np.mean(np.abs(logs) <= 1.645 * log_std)) if len(logs) else np.nan
     return _Fitted({"factor": float(np.exp(np.median(ratios)))}, logs, log_std, inside)
@@ -248,7 +262,12 @@ def _load_scale(model: FittedMetric, target: Target, metric: str) -> Predictor:
 
 
 def _fit_operators(
-    target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
+    target: Target,
+    metric: str,
+    workloads: Sequence[Workload],
+    y: Array,
+    families: Sequence[str],
+    networks: Sequence[str],
 ) -> _Fitted:
     model, logs = OperatorModel.fit_report(workloads, y, metric=metric, families=families)
     log_std = float(max(LEAST_LOG_STD, model.numbers.stretch * model.numbers.noise))
@@ -261,13 +280,17 @@ def _load_operators(model: FittedMetric, target: Target, metric: str) -> Predict
 
 
 def _fit_roofline(
-    target: Target, metric: str, workloads: Sequence[Workload], y: Array, families: Sequence[str]
+    target: Target,
+    metric: str,
+    workloads: Sequence[Workload],
+    y: Array,
+    families: Sequence[str],
+    networks: Sequence[str],
 ) -> _Fitted:
     """The roofline's parameters, with what other devices of the class teach; of energy, time stands for mJ at 1 W."""
     from predictors.roofline_fitting import fit_sample, leave_out, measured_sample, prior, shipped_costs
 
-    names = [str(i) for i in range(len(y))]
-    data = measured_sample(target, names, families, workloads, y)
+    data = measured_sample(target, networks, families, workloads, y)
     others = shipped_costs()
     fit = fit_sample(data, others)
     assumed = prior(target, others)
@@ -345,7 +368,9 @@ def _fit_metric(
             f"{target.name}: {method} needs at least {_METHODS[method].least} networks, {len(y)} were measured"
         )
     names: list[Method] = [method] if method != "auto" else [n for n in METHODS if len(y) >= _METHODS[n].least]
-    fits = {name: _METHODS[name].fit(target, metric, workloads, y, families) for name in names}
+    fits = {
+        name: _METHODS[name].fit(target, metric, workloads, y, families, [r.network for r in rows]) for name in names
+    }
     # Of methods that cannot be judged (one network), the simplest stays.
     best = min(fits, key=lambda n: float(np.median(np.abs(fits[n].logs))) if len(fits[n].logs) else 0.0)
     fitted = fits[best]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class UserError(Exception):
@@ -29,14 +30,20 @@ def nearest(word: str, known: Iterable[object]) -> str:
     return f"{hint}Known: {', '.join(names)}."
 
 
+def most_telling(error: ValidationError) -> ErrorDetails:
+    """The problem to report: an unknown key if there is one, for a misspelt key is missing under its right name too."""
+    problems = error.errors()
+    return next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+
+
 def explain(error: ValidationError, where: str, known: Iterable[object] = ()) -> str:
-    """The first problem of a validation error as one sentence: key, value, what was expected.
+    """The most telling problem of a validation error as one sentence: key, value, what was expected.
 
     Args:
         where: the file or section that the values come from.
         known: keys there are, to name the nearest to an unknown one.
     """
-    first = error.errors()[0]
+    first = most_telling(error)
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         return f"{where}: key {key!r} is missing"

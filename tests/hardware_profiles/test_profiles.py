@@ -76,6 +76,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         (("roofline", "source"), None, r"roofline.source: this key is missing"),
         (("operating_points", "fp16-maxn", "peak_gmacs"), None, r"peak_gmacs: this key is missing"),
         (("roofline", "efficiency", "conv2d"), 1.5, r"efficiency.conv2d: .*less than or equal to 1, got 1.5"),
+        (("roofline", "efficiency", "conv2"), 0.5, r"efficiency.conv2: unknown kind.*Did you mean 'conv2d'"),
         (("roofline", "efficiency", "other"), None, r"roofline: efficiency must name 'other'"),
         (("roofline", "on_chip_bytes"), 8, r"on_chip_bytes needs host_link_gbs"),
         (("default",), "fp61-maxn", r"default 'fp61-maxn' is no operating point. Did you mean 'fp16-maxn'"),
@@ -123,6 +124,14 @@ def test_a_wrong_profile_names_file_key_and_what_was_expected(path: tuple, value
     with pytest.raises(UserError, match=message) as error:
         parse_profile(profile, "mine.toml")
     assert str(error.value).startswith("mine.toml: ")
+
+
+def test_a_misspelt_key_is_named_although_the_right_one_is_missing() -> None:
+    profile = table()
+    point = profile["operating_points"]["fp16-maxn"]
+    point["peak_gmac"] = point.pop("peak_gmacs")
+    with pytest.raises(UserError, match=r"peak_gmac: unknown key. Did you mean 'peak_gmacs'"):
+        parse_profile(profile, "mine.toml")
 
 
 def test_what_is_supported_and_unsupported_at_once_is_refused() -> None:

@@ -289,6 +289,52 @@ def test_a_network_measured_again_counts_with_its_last_value(tmp_path: Path) -> 
     assert {r.network: r.latency_ms for r in read_measurements(table)} == {"resnet34": 5.0, "resnet18": 4.0}
 
 
+def test_tables_name_networks_by_architecture_or_file_too(tmp_path: Path) -> None:
+    space = load_space("quickstart")
+    largest = space.references["largest"]
+    rows = ["largest", "_".join(map(str, largest)), json.dumps(space.decode(largest)).replace('"', '""')]
+    for text in rows:
+        table = tmp_path / "m.csv"
+        table.write_text(f'\ufeffarch,latency_us\n"{text}",3000\n', encoding="utf-8")  # the mark of a spreadsheet
+        (row,) = read_measurements(table, spaces={"quickstart": space})
+        assert row.network == "quickstart:" + ".".join(map(str, largest))
+        assert row.latency_ms == pytest.approx(3)
+    table.write_text("arch,latency_ms\nlargets,3\n")
+    with pytest.raises(UserError, match=r"line 2: arch: .*Did you mean 'largest'"):
+        read_measurements(table, spaces={"quickstart": space})
+    with pytest.raises(UserError, match="needs one space"):
+        read_measurements(table)
+    table.write_text("onnx,latency_ms\nnets/a.onnx,3\n")
+    assert read_measurements(table)[0].network == str(tmp_path / "nets" / "a.onnx")
+
+
+def test_a_profile_that_is_wrong_hides_no_other_from_the_list() -> None:
+    path = user_data_dir() / "devices" / "mine.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("kind = CPU")
+    said = good("devices", "list")
+    assert "edge_tpu" in said
+    assert "mine.toml: not valid TOML" in said
+
+
+def test_one_network_in_another_unit_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    few = "network,latency_ms\nmobilenet_v2,20\nresnet18,120000\nmnasnet,22\n"
+    for text in (few, few + "vgg16,900\nmobilenet_v1,28\n"):
+        table.write_text(text)
+        message = bad("devices", "calibrate", "jetson_nano", "--from", table, "--quiet")
+        assert "resnet18" in message
+        assert "1.2e+05" in message or "120000" in message
+    assert files(user_data_dir()) == []
+
+
+def test_one_network_is_not_said_to_judge_its_own_fit(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text("network,latency_ms\nmobilenet_v2,20\n")
+    said = good("devices", "calibrate", "pixel_4", "--from", table, "--quiet")
+    assert "1 networks: too few to judge the fit" in said
+
+
 def test_measurements_are_not_added_to_another_table(board: Path) -> None:
     other = board / "notes.csv"
     other.write_text("a,b\n1,2\n")

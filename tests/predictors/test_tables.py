@@ -77,6 +77,11 @@ def test_csv_of_architectures_in_any_unit(tmp_path: Path, space: MobileNetV3Spac
     assert np.allclose(second.column("latency"), first.column("phone"))
 
 
+def test_helps_layout_read_as_any_csv_says_how_to_read_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="read by from_help"):
+        MeasuredTable.from_csv(write(tmp_path / "h.csv", "op_code,pixel3", "000000,3"))
+
+
 def test_csv_units_must_be_there_and_one(tmp_path: Path, space: MobileNetV3Space) -> None:
     a, b = ("_".join(map(str, arch)) for arch in np.unique(space.sample(9, np.random.default_rng(0)), axis=0)[:2])
     for lines, word in [
@@ -115,7 +120,9 @@ def test_lookup_is_exact_and_refuses_what_was_not_measured(tmp_path: Path, space
 
 def test_no_pickle_is_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "evil.npz", about=np.array([{"a": 1}], dtype=object))
-    for path in (tmp_path / "evil.npz", tmp_path / "absent.npz", write(tmp_path / "x.npz", "text")):
+    other = tmp_path / "other.npz"
+    np.savez(other, a=np.zeros(3))
+    for path in (tmp_path / "evil.npz", tmp_path / "absent.npz", write(tmp_path / "x.npz", "text"), other):
         with pytest.raises(UserError, match="cannot be read as a measured table"):
             MeasuredTable.load(path)
 
