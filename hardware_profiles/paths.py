@@ -1,5 +1,8 @@
 """Where the user's own files live, and how files are read and written: whole or not at all."""
 
+import csv
+import gzip
+import io
 import os
 import tempfile
 import tomllib
@@ -63,3 +66,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
+
+
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header, and (line number, values) of each row, of a table as CSV or `.csv.gz`. Blank lines are passed over.
+
+    Raises:
+        UserError: it cannot be read, a column stands twice, or a row has not as many values as there are columns.
+    """
+    try:
+        raw = path.read_bytes()
+        # Spreadsheets write a mark in front.
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        header = [column.strip() for column in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    if len(set(header)) != len(header):
+        raise UserError(f"{path}: a column occurs twice: {', '.join(header)}")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(f"{path}: line {line}: {len(row)} values for {len(header)} columns")
+    return header, rows

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hardware_profiles import Measurement, Meter, Target, meter_for
-from hardware_profiles.paths import write_text
+from hardware_profiles.paths import read_csv, write_text
 from nasbench.networks import NamedNetwork, space_network
 from predictors.target_calibration import MeasuredRow
 from search_spaces import SearchSpace, UserError, nearest
@@ -146,8 +146,7 @@ def read_measurements(
     Raises:
         UserError: no such file or columns, two latency columns, or a value that is no positive number, with its line.
     """
-    lines = list(csv.reader(io.StringIO(_read_text(path))))
-    header = [c.strip() for c in lines[0]] if lines else []
+    header, lines = read_csv(path)
     key = next((c for c in ("network", "onnx", "arch") if c in header), None)
     if key is None:
         hint = nearest("network", header) if header else "It is empty."
@@ -158,17 +157,13 @@ def read_measurements(
     energy, energy_factor = _column(path, header, "energy_mj")
     rows: dict[str, MeasuredRow] = {}
     elsewhere: set[str] = set()
-    for number, line in enumerate(lines[1:], 2):
-        if not line:
-            continue
-        if len(line) != len(header):
-            raise UserError(f"{path}, line {number}: {len(line)} values for {len(header)} columns")
+    for number, line in lines:
         values = dict(zip(header, (v.strip() for v in line), strict=True))
         if target is not None and values.get("target") and values["target"] != target.name:
             elsewhere.add(values["target"])
             continue
         if not values[key]:
-            raise UserError(f"{path}, line {number}: {key} is empty")
+            raise UserError(f"{path}: line {number}: {key} is empty")
         mj = None
         if energy is not None and values[energy]:
             mj = energy_factor * _positive(path, number, energy, values[energy])
@@ -200,7 +195,7 @@ def _network(path: Path, number: int, key: str, text: str, spaces: Mapping[str, 
             text = ".".join(map(str, space.encode(json.loads(text))))
         return space_network(space, text if text in space.references else text.replace("_", "."), name).name
     except (UserError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}, line {number}: arch: {error}") from error
+        raise UserError(f"{path}: line {number}: arch: {error}") from error
 
 
 def _column(path: Path, header: Sequence[str], name: str) -> tuple[str | None, float]:
@@ -215,9 +210,9 @@ def _positive(path: Path, number: int, column: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise UserError(f"{path}, line {number}: {column} is {text!r}, a number without unit was expected") from None
+        raise UserError(f"{path}: line {number}: {column} is {text!r}, a number without unit was expected") from None
     if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{path}, line {number}: {column} is {text}, it must be positive and finite")
+        raise UserError(f"{path}: line {number}: {column} is {text}, it must be positive and finite")
     return value
 
 

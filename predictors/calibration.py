@@ -104,7 +104,7 @@ class Calibration(KeptRecord):
         protocol: how it was measured.
         networks: all that were to be measured.
         model: the fitted numbers of `OperatorModel`.
-        quality: figures of networks left out, a family at a time (or an eighth, of a single family):
+        quality: figures of networks left out, a family at a time (or an eighth, of one or two families):
             `predictors.quality.figures`; and how many `networks`, `failed` and `throttled` there were.
         seconds: what measuring took, by phase.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hardware_profiles.paths import write_text
+from hardware_profiles.paths import read_csv, write_text
 from predictors.base import AdditivePredictor, Array, Estimate
 from predictors.tables import MS_PER_UNIT
 from search_spaces import Operator, SearchSpace, Tensor, UserError, Workload, WorkloadBuilder
@@ -262,21 +261,11 @@ def _fbnet(c_in: int, c_out: int, stride: int, size: int, op: str, where: str) -
 
 def _lines(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of a CSV that has these columns."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for column in columns:
-                if column not in (reader.fieldnames or ()):
-                    raise UserError(
-                        f"{path}: column {column!r} is missing; it has {', '.join(reader.fieldnames or ())}"
-                    )
-            lines = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot read this table: {error}") from error
-    for line, row in lines:
-        if None in row or None in row.values():
-            raise UserError(f"{path}: line {line}: not as many values as columns")
-    return lines
+    header, rows = read_csv(path)
+    for column in columns:
+        if column not in header:
+            raise UserError(f"{path}: column {column!r} is missing; it has {', '.join(header)}")
+    return [(line, dict(zip(header, row, strict=True))) for line, row in rows]
 
 
 def _ms(path: Path, line: int, row: Mapping[str, str], column: str) -> float:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.paths import atomic
+from hardware_profiles.paths import atomic, read_csv
 from predictors.base import Array, BoundPredictor, Estimate, Predictor
 from search_spaces import SearchSpace, UserError, Workload, nearest
 from search_spaces.base import Archs, Knob
@@ -170,7 +167,7 @@ class MeasuredTable:
         Raises:
             UserError: file, row and column of what is not as it should be.
         """
-        header, lines = _read(Path(path))
+        header, lines = read_csv(Path(path))
         layouts = {"op_code": ("nasbench201", nasbench201_knobs()), "op_idx": ("fbnet", fbnet_knobs())}
         key = next((c for c in layouts if c in header), None)
         if key is None:
@@ -212,7 +209,7 @@ class MeasuredTable:
                 a network with two different latencies. Equal repetitions count once.
         """
         path = Path(path)
-        header, lines = _read(path)
+        header, lines = read_csv(path)
         unit = _unit_column(path, header, lines, unit)
         found = {}
         for device, column in (columns or {_device(c): c for c in header if _suffix(c) or c == "latency"}).items():
@@ -420,27 +417,6 @@ def _hash(keys: NDArray[Any]) -> NDArray[np.uint64]:
         1
     )
     return (keys.astype(np.uint64) * weights).sum(1, dtype=np.uint64)
-
-
-def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header, and (line number, values) of each row."""
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this table: {error}") from error
-    reader = csv.reader(io.StringIO(text))
-    header = [c.strip() for c in next(reader, [])]
-    lines = []
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise UserError(f"{path}: line {reader.line_num}: {len(row)} values for {len(header)} columns")
-        lines.append((reader.line_num, row))
-    if len(set(header)) != len(header):
-        raise UserError(f"{path}: a column occurs twice: {', '.join(header)}")
-    return header, lines
 
 
 def _check_number(text: str, where: str) -> None:
