@@ -23,6 +23,8 @@ from predictors.tables import BoundTable, MeasuredTable, describe, load_arrays, 
 from search_spaces import SearchSpace, UserError, Workload
 
 LEAST_SAMPLES = 3
+# A latency this many times off what sources and other measurements lead to expect is in another unit.
+OTHER_UNIT = 100.0
 # Networks whose output does not depend on their input may be optimised away in part or whole, so measured ones differ
 # by orders of magnitude. With such a spread the mean of a log-normal says nothing (thousands of times the median) and
 # would rank these networks last: predictions count no more of it than this.
@@ -348,7 +350,7 @@ class FewShot(Predictor):
 
         Raises:
             UserError: fewer than three networks in all, a latency that is not a positive number, or a network that was
-                measured twice with different results.
+                measured twice with different results, or a latency that must be in another unit.
         """
         keys = self._keys(networks)
         values = np.asarray(latency_ms, dtype=float)
@@ -373,8 +375,29 @@ class FewShot(Predictor):
                 f"few-shot predictor: needs at least {LEAST_SAMPLES} measured networks, got {len(distinct)}; "
                 "`suggest` says which"
             )
+        self._check_units(keys, values)
         rows = np.sort(first)
         return FewShot(self.table, self.hypotheses, keys[rows], values[rows], self.design, self._inputs)
+
+    def _check_units(self, keys: NDArray[Any], values: Array) -> None:
+        """Raises UserError where one network takes a hundred times more or less, next to the others, than on sources.
+
+        Networks that a device may optimise away are left out of it, as are those that are not in the table.
+        """
+        rows = self.table.rows(keys)
+        asked = np.flatnonzero(rows >= 0)
+        asked = asked[~self._inputs.cut[rows[asked]]]
+        if len(asked) < LEAST_SAMPLES:
+            return
+        ratios = np.log(values[asked, None] / self.table.latency_ms[rows[asked]])
+        off = np.median(ratios - np.median(ratios, axis=0), axis=1)
+        worst = int(np.argmax(np.abs(off)))
+        if abs(off[worst]) > np.log(OTHER_UNIT):
+            raise UserError(
+                f"few-shot predictor: measurement {asked[worst]}: {values[asked[worst]]:g} ms is "
+                f"{np.exp(abs(off[worst])):.0f} times {'more' if off[worst] > 0 else 'less'} than other devices and "
+                "measurements lead to expect; latencies are in milliseconds"
+            )
 
     def of(self, keys: NDArray[Any]) -> Estimate:
         """Estimate of `(n, K)` architectures (or of `(n, F)` operator totals, for a table of ONNX files).
