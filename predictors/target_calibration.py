@@ -184,6 +184,18 @@ def fitted_predictor(model: FittedMetric, target: Target, metric: str) -> Predic
 
 
 @dataclass(frozen=True)
+class _Sample:
+    """One metric of measured networks: their names, families, workloads and values `(n,)`."""
+
+    target: Target
+    metric: str
+    networks: tuple[str, ...]
+    families: tuple[str, ...]
+    workloads: Sequence[Workload]
+    y: Array
+
+
+@dataclass(frozen=True)
 class _Fitted:
     """A fit and how it did on networks left out of it.
 
@@ -205,7 +217,7 @@ class _Way:
     """One way to fit: from how many networks, how, and what predicts then."""
 
     least: int
-    fit: Callable[[Target, str, Sequence[Workload], Array, Sequence[str], Sequence[str]], _Fitted]
+    fit: Callable[[_Sample], _Fitted]
     load: Callable[[FittedMetric, Target, str], Predictor]
 
 
@@ -225,19 +237,12 @@ def _base(target: Target, metric: str) -> Roofline:
     return Roofline(target, metric)
 
 
-def _fit_scale(
-    target: Target,
-    metric: str,
-    workloads: Sequence[Workload],
-    y: Array,
-    families: Sequence[str],
-    networks: Sequence[str],
-) -> _Fitted:
+def _fit_scale(m: _Sample) -> _Fitted:
     """The median of measured over predicted."""
     from predictors.roofline_fitting import OTHER_UNIT
 
-    ratios = np.log(y / _base(target, metric).predict(workloads).mean)
-    groups = _left_out_together(families)
+    ratios = np.log(m.y / _base(m.target, m.metric).predict(m.workloads).mean)
+    groups = _left_out_together(m.families)
     left = [
         ratio - np.median(ratios[groups != group])
         for ratio, group in zip(ratios, groups, strict=True)
@@ -245,11 +250,11 @@ def _fit_scale(
     ]
     logs = np.array(left)
     # With more networks, fitted costs tell other units from small networks that are all overhead.
-    if len(logs) and len(y) < ROOFLINE_NETWORKS and np.abs(logs).max() > np.log(OTHER_UNIT):
+    if len(logs) and len(m.y) < ROOFLINE_NETWORKS and np.abs(logs).max() > np.log(OTHER_UNIT):
         worst = int(np.argmax(np.abs(ratios - np.median(ratios))))
         raise UserError(
-            f"{target.name}: {metric} of {networks[worst]}, {y[worst]:g}, is {np.exp(np.abs(logs).max()):.0f} times "
-            "off what the other networks lead to expect: is it in another unit?"
+            f"{m.target.name}: {m.metric} of {m.networks[worst]}, {m.y[worst]:g}, is {np.exp(np.abs(logs).max()):.0f} "
+            "times off what the other networks lead to expect: is it in another unit?"
         )
     log_std = max(LEAST_LOG_STD, _spread(logs)) if len(logs) else UNJUDGED_LOG_STD
     inside = float(np.mean(np.abs(logs) <= 1.645 * log_std)) if len(logs) else np.nan
@@ -261,15 +266,8 @@ def _load_scale(model: FittedMetric, target: Target, metric: str) -> Predictor:
     return ScaledRoofline(_base(target, metric), factor, model.log_std, model.lowest, model.highest)
 
 
-def _fit_operators(
-    target: Target,
-    metric: str,
-    workloads: Sequence[Workload],
-    y: Array,
-    families: Sequence[str],
-    networks: Sequence[str],
-) -> _Fitted:
-    model, logs = OperatorModel.fit_report(workloads, y, metric=metric, families=families)
+def _fit_operators(m: _Sample) -> _Fitted:
+    model, logs = OperatorModel.fit_report(m.workloads, m.y, metric=m.metric, families=m.families)
     log_std = float(max(LEAST_LOG_STD, model.numbers.stretch * model.numbers.noise))
     # The interval of each was stretched to hold these very errors.
     return _Fitted(model.to_dict(), logs, log_std, np.nan)
@@ -279,22 +277,15 @@ def _load_operators(model: FittedMetric, target: Target, metric: str) -> Predict
     return OperatorModel.from_dict(model.numbers)
 
 
-def _fit_roofline(
-    target: Target,
-    metric: str,
-    workloads: Sequence[Workload],
-    y: Array,
-    families: Sequence[str],
-    networks: Sequence[str],
-) -> _Fitted:
+def _fit_roofline(m: _Sample) -> _Fitted:
     """The roofline's parameters, with what other devices of the class teach; of energy, time stands for mJ at 1 W."""
     from predictors.roofline_fitting import fit_sample, leave_out, measured_sample, prior, shipped_costs
 
-    data = measured_sample(target, networks, families, workloads, y)
+    data = measured_sample(m.target, m.networks, m.families, m.workloads, m.y)
     others = shipped_costs()
     fit = fit_sample(data, others)
-    assumed = prior(target, others)
-    logs = -leave_out(data, assumed, _left_out_together(families)).errors
+    assumed = prior(m.target, others)
+    logs = -leave_out(data, assumed, _left_out_together(m.families)).errors
     return _Fitted(fit.model_dump(mode="json"), logs, max(LEAST_LOG_STD, fit.log_std), fit.errors.family_coverage_90)
 
 
@@ -362,15 +353,14 @@ def _fit_metric(
     method: Method | Literal["auto"],
 ) -> FittedMetric:
     y = np.array([getattr(r, metric) for r in rows], dtype=float)
-    families = [r.family or r.network for r in rows]
+    families = tuple(r.family or r.network for r in rows)
     if method != "auto" and len(y) < _METHODS[method].least:
         raise UserError(
             f"{target.name}: {method} needs at least {_METHODS[method].least} networks, {len(y)} were measured"
         )
     names: list[Method] = [method] if method != "auto" else [n for n in METHODS if len(y) >= _METHODS[n].least]
-    fits = {
-        name: _METHODS[name].fit(target, metric, workloads, y, families, [r.network for r in rows]) for name in names
-    }
+    sample = _Sample(target, metric, tuple(r.network for r in rows), families, workloads, y)
+    fits = {name: _METHODS[name].fit(sample) for name in names}
     # Of methods that cannot be judged (one network), the simplest stays.
     best = min(fits, key=lambda n: float(np.median(np.abs(fits[n].logs))) if len(fits[n].logs) else 0.0)
     fitted = fits[best]
