@@ -32,9 +32,10 @@ class Estimate:
     """A prediction per network with its uncertainty.
 
     Args:
-        mean: `(n,)` the expected values, in the metric's unit.
+        mean: `(n,)` the predicted values, in the metric's unit: as likely too low as too high.
         std: `(n,)` standard deviation of a measurement around the prediction; 0 where the value is exact.
         lognormal: the error is relative and the value positive (latency, energy), and so are quantiles; else normal.
+            Then `mean` is the median, which is what a fit to logarithms predicts.
         warning: what makes this estimate doubtful (extrapolation, no measurements), else empty.
     """
 
@@ -48,9 +49,13 @@ class Estimate:
         z = float(ndtri(q))
         if not self.lognormal:
             return self.mean + z * self.std
-        # mean and std are those of the log-normal variable itself, so match its moments.
-        variance = np.log1p((self.std / np.maximum(self.mean, np.finfo(float).tiny)) ** 2)
-        return self.mean * np.exp(z * np.sqrt(variance) - variance / 2)
+        log_std = np.sqrt(np.log1p((self.std / np.maximum(self.mean, np.finfo(float).tiny)) ** 2))
+        return self.mean * np.exp(z * log_std)
+
+    @classmethod
+    def relative(cls, mean: Array, log_std: Array | float, warning: str = "") -> Estimate:
+        """A log-normal estimate from `(n,)` medians and the standard deviation of ln(measured / predicted)."""
+        return cls(mean, mean * np.sqrt(np.expm1(np.square(log_std))), lognormal=True, warning=warning)
 
 
 class BoundPredictor(ABC):

@@ -423,7 +423,6 @@ class FewShot(Predictor):
         w = np.array(weights)
         mean = w @ np.array(means)
         variance = w @ (np.array(variances) + (np.array(means) - mean) ** 2) + points.doubt
-        expected = np.exp(mean + self._centre + variance / 2)
         warnings = []
         if (points.doubt > 0).any():
             warnings.append(
@@ -434,7 +433,7 @@ class FewShot(Predictor):
                 f"the output of {int(points.cut.sum())} networks does not depend on their input: a device may leave "
                 "out any part of them, and their latency is hardly known"
             )
-        return Estimate(expected, expected * np.sqrt(np.expm1(variance)), lognormal=True, warning="; ".join(warnings))
+        return Estimate.relative(np.exp(mean + self._centre), np.sqrt(variance), "; ".join(warnings))
 
     def predict(self, workloads: Sequence[Workload]) -> Estimate:
         if self.table.knobs:

@@ -213,7 +213,7 @@ class OperatorModel(AdditivePredictor):
             unit = self.metric.rpartition("_")[2]
             far = f"{int(outside.sum())} of {len(mean)} networks lie outside the calibrated {low:.3g}-{high:.3g} {unit}"
             warning = f"{warning}; {far}" if warning else far
-        return Estimate(mean, mean * np.sqrt(np.expm1(log_std**2)), lognormal=True, warning=warning)
+        return Estimate.relative(mean, log_std, warning)
 
     def doubts(self, features: Array) -> str:
         strange = features[:, self.STRANGE_FROM :]

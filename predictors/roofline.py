@@ -240,7 +240,7 @@ class Roofline(AdditivePredictor):
                     f"{self.target.name}: {far} of {len(mean)} predictions are far outside the {least:g} to {most:g} "
                     "ms of the networks that it was calibrated with"
                 )
-        return Estimate(mean, mean * np.sqrt(np.expm1(variance)), lognormal=True, warning="; ".join(warnings))
+        return Estimate.relative(mean, np.sqrt(variance), "; ".join(warnings))
 
     def doubts(self, features: Array) -> str:
         if not features[:, -1].any():

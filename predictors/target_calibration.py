@@ -168,7 +168,7 @@ def spread_around(mean: Array, log_std: float, lowest: float, highest: float) ->
     warning = ""
     if outside.any():
         warning = f"{int(outside.sum())} of {len(mean)} networks lie outside the measured {lowest:.3g} to {highest:.3g}"
-    return Estimate(mean, mean * np.sqrt(np.expm1(spread**2)), lognormal=True, warning=warning)
+    return Estimate.relative(mean, spread, warning)
 
 
 def fitted_predictor(model: FittedMetric, target: Target, metric: str) -> Predictor:
