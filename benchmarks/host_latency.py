@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=[*SPACES, OTHERS], choices=[*SPACES, OTHERS])
     parser.add_argument("--networks", type=int, default=100, help="random architectures per space")
     parser.add_argument("--calibration", type=int, default=32, help="networks measured for the calibration of a space")
-    parser.add_argument("--suite", type=int, default=240, help="made-up networks measured for the other families")
+    parser.add_argument("--suite", type=int, default=306, help="made-up networks measured for the other families")
     parser.add_argument("--per-family", type=int, default=3, help="published networks per family")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -16,8 +16,10 @@ from search_spaces import Operator, Workload
 GROUPS = (
     "pointwise",  # 1x1 convolutions on maps
     "dense",  # other convolutions
-    "grouped",  # convolutions in groups of several channels
+    "grouped",  # convolutions in groups of so many channels that they fill vectors
+    "narrow",  # convolutions in groups of several channels that do not
     "depthwise",
+    "ragged",  # depthwise convolutions of a number of channels that no vector of four divides
     "transposed",
     "vector",  # linear layers of one vector, and convolutions on single pixels
     "linear",  # linear layers of many rows
@@ -32,27 +34,34 @@ GROUPS = (
     "reduction",  # pooling over everything: its input must be complete before anything follows
     "concat",
     "resize",
+    "resample",  # resizing by other than whole factors
     "other",
 )
 # What the quantities of a group cost to begin with, as multiples of a dense kernel's; measurements decide.
 COSTLIER = {
     ("depthwise", "macs"): 4.0,
-    ("grouped", "macs"): 2.0,
+    ("ragged", "macs"): 10.0,
+    ("grouped", "macs"): 1.5,
+    ("narrow", "macs"): 3.0,
     ("activation", "values"): 2.0,
     ("softmax", "values"): 5.0,
     ("norm", "values"): 2.0,
     ("pool", "values"): 2.0,
     ("resize", "values"): 3.0,
+    ("resample", "values"): 6.0,
 }
 QUANTITIES = ("kernels", "macs", "values", "params")
 COORDINATES = (
     "inputs", "outputs", "positions", "kernel", "stride", "input_multiple", "output_multiple", "parts",
 )  # fmt: skip
 
+# Convolutions compute whole vectors of output channels: of 16 with AVX-512 (ORT's NCHWc, OpenVINO's nChw16c).
+_VECTOR = 16
+_LANES = 4
+
 _PRODUCTS = frozenset({"conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"})
 _CLAMPS = frozenset({"relu", "relu6", "clamp", "leaky_relu"})
 _GROUP_OF = {
-    "depthwise_conv2d": "depthwise",
     "conv_transpose2d": "transposed",
     "matmul": "matmul",
     **dict.fromkeys(("batch_norm", "layer_norm", "group_norm"), "norm"),
@@ -64,7 +73,6 @@ _GROUP_OF = {
     **dict.fromkeys(("max_pool2d", "avg_pool2d"), "pool"),
     **dict.fromkeys(("global_avg_pool", "mean"), "reduction"),
     "concat": "concat",
-    "resize": "resize",
 }
 
 
@@ -97,7 +105,15 @@ def group_of(op: Operator) -> str:
     if op.kind == "conv2d":
         if _positions(op.output.shape) == 1:
             return "vector"
-        return "grouped" if op.groups > 1 else "pointwise" if set(op.kernel) == {1} else "dense"
+        if op.groups > 1:
+            sizes = _channels(op.inputs[0].shape) // op.groups, _channels(op.output.shape) // op.groups
+            return "narrow" if any(size % _VECTOR for size in sizes) else "grouped"
+        return "pointwise" if set(op.kernel) == {1} else "dense"
+    if op.kind == "depthwise_conv2d":
+        return "ragged" if _channels(op.output.shape) % _LANES else "depthwise"
+    if op.kind == "resize":
+        sides = zip(op.inputs[0].shape[1:], op.output.shape[1:], strict=True)
+        return "resample" if any(large % small for small, large in sides) else "resize"
     if op.kind == "linear":
         return "vector" if _positions(op.output.shape) == 1 else "linear"
     return _GROUP_OF.get(op.kind, "other")
@@ -130,7 +146,15 @@ def _positions(shape: Sequence[int]) -> int:
 
 def _quantities(op: Operator) -> tuple[float, ...]:
     values = sum(t.size for t in op.inputs) + op.output.size
-    return 1.0, op.macs / 1e6, values / 1e6, op.params / 1e6
+    return 1.0, _computed(op) / 1e6, values / 1e6, op.params / 1e6
+
+
+def _computed(op: Operator) -> float:
+    """Multiply-accumulates with those of the vectors' unused ends, as most kernels of convolutions run them."""
+    outputs = _channels(op.output.shape)
+    if op.kind not in ("conv2d", "depthwise_conv2d") or group_of(op) in ("vector", "narrow", "ragged"):
+        return float(op.macs)
+    return op.macs * (-(-outputs // _VECTOR) * _VECTOR / outputs)
 
 
 def _coordinates(op: Operator) -> tuple[float, ...]:

@@ -320,6 +320,9 @@ def _decoder(d: _Dice) -> Iterator[Layer]:
     if d.chance(0.4):
         yield _layer("pyramid", out=d.channels(d.stages), dilation=d.one(2, 4))
     yield _layer("pooled_pyramid")
+    if d.chance(0.5):
+        # Back to about the input's size, by what no whole factor gives, as segmenters do.
+        yield _layer("enlarged", out=d.one(4, 19, 21, 32), factor=d.one(3.7, 7.8, 8.3))
 
 
 def _attention(d: _Dice) -> Iterator[Layer]:

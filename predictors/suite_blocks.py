@@ -167,6 +167,18 @@ class _Hourglass(nn.Module):
         return joined
 
 
+class _Enlarged(nn.Module):
+    """Few channels at many times the size."""
+
+    def __init__(self, channels: int, out: int, factor: float) -> None:
+        super().__init__()
+        self.narrow, self.factor = nn.Conv2d(channels, out, 1), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [round(side * self.factor) for side in x.shape[2:]]
+        return F.interpolate(self.narrow(x), size=size, mode="bilinear", align_corners=False)
+
+
 class _Encoder(nn.Module):
     def __init__(self, width: int, heads: int, expansion: int, act: str) -> None:
         super().__init__()
@@ -309,6 +321,8 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
         return _Stacked(c), c
     if kind == "pooled_pyramid":
         return _Pooled(c), c
+    if kind == "enlarged":
+        return _Enlarged(c, **a), a["out"]
     if kind == "ghost":
         return _Ghost(c, a["out"], a["kernel"], a["stride"]), a["out"]
     if kind == "hourglass":

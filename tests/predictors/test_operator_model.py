@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from predictors import OperatorModel, calibration_suite
-from predictors.operator_features import COORDINATES, GROUPS, group_of, kernels
+from predictors.operator_features import COORDINATES, GROUPS, describe, group_of, kernels
 from predictors.operator_model import Fit
 from search_spaces import SearchSpace, Tensor, UserError, Workload, WorkloadBuilder, load_space
 
@@ -173,6 +173,36 @@ def test_runtimes_take_normalisation_and_clamps_into_the_kernel_before() -> None
     x = net.add("relu", [x], (8, 2, 2))  # after a pool: a kernel of its own
     found = sorted(group_of(op) for op, n in kernels(net.build([x])).items() for _ in range(n))
     assert found == ["add", "clamp", "clamp", "dense", "norm", "norm", "pointwise", "pool"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "outputs", "groups", "group", "computed"),
+    [
+        ("conv2d", 16, 48, 1, "dense", 48),
+        ("conv2d", 16, 50, 1, "dense", 64),  # of which 14 channels are the end of a vector
+        ("depthwise_conv2d", 20, 20, 20, "depthwise", 32),
+        ("depthwise_conv2d", 10, 10, 10, "ragged", 10),
+        ("conv2d", 64, 64, 4, "grouped", 64),
+        ("conv2d", 64, 64, 8, "narrow", 64),
+    ],
+)
+def test_convolutions_cost_whole_vectors_of_channels(
+    kind: str, inputs: int, outputs: int, groups: int, group: str, computed: int
+) -> None:
+    net = WorkloadBuilder()
+    x = net.input(Tensor((inputs, 6, 6)))
+    y = net.add(kind, [x], (outputs, 6, 6), kernel=(3, 3), stride=(1, 1), groups=groups)
+    (op,) = net.build([y]).operators
+    found, quantities, _ = describe([op])
+    assert GROUPS[found[0]] == group
+    assert quantities[0, 1] * 1e6 == pytest.approx(computed * 36 * 9 * inputs / groups)
+
+
+def test_resizing_by_a_whole_factor_is_a_kernel_of_its_own() -> None:
+    net = WorkloadBuilder()
+    x = net.input(Tensor((8, 9, 9)))
+    whole, broken = net.add("resize", [x], (8, 18, 18)), net.add("resize", [x], (8, 20, 20))
+    assert [group_of(op) for op in net.build([whole, broken]).operators] == ["resize", "resample"]
 
 
 @pytest.mark.parametrize(
