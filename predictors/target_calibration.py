@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
+from scipy.special import stdtrit
 
 from hardware_profiles.paths import user_data_dir
 from hardware_profiles.profile import RooflineFit, Target
@@ -383,8 +384,8 @@ def _spread(logs: Array) -> float:
     """Log standard deviation whose 90 % interval covers 90 % of new ones (conformal rank, Vovk et al., 2005)."""
     ordered = np.sort(np.abs(logs))
     rank = min(len(ordered), int(np.ceil(0.9 * (len(ordered) + 1))))
-    # With few networks the largest seen is no bound of the next: 1.2 at five, 1 from twenty on.
-    few = max(1.0, 1.3 - 0.015 * len(ordered))
+    # With few networks the largest seen is no bound of the next: Student's t in place of the normal.
+    few = stdtrit(max(1, len(ordered) - 1), 0.95) / 1.645
     return float(few * max(1.4826 * np.median(ordered), ordered[rank - 1] / 1.645))
 
 
