@@ -8,18 +8,20 @@ measurements in all and every other architecture as a query). FBNet: each device
 all columns of other device families, so that no batch size or near-copy of it is left among them. Random draws of the
 measured networks, and those that `suggest` picks, for as many seeds; `suggest` sees nothing but the sources.
 
-`--select` compares designs, each NAS-Bench-201 source device in turn unseen and its family left out (or, in a second
-round, only itself): the default `Design` is the one of best `average_spearman`. It never touches the six.
+`--select` compares designs, each NAS-Bench-201 source device in turn unseen and its family left out, families counting
+alike. The default `Design` is one of best `average_spearman`. It never touches
+the six.
 
 The last line is JSON, per table and number of measurements, averaged over devices:
 
 mean_spearman, worst_spearman   rank correlation of the median draw; of the lowest draw
 average_spearman                rank correlation, averaged over draws
-suggest_spearman                as mean_spearman, measuring what `suggest` picks, ten at a time, by seed
+suggest_spearman                as mean_spearman, measuring what `suggest` picks, the median seed
 suggest_average, suggest_worst  as average_spearman and worst_spearman
 within_10_percent, median_ape   share of queries within 10 %, and median relative error, averaged over draws
 coverage_90                     share of queries inside their 90 % interval
 adapt_s                         seconds to adapt and predict all networks, the median
+learn_s                         seconds to learn from the sources, once per table (NAS-Bench-201)
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import rankdata
 
-from predictors.few_shot import Design, FewShot, device_family, lessons
+from predictors.few_shot import Design, FewShot, device_family
 from predictors.tables import MeasuredTable
 
 SOURCES = (
@@ -43,20 +46,19 @@ SOURCES = (
 )  # fmt: skip
 UNSEEN = ("titan_rtx_256", "gold_6226", "fpga", "pixel2", "raspi4", "eyeriss")
 SAMPLES = (10, 20)
-BATCH = 10
 FILES = {"nasbench201": "nb201_latency_help.csv.gz", "fbnet": "fbnet_latency_help.csv.gz"}
-SELECT_QUERIES = 3000  # of --select, for speed
+SELECT_QUERIES = 2000  # of --select, for speed
 DESIGNS = {
     "default": Design(),
-    "sources as measured": Design(smooth=False),
-    "sources as measured, like one of them": Design(smooth=False, alone=False),
-    "like one of the sources": Design(alone=False),
+    "no plain ridge": Design(plain=0.0),
+    "plain ridge only": Design(plain=1.0),
+    "plain ridge as likely": Design(plain=0.5),
+    "one kernel of all sources": Design(apart=False),
+    "one kernel of all sources, no plain ridge": Design(apart=False, plain=0.0),
     "whole networks only": Design(executed=False),
-    "best hypothesis only": Design(best_only=True),
     "noise as of sources": Design(noise=(1.0,)),
-    "noise x 1/2, 1": Design(noise=(0.5, 1.0)),
-    "noise x 1/3, 1": Design(noise=(1 / 3, 1.0)),
-    "noise x 1/4, 1/2, 1": Design(noise=(0.25, 0.5, 1.0)),
+    "noise x 1/4, 1/2, 1, 2": Design(noise=(0.25, 0.5, 1.0, 2.0)),
+    "sources as measured": Design(smooth=False),
 }
 COLUMNS = (
     "mean_spearman", "average_spearman", "worst_spearman", "suggest_spearman", "suggest_average", "suggest_worst",
@@ -67,15 +69,6 @@ COLUMNS = (
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation, ties at their mean rank."""
     return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-
-
-def suggestions(learned: FewShot, table: MeasuredTable, truth: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Rows `(k,)` that `suggest` picks, each batch of ten given the measurements of those before."""
-    rows = np.empty(0, dtype=np.intp)
-    for batch in range(k // BATCH):
-        known = learned.adapt(table.archs[rows], truth[rows]) if len(rows) else learned
-        rows = np.concatenate([rows, known.suggest(BATCH, seed + 1000 * batch)])
-    return rows
 
 
 def evaluate(
@@ -91,7 +84,7 @@ def evaluate(
     truth = table.column(device)
     queries = np.arange(len(table)) if queries is None else queries
     drawn = [np.random.default_rng([i, k]).choice(len(table), k, replace=False) for i in range(draws)]
-    suggested = [suggestions(learned, table, truth, k, seed) for seed in range(picks)]
+    suggested = [learned.suggest(k, seed) for seed in range(picks)]
     rows = []
     for measured in [*drawn, *suggested]:
         start = time.perf_counter()
@@ -117,9 +110,11 @@ def evaluate(
     }
 
 
-def report(title: str, results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Print a row per device and their average; return the average."""
-    average = {c: float(np.mean([row[c] for row in results.values()])) for c in COLUMNS}
+def report(title: str, results: dict[str, dict[str, float]], families: bool = False) -> dict[str, float]:
+    """Print a row per device and their average, in which families may count alike; return the average."""
+    share = Counter(device_family(name) for name in results)
+    weights = [1 / share[device_family(name)] if families else 1.0 for name in results]
+    average = {c: float(np.average([row[c] for row in results.values()], weights=weights)) for c in COLUMNS}
     print(f"\n{title}\n{'device':16}" + "".join(c.rjust(len(c) + 2) for c in COLUMNS))
     for name, row in {**results, "average": average}.items():
         print(f"{name:16}" + "".join(f"{row[c]:.4f}".rjust(len(c) + 2) for c in COLUMNS), flush=True)
@@ -128,11 +123,16 @@ def report(title: str, results: dict[str, dict[str, float]]) -> dict[str, float]
 
 def nasbench201(table: MeasuredTable, draws: int, picks: int) -> dict[str, dict[str, float]]:
     """The six unseen devices."""
+    start = time.perf_counter()
     learned = FewShot.learn(table, SOURCES)
+    seconds = time.perf_counter() - start
+    print(f"learned from {len(SOURCES)} devices in {seconds:.1f} s")
     figures = {}
     for k in SAMPLES:
         rows = {device: evaluate(learned, table, device, k, draws, picks) for device in UNSEEN}
-        figures[str(k)] = report(f"NAS-Bench-201, {k} measurements, {draws} draws", rows)
+        figures[str(k)] = report(f"NAS-Bench-201, {k} measurements, {draws} draws", rows) | {
+            "learn_s": round(seconds, 2)
+        }
     return figures
 
 
@@ -149,23 +149,21 @@ def fbnet(table: MeasuredTable, draws: int, picks: int) -> dict[str, dict[str, f
     return {str(k): report(f"FBNet, {k} measurements, {draws} draws", rows) for k, rows in results.items()}
 
 
-def select(table: MeasuredTable, draws: int, picks: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Every design on the source devices, each in turn unseen: without its family, and without itself alone."""
+def select(table: MeasuredTable, designs: list[str], draws: int, picks: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Every design on the source devices, each in turn unseen and its family left out; families count alike."""
     table = table.select(SOURCES)
     queries = np.random.default_rng(0).permutation(len(table))[:SELECT_QUERIES]
-    rows: dict[tuple[str, int], dict[str, dict[str, float]]] = {(name, k): {} for name in DESIGNS for k in SAMPLES}
-    for device in SOURCES:
-        kin = [d for d in SOURCES if device_family(d) == device_family(device)]
-        for left_out in [kin] if len(kin) == 1 else [kin, [device]]:
-            others = table.select([d for d in SOURCES if d not in left_out])
-            taught = {smooth: lessons(others, smooth=smooth) for smooth in (True, False)}
-            for name, design in DESIGNS.items():
-                learned = FewShot.of_lessons(others, taught[design.smooth], design)
-                for k in SAMPLES:
-                    label = device if left_out == kin else f"{device} (kin)"
-                    rows[name, k][label] = evaluate(learned, table, device, k, draws, picks, queries)
-    titles = {(name, k): f"{name}: {k} measurements, {draws} draws" for name, k in rows}
-    return {name: {str(k): report(titles[name, k], rows[name, k]) for k in SAMPLES} for name in DESIGNS}
+    figures = {}
+    for name in designs:
+        rows: dict[int, dict[str, dict[str, float]]] = {k: {} for k in SAMPLES}
+        for family in dict.fromkeys(map(device_family, SOURCES)):
+            learned = FewShot.learn(table, [d for d in SOURCES if device_family(d) != family], design=DESIGNS[name])
+            for device in SOURCES:
+                if device_family(device) == family:
+                    for k in SAMPLES:
+                        rows[k][device] = evaluate(learned, table, device, k, draws, picks, queries)
+        figures[name] = {str(k): report(f"{name}: {k} measurements", r, families=True) for k, r in rows.items()}
+    return figures
 
 
 def main() -> None:
@@ -174,12 +172,13 @@ def main() -> None:
     parser.add_argument("--picks", type=int, default=5, help="sets that suggest picks, by seed")
     parser.add_argument("--tables", nargs="+", choices=FILES, default=list(FILES))
     parser.add_argument("--select", action="store_true", help="compare designs on the source devices only")
+    parser.add_argument("--designs", nargs="+", choices=DESIGNS, default=list(DESIGNS), help="which of them")
     args = parser.parse_args()
     if not os.environ.get("NASBENCH_DATA"):
         sys.exit("set NASBENCH_DATA to the folder of real measurements")
     tables = {name: MeasuredTable.from_help(Path(os.environ["NASBENCH_DATA"]) / FILES[name]) for name in args.tables}
     if args.select:
-        print(json.dumps(select(tables["nasbench201"], args.draws, args.picks)))
+        print(json.dumps(select(tables["nasbench201"], args.designs, args.draws, args.picks)))
         return
     run = {"nasbench201": nasbench201, "fbnet": fbnet}
     print(json.dumps({name: run[name](table, args.draws, args.picks) for name, table in tables.items()}))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, solve_triangular
-from scipy.optimize import minimize
 
 from hardware_profiles.paths import atomic
 from predictors.base import Array, Estimate, Predictor
-from predictors.table_features import table_features, workload_totals
+from predictors.table_features import workload_totals
 from predictors.tables import BoundTable, MeasuredTable, describe, load_arrays, tied
+from predictors.transfer import OFFSET_VARIANCE, Inputs, Kernel, centre
 from search_spaces import SearchSpace, UserError, Workload
 
 LEAST_SAMPLES = 3
@@ -30,20 +29,12 @@ OTHER_UNIT = 100.0
 # would rank these networks last: predictions count no more of it than this.
 _CUT_LOG_STD = 0.5
 
-_FORMAT = "nasbench few-shot predictor 1"
-_SOURCE_GROUPS = frozenset({"level", "contrast", "sources"})
-_OFFSET_VARIANCE = 4.0  # of a device's overall speed, in squared logarithms: a factor of 50 either way
-_FLOOR = 1e-5  # noise variance that every measurement has: 0.3 %
-_CLIP = 4.0  # standard deviations: what a source says of networks that it optimised away must not drown the others
-# Of the parameters' logarithms: standard deviation of the prior, and bounds.
-_WIDTH, _LEAST, _MOST = 1.5, -7.0, 4.0
-_TRAIN, _REPEATS = 100, 2  # networks per fit of a source's parameters, and fits that are summed
+_FORMAT = "nasbench few-shot predictor 2"
+_TRAIN = 100  # networks of each source that its parameters are fitted to
 _NEGLIGIBLE = 1e-3  # weight below which a hypothesis is left out
-# Of the smoothing of sources: landmarks, length in standard deviations of all features together, ridges tried.
-_LANDMARKS, _SMOOTH_LENGTH, _RIDGES = 300, 4.0, (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Of `suggest`: networks compared per network wanted, and networks whose uncertainty is to fall. Among many more
 # candidates the most telling are extremes, where the model is least to be trusted.
-_CANDIDATES, _REPRESENTATIVES = 4, 300
+_CANDIDATES, _REPRESENTATIVES = 8, 300
 
 
 def device_family(name: str) -> str:
@@ -56,141 +47,18 @@ def device_family(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """Covariance of a device's log latencies: a linear term per group of features, and two smooth ones.
-
-    Parameters are logarithms of standard deviations and lengths: noise, noise of networks that are cut, one per linear
-    group, then per smooth term its size and one length per group.
-    """
-
-    linear: tuple[str, ...]
-    smooth: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def of(cls, groups: Mapping[str, Array]) -> _Kernel:
-        own = tuple(name for name in groups if name != "sources")
-        return cls(own, (("counts", "size"), ("sources",)) if "sources" in groups else (("counts", "size"),))
-
-    @cached_property
-    def prior(self) -> Array:
-        """`(P,)` expected parameters of a device of which nothing is known."""
-        smooth = [value for term in self.smooth for value in (-2.0, *[1.0] * len(term))]
-        return np.array([-3.0, -1.0, *[-1.5] * len(self.linear), *smooth])
-
-    def products(self, a: Mapping[str, Array], b: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
-        """Everything of features `a` (n networks) and `b` (m) that covariances need, whatever the parameters."""
-        inner = [a[g] @ b[g].T for g in self.linear]
-        squared = {
-            g: np.maximum((a[g] ** 2).sum(1)[:, None] + (b[g] ** 2).sum(1) - 2 * a[g] @ b[g].T, 0)
-            for g in sorted({g for term in self.smooth for g in term})
-        }
-        return inner, squared
-
-    def covariance(self, p: Array, products: tuple[list[Array], dict[str, Array]]) -> Array:
-        """`(n, m)`."""
-        inner, squared = products
-        e = np.exp(2 * p)
-        total = np.full_like(next(iter(squared.values())), _OFFSET_VARIANCE)
-        for size, product in zip(e[2:], inner, strict=False):
-            total += size * product
-        at = 2 + len(inner)
-        for term in self.smooth:
-            scaled = sum(squared[g] / e[at + 1 + i] for i, g in enumerate(term))
-            total += e[at] * np.exp(-0.5 * scaled)
-            at += 1 + len(term)
-        return total
-
-    def variance(self, p: Array, a: Mapping[str, Array]) -> Array:
-        """`(n,)` the diagonal of the covariance of `a` with itself."""
-        e = np.exp(2 * p)
-        total = _OFFSET_VARIANCE + sum(size * (a[g] ** 2).sum(1) for size, g in zip(e[2:], self.linear, strict=False))
-        at = 2 + len(self.linear)
-        for term in self.smooth:
-            total = total + e[at]
-            at += 1 + len(term)
-        return np.asarray(total)
-
-    def noise(self, p: Array, cut: NDArray[np.bool_]) -> Array:
-        """`(n,)` variance of a measurement around its expectation."""
-        e = np.exp(2 * p)
-        return _FLOOR + e[0] + e[1] * cut
-
-    def evidence(
-        self, p: Array, products: tuple[list[Array], dict[str, Array]], cut: NDArray[np.bool_], y: Array
-    ) -> float:
-        """Logarithm of the probability of measurements `y` (n,), less a constant."""
-        factor = np.linalg.cholesky(self.covariance(p, products) + np.diag(self.noise(p, cut)))
-        return float(-0.5 * y @ cho_solve((factor, True), y) - np.log(np.diag(factor)).sum())
-
-    def loss(
-        self, p: Array, products: tuple[list[Array], dict[str, Array]], cut: NDArray[np.bool_], y: Array
-    ) -> tuple[float, Array]:
-        """Negative evidence and its gradient `(P,)` (Rasmussen and Williams, 2006, eq. 5.9)."""
-        inner, squared = products
-        e = np.exp(2 * p)
-        slopes = [2 * size * product for size, product in zip(e[2:], inner, strict=False)]
-        at = 2 + len(inner)
-        total = _OFFSET_VARIANCE + 0.5 * sum(slopes)
-        for term in self.smooth:
-            parts = [squared[g] / e[at + 1 + i] for i, g in enumerate(term)]
-            here = e[at] * np.exp(-0.5 * sum(parts))
-            total = total + here
-            slopes += [2 * here, *(here * part for part in parts)]
-            at += 1 + len(term)
-        factor = np.linalg.cholesky(total + np.diag(self.noise(p, cut)))
-        weights = cho_solve((factor, True), y)
-        outer = cho_solve((factor, True), np.eye(len(y))) - np.outer(weights, weights)
-        diagonal = np.diag(outer)
-        gradient = [e[0] * diagonal.sum(), e[1] * (diagonal * cut).sum(), *(0.5 * (outer * s).sum() for s in slopes)]
-        return float(0.5 * y @ weights + np.log(np.diag(factor)).sum()), np.array(gradient)
-
-    @cached_property
-    def of_sources(self) -> NDArray[np.bool_]:
-        """`(P,)` which parameters are sizes of terms in other devices' latencies."""
-        marks = [False, False, *(g in _SOURCE_GROUPS for g in self.linear)]
-        for term in self.smooth:
-            marks += [term[0] in _SOURCE_GROUPS, *[False] * len(term)]
-        return np.array(marks)
-
-    def fit(
-        self, data: Sequence[tuple[Any, NDArray[np.bool_], Array]], absent: NDArray[np.bool_] | None = None
-    ) -> tuple[Array, float]:
-        """Parameters `(P,)` of largest posterior probability given several sets of measurements, and its logarithm.
-
-        Terms whose size is marked `absent` are left out.
-        """
-        start = self.prior if absent is None else np.where(absent, _LEAST, self.prior)
-
-        def loss(p: Array) -> tuple[float, Array]:
-            away = (p - start) / _WIDTH
-            value, gradient = 0.5 * float(away @ away), away / _WIDTH
-            for products, cut, y in data:
-                one = self.loss(p, products, cut, y)
-                value, gradient = value + one[0], gradient + one[1]
-            return value, gradient
-
-        bounds = [(_LEAST, _LEAST if at == _LEAST else _MOST) for at in start]
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
-        return found.x, -float(found.fun)
-
-
-@dataclass(frozen=True)
 class Lesson:
-    """What one source device teaches, taken for a new one among the others.
+    """What source devices teach when each in turn is taken for a new one among the others.
 
     Args:
-        source: its name.
-        executed: whether networks were taken without the operators that their output does not depend on.
-        alone: whether it was explained by operators only, as if no other device were like it.
-        parameters: `(P,)` of the kernel, fitted to it.
-        evidence: logarithm of the probability of its measurements, less a constant.
+        sources: their names.
+        parameters: `(P,)` of the kernel, fitted to them together.
+        dropping: how many are better explained without the operators that a network's output does not depend on.
     """
 
-    source: str
-    executed: bool
-    alone: bool
+    sources: tuple[str, ...]
     parameters: Array
-    evidence: float
+    dropping: int
 
 
 @dataclass(frozen=True)
@@ -198,52 +66,55 @@ class Design:
     """What the hypotheses about a new device are; the default is what `benchmarks.few_shot --select` chose.
 
     Args:
+        plain: probability, before measuring, that counts and sources explain a device linearly: Bayesian ridge.
+        noise: factors of the standard deviation of the sources' noise; each is a hypothesis of its own.
         executed: whether a device may drop operators that the output does not depend on.
-        alone: whether a device may be like no source, so that only operators explain it.
-        noise: factors of the standard deviation of a source's noise; each is a hypothesis of its own.
-        best_only: use the most probable hypothesis instead of the average.
+        apart: whether each source is a hypothesis of its own; otherwise one is fitted to all of them together.
         smooth: take of the sources what is a smooth function of features, without rounding and noise.
     """
 
-    executed: bool = True
-    alone: bool = True
+    plain: float = 0.3
     noise: tuple[float, ...] = (0.5, 1.0, 2.0)
-    best_only: bool = False
+    executed: bool = True
+    apart: bool = True
     smooth: bool = True
 
 
 @dataclass(frozen=True)
 class _Hypothesis:
-    """One way in which a device may behave: like this source, and running all of a network or only what is used."""
+    """One way in which a device may behave; whether it runs all of a network or only what is used."""
 
-    source: str
     executed: bool
     parameters: Array
     log_prior: float
 
 
-def lessons(table: MeasuredTable, families: Mapping[str, str] | None = None, smooth: bool = True) -> list[Lesson]:
-    """The lessons of all devices of a table; see `FewShot.learn`."""
+def lessons(table: MeasuredTable, families: Mapping[str, str] | None = None, design: Design = Design()) -> list[Lesson]:
+    """The lessons of a table of source devices; see `FewShot.learn`. Depends on `smooth` and `apart` of the design."""
     family = {d: (families or {}).get(d, device_family(d)) for d in table.devices}
     if len(set(family.values())) < 2:
         raise UserError(f"few-shot predictor: needs sources of at least two families, got {', '.join(table.devices)}")
-    whole = _Inputs(table, smooth)
-    rng = np.random.default_rng(0)
-    drawn = [rng.choice(len(table), min(_TRAIN, len(table)), replace=False) for _ in range(_REPEATS)]
-    found = []
+    whole = Inputs(table, design.smooth)
+    kernel = Kernel.of(whole.known[False])
+    rows = np.random.default_rng(0).choice(len(table), min(_TRAIN, len(table)), replace=False)
+    cut = whole.cut[rows]
+    data: dict[str, list[Any]] = {}  # of each device, as a whole network and as executed
     for device in table.devices:
         others = table.select([d for d in table.devices if family[d] != family[device]])
-        inputs = _Inputs(others, smooth, whole.smoother.select([table.devices.index(d) for d in others.devices]))
-        values = np.log(table.column(device))
-        kernel = _Kernel.of(inputs.known[False])
-        for executed, features in inputs.known.items():
-            data = []
-            for rows in drawn:
-                part = {g: v[rows] for g, v in features.items()}
-                cut = inputs.cut[rows]
-                data.append((kernel.products(part, part), cut, values[rows] - _centre(values[rows], cut)))
-            for alone in (False, True):
-                found.append(Lesson(device, executed, alone, *kernel.fit(data, kernel.of_sources if alone else None)))
+        smoother = whole.smoother.select([table.devices.index(d) for d in others.devices])
+        known = Inputs(others, design.smooth, smoother).known
+        logs = np.log(table.column(device)[rows])
+        data[device] = []
+        for features in known.values():
+            part = {g: v[rows] for g, v in features.items()}
+            data[device].append((kernel.products(part, part), cut, logs - centre(logs, cut)))
+    found = []
+    for sources in [(d,) for d in table.devices] if design.apart else [table.devices]:
+        p = kernel.fit([data[d][0] for d in sources])
+        choices = [int(np.argmax([kernel.evidence(p, *one) for one in data[d]])) for d in sources]
+        if any(choices):
+            p = kernel.fit([data[d][choice] for d, choice in zip(sources, choices, strict=True)])
+        found.append(Lesson(sources, p, sum(choices)))
     return found
 
 
@@ -253,10 +124,11 @@ class FewShot(Predictor):
     Log latency is a Gaussian process over three kinds of features: log latencies of the same network on the source
     devices (their mean, and how each deviates from it), operator counts and size, and where the operators stand. How
     far each kind is to be trusted is what the sources teach: each in turn is taken for the new device, and the
-    kernel's parameters are fitted to it. The new device's prediction is the average over these hypotheses, each
-    weighted by the probability of the new measurements under it (Bayesian model averaging; Hoeting et al., Statistical
-    Science 1999), so that nothing is fitted to k points but weights. A second kind of hypothesis is that the device's
-    converter drops operators that the output does not depend on; a third, that it is like no source at all.
+    kernel's parameters are fitted to it. Hypotheses are the parameters of each source and those of a plain Bayesian
+    ridge, with less or more noise, for a device that runs a whole network or one whose converter drops operators that
+    the output does not depend on. The prediction is their average, each weighted by the probability of the new
+    measurements under it (Bayesian model averaging; Hoeting et al., Statistical Science 1999): nothing is fitted to k
+    points but weights.
 
     Needs: a `MeasuredTable` of source devices (`learn`), and the new device's measurements (`adapt`). It is tied to the
     space of its table; a table of networks from ONNX files serves any workload. Source latencies
@@ -281,15 +153,15 @@ class FewShot(Predictor):
         measured: NDArray[Any] | None = None,
         latency_ms: Array | None = None,
         design: Design = Design(),
-        _inputs: _Inputs | None = None,
+        _inputs: Inputs | None = None,
     ) -> None:
         self.table = table
         self.design = design
         self.hypotheses = tuple(hypotheses)
         self.measured = table.keys[:0] if measured is None else measured
         self.latency_ms = np.empty(0) if latency_ms is None else latency_ms
-        self._inputs = _inputs or _Inputs(table, design.smooth)
-        self._kernel = _Kernel.of(self._inputs.known[False])
+        self._inputs = _inputs or Inputs(table, design.smooth)
+        self._kernel = Kernel.of(self._inputs.known[False])
         self._points = self._inputs(self.measured)
         self._posteriors = self._weigh()
 
@@ -314,27 +186,27 @@ class FewShot(Predictor):
             UserError: an unknown column, or fewer than two families.
         """
         table = table.select(sources or table.devices)
-        return cls.of_lessons(table, lessons(table, families, design.smooth), design)
+        return cls.of_lessons(table, lessons(table, families, design), design)
 
     @classmethod
     def of_lessons(cls, table: MeasuredTable, taught: Sequence[Lesson], design: Design = Design()) -> FewShot:
         """From what `lessons(table)` gave, so that several designs can share it."""
-        taught = [x for x in taught if (design.executed or not x.executed) and (design.alone or not x.alone)]
-        # How often a device drops operators, and how often it is like no other: by rule of succession over the sources.
-        best = [max((x for x in taught if x.source == d), key=lambda x: x.evidence) for d in table.devices]
-        drops = (1 + sum(x.executed for x in best)) / (2 + len(best)) if any(x.executed for x in taught) else 0.0
-        lonely = (1 + sum(x.alone for x in best)) / (2 + len(best)) if design.alone else 0.0
+        inputs = Inputs(table, design.smooth)
+        # How often a device drops operators: by rule of succession over the sources.
+        count = sum(len(x.sources) for x in taught)
+        drops = (1 + sum(x.dropping for x in taught)) / (2 + count)
+        if not design.executed or True not in inputs.known:
+            drops = 0.0
+        kinds = [(x.parameters, (1 - design.plain) / len(taught)) for x in taught if design.plain < 1]
+        kinds += [(Kernel.of(inputs.known[False]).plain, design.plain)] if design.plain else []
         hypotheses = [
-            _Hypothesis(
-                x.source,
-                x.executed,
-                np.array([x.parameters[0] + np.log(factor), *x.parameters[1:]]),
-                float(np.log(drops if x.executed else 1 - drops) + np.log(lonely if x.alone else 1 - lonely)),
-            )
-            for x in taught
+            _Hypothesis(executed, np.array([p[0] + np.log(factor), *p[1:]]), float(np.log(prior * share)))
+            for p, prior in kinds
             for factor in design.noise
+            for executed, share in ((False, 1 - drops), (True, drops))
+            if share
         ]
-        return cls(table, hypotheses, design=design)
+        return cls(table, hypotheses, design=design, _inputs=inputs)
 
     @classmethod
     def from_csv(cls, path: Path, space: SearchSpace | None = None) -> FewShot:
@@ -444,15 +316,16 @@ class FewShot(Predictor):
         return BoundTable(self, self.table, space)
 
     def suggest(self, n: int, seed: int = 0) -> NDArray[np.intp]:
-        """Rows `(n,)` of the table to measure next, best first: those that leave the least uncertainty about others.
+        """Rows `(n,)` of the table to measure next: those that leave the least uncertainty about others.
 
-        Greedy: each network lowers the summed posterior variance of a sample of the table the most (Cohn, NeurIPS
-        1996), averaged over the hypotheses, given what was measured before. Best asked for ten at a time,
-        with `adapt` in between.
+        One network from each of n strata of the sources' mean latency, so that all speeds are seen even if the model is
+        wrong about the device. Greedily, each is the one of a few of its stratum that lowers the summed posterior
+        variance of a sample of the table the most (Cohn, NeurIPS 1996), averaged over the hypotheses, given what was
+        measured before. Networks that are cut off are left out while there are others.
 
         Args:
             n: how many.
-            seed: of the sample of candidates.
+            seed: of the samples.
 
         Raises:
             UserError: more networks than the table has left.
@@ -461,10 +334,14 @@ class FewShot(Predictor):
         free = np.setdiff1d(np.arange(len(self.table)), measured)
         if not 1 <= n <= len(free):
             raise UserError(f"few-shot predictor: cannot suggest {n} of {len(free)} networks left in the table")
+        live = ~self._inputs.cut
+        free = free[live[free]] if live[free].sum() >= n else free
         rng = np.random.default_rng(seed)
-        candidates = rng.choice(free, min(_CANDIDATES * n, len(free)), replace=False)
-        others = rng.choice(len(self.table), min(_REPRESENTATIVES, len(self.table)), replace=False)
-        others = others[~self._inputs.cut[others]]
+        strata = np.array_split(free[np.argsort(self._inputs.known[False]["level"][free, 0], kind="stable")], n)
+        drawn = [rng.choice(rows, min(_CANDIDATES, len(rows)), replace=False) for rows in strata]
+        candidates, stratum = np.concatenate(drawn), np.repeat(np.arange(n), [len(rows) for rows in drawn])
+        others = np.flatnonzero(live) if live.any() else np.arange(len(self.table))
+        others = rng.choice(others, min(_REPRESENTATIVES, len(others)), replace=False)
         states = []
         for post in self._posteriors:
             h = post.hypothesis
@@ -482,14 +359,14 @@ class FewShot(Predictor):
                     post.factor, self._kernel.covariance(h.parameters, self._kernel.products(old, rest)), lower=True
                 )
                 inner, cross = inner - seen.T @ seen, cross - seen.T @ seen_rest
-            total = np.maximum(self._kernel.variance(h.parameters, rest).mean() - _OFFSET_VARIANCE, 1e-9)
+            total = np.maximum(self._kernel.variance(h.parameters, rest).mean() - OFFSET_VARIANCE, 1e-9)
             states.append((post.weight / total, inner, cross, noise))
         chosen: list[int] = []
         for _ in range(n):
             gain = np.zeros(len(candidates))
             for weight, inner, cross, noise in states:
                 gain += weight * (cross**2).mean(1) / (np.diag(inner) + noise)
-            gain[chosen] = -1.0
+            gain[np.isin(stratum, stratum[chosen])] = -1.0
             best = int(np.argmax(gain))
             chosen.append(best)
             for i, (weight, inner, cross, noise) in enumerate(states):
@@ -504,7 +381,7 @@ class FewShot(Predictor):
         about = {
             "format": _FORMAT,
             "design": asdict(self.design),
-            "hypotheses": [[h.source, h.executed, h.log_prior] for h in self.hypotheses],
+            "hypotheses": [[h.executed, h.log_prior] for h in self.hypotheses],
         }
         with atomic(Path(path)) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
@@ -533,8 +410,8 @@ class FewShot(Predictor):
                 {name.removeprefix("table_"): a for name, a in arrays.items() if name.startswith("table_")}
             )
             hypotheses = [
-                _Hypothesis(source, executed, p, log_prior)
-                for (source, executed, log_prior), p in zip(about["hypotheses"], arrays["parameters"], strict=True)
+                _Hypothesis(executed, p, log_prior)
+                for (executed, log_prior), p in zip(about["hypotheses"], arrays["parameters"], strict=True)
             ]
             return cls(table, hypotheses, arrays["measured"], arrays["measured_ms"], Design(**about["design"]))
         except (KeyError, ValueError, TypeError) as error:
@@ -562,7 +439,7 @@ class FewShot(Predictor):
 
     @cached_property
     def _centre(self) -> float:
-        return _centre(np.log(self.latency_ms), self._points.cut) if len(self.latency_ms) else 0.0
+        return centre(np.log(self.latency_ms), self._points.cut) if len(self.latency_ms) else 0.0
 
     def _weigh(self) -> list[_Posterior]:
         """The hypotheses that matter, given the measurements."""
@@ -575,7 +452,7 @@ class FewShot(Predictor):
             ]
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
-        weights[weights < (weights.max() if self.design.best_only and len(y) else _NEGLIGIBLE)] = 0.0
+        weights[weights < _NEGLIGIBLE] = 0.0
         weights /= weights.sum()
         posteriors = []
         for weight, h in zip(weights, self.hypotheses, strict=True):
@@ -597,147 +474,6 @@ class _Posterior:
     weight: float
     factor: Array
     coefficients: Array
-
-
-@dataclass(frozen=True)
-class _Points:
-    """Scaled features of networks: of all of each, and (True) of what is executed; and what is doubtful about them."""
-
-    features: dict[bool, dict[str, Array]]
-    cut: NDArray[np.bool_]
-    doubt: Array
-
-
-class _Smoother:
-    """What a table says of each device, less what does not repeat: log latencies as a smooth function of features.
-
-    Kernel ridge regression on landmarks (Williams and Seeger, NeurIPS 2000); the ridge of each device by generalised
-    cross-validation (Golub, Heath and Wahba, Technometrics 1979). Sources that count whole milliseconds lose their
-    rounding that way, and networks outside the table get a value.
-
-    Attributes:
-        error: `(D,)` mean squared error of each device, in its own units.
-    """
-
-    def __init__(self, inputs: Array, logs: Array) -> None:
-        self._centre, self._offset = inputs.mean(0), logs.mean(0)
-        x = inputs - self._centre
-        self._landmarks = x[np.random.default_rng(0).permutation(len(x))[:_LANDMARKS]]
-        values, vectors = np.linalg.eigh(self._similarity(self._landmarks))
-        kept = values > 1e-9 * values[-1]
-        basis = vectors[:, kept] / np.sqrt(values[kept])
-        phi = self._similarity(x) @ basis
-        strengths, turned = np.linalg.eigh(phi.T @ phi)
-        strengths = np.maximum(strengths, 0)
-        y = logs - self._offset
-        projected = turned.T @ (phi.T @ y)
-        scores, solutions, errors = [], [], []
-        for ridge in _RIDGES:
-            share = strengths / (strengths + ridge)
-            weights = projected / (strengths + ridge)[:, None]
-            fitted = phi @ (turned @ weights)
-            error = ((y - fitted) ** 2).mean(0) / max(1 - share.sum() / len(x), 0.05) ** 2
-            scores.append(error)
-            solutions.append(basis @ (turned @ weights))
-            errors.append(error)
-        best = np.argmin(scores, axis=0)
-        self._weights = np.stack([solutions[r][:, d] for d, r in enumerate(best)], axis=1)
-        self.error = np.array([errors[r][d] for d, r in enumerate(best)])
-
-    def _similarity(self, x: Array) -> Array:
-        z = self._landmarks
-        squared = np.maximum((x**2).sum(1)[:, None] + (z**2).sum(1) - 2 * x @ z.T, 0)
-        return np.exp(-0.5 * squared / _SMOOTH_LENGTH**2)
-
-    def __call__(self, inputs: Array) -> Array:
-        """`(n, D)` from scaled features `(n, F)`."""
-        return self._similarity(inputs - self._centre) @ self._weights + self._offset
-
-    def select(self, columns: Sequence[int]) -> _Smoother:
-        """The same for some of the devices."""
-        part = copy(self)
-        part._weights, part._offset = self._weights[:, columns], self._offset[columns]
-        part.error = self.error[columns]
-        return part
-
-
-class _Inputs:
-    """From networks to kernel inputs: features scaled as they vary over a table, and what its devices say of them.
-
-    Attributes:
-        known: inputs of the table's own rows.
-        cut: `(n,)` of these.
-    """
-
-    def __init__(self, table: MeasuredTable, smooth: bool = True, smoother: _Smoother | None = None) -> None:
-        self.table = table
-        self._smooth = smooth
-        features = table_features(table, table.keys, table.totals if table.knobs else None)
-        self.cut = features.cut
-        live = ~features.cut
-        logs = np.log(table.latency_ms)
-        middle, self._spread = np.median(logs[live], axis=0), np.maximum(logs[live].std(0), 1e-9)
-        self._logs = np.clip((logs - middle) / self._spread, -_CLIP, _CLIP)
-        self._centres: dict[str, Array] = {}
-        self._scales: dict[str, float] = {}
-        self._measure(features.groups, live)
-        joined = _joined(self._scaled(features.groups))
-        self.smoother = smoother or _Smoother(joined[live], self._logs[live])
-        # Of networks that are cut, what was measured says more than what is like them.
-        values = np.where(live[:, None] & smooth, self.smoother(joined), self._logs)
-        groups = {**features.groups, **_source_groups(values)}
-        self._measure(groups, live)
-        whole = self._scaled(groups)
-        self.known = {False: whole}
-        if features.executed is not None:
-            at = table.rows(features.executed)
-            if (at >= 0).all():
-                self.known[True] = {g: v[at] for g, v in whole.items()}
-            else:
-                self.known[True] = self._scaled(self._groups(features.executed)[0])
-
-    def __call__(self, keys: NDArray[Any]) -> _Points:
-        rows = self.table.rows(keys)
-        if (rows >= 0).all():
-            known = {e: {g: v[rows] for g, v in f.items()} for e, f in self.known.items()}
-            return _Points(known, self.cut[rows], np.zeros(len(rows)))
-        groups, cut, doubt, executed = self._groups(keys)
-        features = {False: self._scaled(groups)}
-        if executed is not None:
-            features[True] = self._scaled(self._groups(executed)[0])
-        return _Points(features, cut, doubt)
-
-    def _groups(self, keys: NDArray[Any]) -> tuple[dict[str, Array], NDArray[np.bool_], Array, NDArray[Any] | None]:
-        rows = self.table.rows(keys)
-        features = table_features(self.table, keys)
-        smooth = self.smoother(_joined(self._scaled(features.groups)))
-        there, logs = rows >= 0, self._logs[rows]
-        smooth = np.where((there & (features.cut | (not self._smooth)))[:, None], logs, smooth)
-        doubt = np.where(there, 0.0, float((self.smoother.error * self._spread**2).mean()))
-        return {**features.groups, **_source_groups(smooth)}, features.cut, doubt, features.executed
-
-    def _measure(self, groups: Mapping[str, Array], live: NDArray[np.bool_]) -> None:
-        """Note centre and scale of each group over networks that are not cut."""
-        for g, v in groups.items():
-            self._centres[g] = v[live].mean(0)
-            self._scales[g] = max(float(np.sqrt(((v[live] - self._centres[g]) ** 2).sum(1).mean())), 1e-9)
-
-    def _scaled(self, groups: Mapping[str, Array]) -> dict[str, Array]:
-        return {g: (v - self._centres[g]) / self._scales[g] for g, v in groups.items()}
-
-
-def _joined(groups: Mapping[str, Array]) -> Array:
-    """All groups side by side, of unit variance together."""
-    return np.concatenate(list(groups.values()), axis=1) / np.sqrt(len(groups))
-
-
-def _source_groups(smooth: Array) -> dict[str, Array]:
-    level = smooth.mean(1, keepdims=True)
-    return {"level": level, "contrast": smooth - level, "sources": smooth}
-
-
-def _centre(logs: Array, cut: NDArray[np.bool_]) -> float:
-    return float(np.median(logs[~cut] if (~cut).any() else logs))
 
 
 __all__ = ["LEAST_SAMPLES", "Design", "FewShot", "device_family", "lessons"]

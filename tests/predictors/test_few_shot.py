@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from predictors import FewShot, MeasuredTable
-from predictors.few_shot import _Kernel, device_family
+from predictors.few_shot import device_family
 from predictors.table_features import workload_totals
+from predictors.transfer import Kernel
 from search_spaces import MobileNetV3Space, UserError, load_space
 
 Made = tuple[MeasuredTable, np.ndarray, np.ndarray]
@@ -151,7 +152,7 @@ def test_gradient_of_the_evidence() -> None:
         "size": rng.normal(size=(12, 1)),
         "sources": rng.normal(size=(12, 2)),
     }
-    kernel = _Kernel.of(features)
+    kernel = Kernel.of(features)
     products = kernel.products(features, features)
     cut = np.arange(12) < 3
     y = rng.normal(size=12)
