@@ -9,7 +9,8 @@ all columns of other device families, so that no batch size or near-copy of it i
 measured networks, and those that `suggest` picks, for as many seeds; `suggest` sees nothing but the sources.
 
 `--select` compares designs, each NAS-Bench-201 source device in turn unseen and its family left out, families counting
-alike. The default `Design` is one of best `average_spearman`. It never touches
+alike. The default `Design` is the simplest of those that
+are best in `average_spearman` and `suggest_average` together. It never touches
 the six.
 
 The last line is JSON, per table and number of measurements, averaged over devices:
@@ -53,8 +54,8 @@ DESIGNS = {
     "no plain ridge": Design(plain=0.0),
     "plain ridge only": Design(plain=1.0),
     "plain ridge as likely": Design(plain=0.5),
-    "one kernel of all sources": Design(apart=False),
-    "one kernel of all sources, no plain ridge": Design(apart=False, plain=0.0),
+    "each source apart": Design(apart=True),
+    "each source apart, no plain ridge": Design(apart=True, plain=0.0),
     "whole networks only": Design(executed=False),
     "noise as of sources": Design(noise=(1.0,)),
     "noise x 1/4, 1/2, 1, 2": Design(noise=(0.25, 0.5, 1.0, 2.0)),

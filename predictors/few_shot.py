@@ -69,14 +69,14 @@ class Design:
         plain: probability, before measuring, that counts and sources explain a device linearly: Bayesian ridge.
         noise: factors of the standard deviation of the sources' noise; each is a hypothesis of its own.
         executed: whether a device may drop operators that the output does not depend on.
-        apart: whether each source is a hypothesis of its own; otherwise one is fitted to all of them together.
+        apart: whether each source is a hypothesis of its own, instead of one that is fitted to all of them together.
         smooth: take of the sources what is a smooth function of features, without rounding and noise.
     """
 
     plain: float = 0.3
     noise: tuple[float, ...] = (0.5, 1.0, 2.0)
     executed: bool = True
-    apart: bool = True
+    apart: bool = False
     smooth: bool = True
 
 
@@ -123,8 +123,8 @@ class FewShot(Predictor):
 
     Log latency is a Gaussian process over three kinds of features: log latencies of the same network on the source
     devices (their mean, and how each deviates from it), operator counts and size, and where the operators stand. How
-    far each kind is to be trusted is what the sources teach: each in turn is taken for the new device, and the
-    kernel's parameters are fitted to it. Hypotheses are the parameters of each source and those of a plain Bayesian
+    far each kind is to be trusted is what the sources teach: each in turn is taken for the new device, and one set of
+    parameters of the kernel is fitted to all of them. Hypotheses are these parameters and those of a plain Bayesian
     ridge, with less or more noise, for a device that runs a whole network or one whose converter drops operators that
     the output does not depend on. The prediction is their average, each weighted by the probability of the new
     measurements under it (Bayesian model averaging; Hoeting et al., Statistical Science 1999): nothing is fitted to k
