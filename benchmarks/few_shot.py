@@ -1,7 +1,7 @@
 """Latency of all networks of a space on a new device, from 10 or 20 measured ones and other devices' tables.
 
     NASBENCH_DATA=... python -m benchmarks.few_shot [--draws 20] [--tables nasbench201 fbnet]
-    NASBENCH_DATA=... python -m benchmarks.few_shot --select
+    NASBENCH_DATA=... python -m benchmarks.few_shot --select [--designs default ...]
 
 NAS-Bench-201: six unseen devices, nine source columns (the protocol of HELP, Lee et al., NeurIPS 2021, but 10 or 20
 measurements in all and every other architecture as a query). FBNet: each device in turn is unseen, and the sources are
@@ -9,9 +9,8 @@ all columns of other device families, so that no batch size or near-copy of it i
 measured networks, and those that `suggest` picks, for as many seeds; `suggest` sees nothing but the sources.
 
 `--select` compares designs, each NAS-Bench-201 source device in turn unseen and its family left out, families counting
-alike. The default `Design` is the simplest of those that
-are best in `average_spearman` and `suggest_average` together. It never touches
-the six.
+alike. The default `Design` is the simplest of those best in `average_spearman` and `suggest_average` together. It never
+touches the six.
 
 The last line is JSON, per table and number of measurements, averaged over devices:
 

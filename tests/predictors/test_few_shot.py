@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from predictors import FewShot, MeasuredTable
 from predictors.few_shot import device_family
-from predictors.table_features import workload_totals
+from predictors.table_features import table_features, workload_totals
 from predictors.transfer import Kernel
 from search_spaces import MobileNetV3Space, UserError, load_space
 
@@ -53,6 +53,16 @@ def test_few_measurements_rank_the_rest(made: Made, learned: FewShot, space: Mob
     assert 0.75 < inside[rest].mean() <= 1.0
     assert estimate.lognormal
     assert not estimate.warning
+
+
+def test_suggested_networks_are_spread_over_all_speeds(made: Made, learned: FewShot) -> None:
+    table = made[0]
+    logs = np.log(table.latency_ms)
+    for n, seed in ((3, 0), (10, 1), (20, 2)):
+        rows = learned.suggest(n, seed)
+        rank = np.argsort(np.argsort(((logs - np.median(logs, axis=0)) / logs.std(0)).mean(1)))[rows] / len(table)
+        assert np.all(np.abs(np.sort(rank) - (np.arange(n) + 0.5) / n) < 0.5 / n + 0.1)
+        assert np.array_equal(rows, learned.suggest(n, seed))
 
 
 def test_units_do_not_matter(made: Made, learned: FewShot) -> None:
@@ -178,6 +188,7 @@ def test_nasbench201_device_left_out(data_dir: Path) -> None:
     learned = FewShot.learn(table, [d for d in table.devices if d != "silver_4210r"])
     truth = table.column("silver_4210r")
     rows = learned.suggest(20)
+    assert not table_features(table, table.archs[rows]).cut.any()
     estimate = learned.adapt(table.archs[rows], truth[rows]).of(table.archs)
     assert spearmanr(estimate.mean, truth).statistic > 0.97
     assert np.mean((truth >= estimate.quantile(0.05)) & (truth <= estimate.quantile(0.95))) > 0.85
