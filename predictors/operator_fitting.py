@@ -191,7 +191,7 @@ def fit(observations: Observations) -> Fitted:
     trust = np.ones(len(few.values))
 
     # Soft costs follow what was measured more closely, and lead astray beyond it: published networks were predicted
-    # worse by them from a suite of made-up ones (68 % within 10 %, against 83 %), although left-out themes were not.
+    # worse by them from a suite of made-up ones (64 % within 10 %, against 74 %), although left-out themes were not.
     bends = BENDS[:1] if observations.foreign else BENDS
     designs = [_Design(few, length, *bend) for bend in bends for length in LENGTHS]
     best = max(designs, key=lambda design: _Problem(design, NOISES[1], trust).solve().score())
