@@ -63,7 +63,7 @@ def table_features(table: MeasuredTable, keys: NDArray[Any], totals: Array | Non
 
 
 def workload_totals(workloads: Sequence[Workload]) -> Array:
-    """`(n, 4 * groups)` kernels, MACs, values and parameters (millions) by group of operators, of whole networks."""
+    """`(n, 4 * groups)` kernels, MACs (channels filled up to vectors), values and parameters (millions) by group."""
     counted = [kernels(workload) for workload in workloads]
     index = {op: i for i, op in enumerate(dict.fromkeys(op for counts in counted for op in counts))}
     group, quantities, _ = describe(list(index))

@@ -130,7 +130,8 @@ def test_no_pickle_is_read(tmp_path: Path) -> None:
 def test_totals_of_workloads_add_up(space: MobileNetV3Space) -> None:
     workloads = [space.workload(arch) for arch in space.sample(3, np.random.default_rng(0))]
     totals = workload_totals(workloads).reshape(3, -1, 4)
-    assert np.allclose(totals[:, :, 1].sum(1) * 1e6, [w.macs for w in workloads])
+    ratio = totals[:, :, 1].sum(1) * 1e6 / [w.macs for w in workloads]
+    assert ((ratio >= 1) & (ratio < 1.2)).all()  # channels are filled up to whole vectors
     assert np.array_equal(workload_totals(workloads[1:2])[0], totals[1].ravel())
 
 
