@@ -29,7 +29,7 @@ OTHER_UNIT = 100.0
 # would rank these networks last: predictions count no more of it than this.
 _CUT_LOG_STD = 0.5
 
-_FORMAT = "nasbench few-shot predictor 2"
+_FORMAT = "nasbench few-shot predictor 3"
 _TRAIN = 100  # networks of each source that its parameters are fitted to
 _NEGLIGIBLE = 1e-3  # weight below which a hypothesis is left out
 # Of `suggest`: networks compared per network wanted, and networks whose uncertainty is to fall. Among many more

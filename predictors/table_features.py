@@ -12,11 +12,26 @@ from numpy.typing import NDArray
 
 from predictors.base import Array, BoundPredictor
 from predictors.counts import Count
-from predictors.operator_features import GROUPS, QUANTITIES, describe, kernels
 from predictors.tables import MeasuredTable, fbnet_knobs, nasbench201_knobs
-from search_spaces import NASBench201Space, Workload, load_space
+from search_spaces import NASBench201Space, Operator, Workload, load_space
 from search_spaces.base import Archs, Knob
 from search_spaces.nasbench201 import EDGES
+
+# Kinds of operators whose totals describe a network of no space. Saved tables hold these totals, so they keep to
+# themselves, whatever an operator model looks at. Normalisation and clamps run with what they follow: no kernels.
+TOTALS = ("pointwise", "convolution", "grouped", "depthwise", "linear", "matmul", "activation", "join", "pool", "other")
+QUANTITIES = ("kernels", "macs", "values", "params")
+_KIND = {
+    "linear": "linear",
+    "conv2d": "convolution",
+    "conv_transpose2d": "convolution",
+    "depthwise_conv2d": "depthwise",
+    "matmul": "matmul",
+    **dict.fromkeys(("hard_swish", "hard_sigmoid", "sigmoid", "silu", "gelu", "tanh", "softmax"), "activation"),
+    **dict.fromkeys(("add", "sub", "mul", "concat"), "join"),
+    **dict.fromkeys(("max_pool2d", "avg_pool2d", "global_avg_pool", "mean"), "pool"),
+}
+_TAKEN_IN = frozenset({"batch_norm", "relu", "relu6", "clamp", "leaky_relu"})
 
 # What counts as a step on the longest path: any operator, a 3x3 convolution, any arithmetic.
 _NB201_STEPS = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0], [0, 0, 1, 1, 0]], dtype=float)
@@ -63,19 +78,26 @@ def table_features(table: MeasuredTable, keys: NDArray[Any], totals: Array | Non
 
 
 def workload_totals(workloads: Sequence[Workload]) -> Array:
-    """`(n, 4 * groups)` kernels, MACs (channels filled up to vectors), values and parameters (millions) by group."""
-    counted = [kernels(workload) for workload in workloads]
-    index = {op: i for i, op in enumerate(dict.fromkeys(op for counts in counted for op in counts))}
-    group, quantities, _ = describe(list(index))
-    rows = np.zeros((len(workloads), len(GROUPS), len(QUANTITIES)))
-    for row, counts in zip(rows, counted, strict=True):
-        ids = np.array([index[op] for op in counts], dtype=np.intp)
-        np.add.at(row, group[ids], quantities[ids] * np.array(list(counts.values()))[:, None])
+    """`(n, 4 * len(TOTALS))` kernels, multiply-accumulates, values and parameters (millions) by kind of operator."""
+    rows = np.zeros((len(workloads), len(TOTALS), len(QUANTITIES)))
+    for row, workload in zip(rows, workloads, strict=True):
+        for op in workload.operators:
+            if op.kind not in _TAKEN_IN:
+                values = sum(t.size for t in op.inputs) + op.output.size
+                row[TOTALS.index(_kind(op))] += (1.0, op.macs / 1e6, values / 1e6, op.params / 1e6)
     return rows.reshape(len(workloads), -1)
 
 
+def _kind(op: Operator) -> str:
+    if op.kind == "conv2d" and op.groups > 1:
+        return "grouped"
+    if op.kind == "conv2d" and set(op.kernel) == {1}:
+        return "pointwise"
+    return _KIND.get(op.kind, "other")
+
+
 def _total_groups(totals: Array) -> dict[str, Array]:
-    by_kind = totals.reshape(len(totals), len(GROUPS), len(QUANTITIES))
+    by_kind = totals.reshape(len(totals), len(TOTALS), len(QUANTITIES))
     return {
         "counts": by_kind[:, :, 0],
         "work": np.log1p(by_kind[:, :, 1]),

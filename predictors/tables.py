@@ -22,7 +22,7 @@ from search_spaces.nasbench201 import KNOBS as NASBENCH201_KNOBS
 MS_PER_UNIT = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 LEAST_ROWS = 2
 
-_FORMAT = "nasbench measured table 1"
+_FORMAT = "nasbench measured table 2"
 _FBNET_OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 _HELP_INPUT = (3, 32, 32)  # both of HELP's tables that are read here
 # Columns of HELP's files that are not devices.
