@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from search_spaces.base import Archs, Block, Catalog, Knob, SearchSpace
+from search_spaces.base import Archs, Block, Catalog, Choice, Knob, Published, SearchSpace
 from search_spaces.errors import UserError, explain
 from search_spaces.mobilenet_v3_spec import (
     BlockSpec,
@@ -23,7 +23,7 @@ from search_spaces.mobilenet_v3_spec import (
     stem_workload,
     strided,
 )
-from search_spaces.mobilenet_v3_table import Layout, Stage, Table
+from search_spaces.mobilenet_v3_table import Layout, ReferenceArchitecture, Stage, Table
 
 if TYPE_CHECKING:
     from search_spaces.mobilenet_v3_mixture import MixtureMobileNetV3
@@ -52,6 +52,8 @@ class MobileNetV3Space(SearchSpace):
         feature_width: width of the feature layer before the classifier.
         feature_bias: whether that layer has a bias, as in torchvision's MobileNetV3; once-for-all's has none.
         dropout: probability before the classifier.
+        kernel_transform: whether the supernet's smaller kernels are learned transforms of the larger ones.
+        references: name -> `ReferenceArchitecture` or a mapping.
         name: what the space is called in messages.
 
     Raises:
@@ -72,6 +74,8 @@ class MobileNetV3Space(SearchSpace):
         feature_width: int = 1280,
         feature_bias: bool = True,
         dropout: float = 0.0,
+        kernel_transform: bool = False,
+        references: Mapping[str, Any] | None = None,
         name: str = "mobilenet_v3",
     ) -> None:
         self.name = name
@@ -89,11 +93,14 @@ class MobileNetV3Space(SearchSpace):
                     "feature_width": feature_width,
                     "feature_bias": feature_bias,
                     "dropout": dropout,
+                    "kernel_transform": kernel_transform,
+                    "references": references or {},
                 }
             )
         except ValidationError as error:
             raise UserError(explain(error, name, Stage.model_fields)) from error
         self._layout = Layout(self.table)
+        self._references = {key: self._reference(key, r) for key, r in self.table.references.items()}
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
@@ -154,8 +161,8 @@ class MobileNetV3Space(SearchSpace):
 
     @property
     def references(self) -> dict[str, Archs]:
-        """The two ends, and what a person would try first: at full resolution the middle choice of every other knob, at
-        each width multiplier (`uniform-x0.75`)."""
+        """The two ends, what a person would try first (at full resolution the middle choice of every other knob, at
+        each width multiplier: `uniform-x0.75`), and those of the table."""
         middle = ((self.cardinalities - 1) // 2).astype(self.dtype)
         found = super().references
         for index, width in enumerate(self.table.widths):
@@ -163,7 +170,62 @@ class MobileNetV3Space(SearchSpace):
                 if (column := self._layout.column(name)) is not None:
                     middle[column] = choice
             found[f"uniform-x{width:g}"] = self.canonical(middle[None])[0]
-        return found if self.size > 1 else {"largest": found["largest"]}
+        return (found if self.size > 1 else {"largest": found["largest"]}) | self._references
+
+    @property
+    def published(self) -> dict[str, Published]:
+        return {name: Published(r.macs, r.params, r.source, r.options) for name, r in self.table.references.items()}
+
+    def from_lists(
+        self,
+        kernels: NDArray[Any],
+        expansions: NDArray[Any],
+        depths: NDArray[Any],
+        resolutions: NDArray[Any] | None = None,
+    ) -> Archs:
+        """Canonical architectures `(n, K)` from once-for-all's own description (`ks`, `e`, `d`, `r`).
+
+        Stages without any choice are left out, as once-for-all leaves out the first block.
+
+        Args:
+            kernels, expansions: `(n, B)` of all blocks that the remaining stages can have; those beyond a stage's depth
+                do not matter.
+            depths: `(n, S)` number of blocks of each remaining stage.
+            resolutions: `(n,)` pixels; the largest of the space where left out.
+
+        Raises:
+            UserError: a wrong shape, or a value that a knob does not offer; row, knob and value are named.
+        """
+        stages = [s for s, t in enumerate(self.table.stages) if len(t.depths) * len(t.kernels) * len(t.expansions) > 1]
+        places = [(s, b) for s, b in self._layout.places if s in stages]
+        given: dict[str, NDArray[Any]] = {}
+        for what, values, count in (
+            ("kernels", kernels, len(places)), ("expansions", expansions, len(places)), ("depths", depths, len(stages)),
+        ):  # fmt: skip
+            if np.ndim(values) != 2 or np.shape(values) != (len(depths), count):
+                raise UserError(f"{self.name}: {what}: needs shape ({len(depths)}, {count}), got {np.shape(values)}")
+        for i, s in enumerate(stages):
+            given[f"stage{s}.depth"] = np.asarray(depths)[:, i]
+        for i, (s, b) in enumerate(places):
+            given[f"stage{s}.block{b}.kernel"] = np.asarray(kernels)[:, i]
+            given[f"stage{s}.block{b}.expansion"] = np.asarray(expansions)[:, i]
+        n = len(depths)
+        given["resolution"] = np.broadcast_to(self.table.resolutions[-1] if resolutions is None else resolutions, (n,))
+        given["width"] = np.broadcast_to(self.table.widths[-1], (n,))
+        archs = np.zeros((n, len(self.knobs)), dtype=self.dtype)
+        offered = np.ones(archs.shape, dtype=bool)
+        for column, knob in enumerate(self.knobs):
+            choices, values = np.array(knob.choices), given[knob.name]
+            archs[:, column] = np.minimum(np.searchsorted(choices, values), len(choices) - 1)
+            offered[:, column] = choices[archs[:, column]] == values
+        bad = np.argwhere(~offered & self.active(archs))
+        if len(bad):
+            row, column = bad[0]
+            knob = self.knobs[column]
+            raise UserError(
+                f"{self.name}: row {row}, knob {knob.name!r}: no choice {given[knob.name][row]}; it has {knob.choices}"
+            )
+        return self.canonical(archs)
 
     def spec(self, arch: Archs) -> NetworkSpec:
         """The network that architecture `(K,)` stands for, as plain data."""
@@ -234,9 +296,36 @@ class MobileNetV3Space(SearchSpace):
         return SuperMobileNetV3(self)
 
     def mixture_supernet(self) -> MixtureMobileNetV3:
+        if self.table.kernel_transform:
+            raise UserError(f"{self.name}: kernel_transform: mixture supernets have none, use false")
         from search_spaces.mobilenet_v3_mixture import MixtureMobileNetV3
 
         return MixtureMobileNetV3(self)
+
+    def _reference(self, name: str, reference: ReferenceArchitecture) -> Archs:
+        """Its row; the largest choice of knobs that it does not name."""
+        where = f"{self.name}: references.{name}"
+        stages, kernels, expansions = self.table.stages, reference.kernels, reference.expansions
+        expansions = expansions or tuple((1,) * len(blocks) for blocks in kernels)
+        if len(kernels) != len(stages) or [*map(len, kernels)] != [*map(len, expansions)]:
+            raise UserError(
+                f"{where}: kernels and expansions need one list per stage ({len(stages)}), of equal lengths"
+            )
+        wanted: dict[str, Choice] = {}
+        for s, stage in enumerate(stages):
+            wanted[f"stage{s}.depth"] = len(kernels[s])
+            for b, (kernel, expansion) in enumerate(zip(kernels[s], expansions[s], strict=True)):
+                wanted |= {f"stage{s}.block{b}.kernel": kernel, f"stage{s}.block{b}.expansion": expansion}
+            for what, value, choices in (
+                ("depth", [len(kernels[s])], stage.depths),
+                ("kernel", kernels[s], stage.kernels),
+                ("expansion", expansions[s], stage.expansions or (1,)),
+            ):
+                if set(value) - set(choices):
+                    raise UserError(f"{where}: stage {s} offers {what} {choices}, got {', '.join(map(str, value))}")
+        own = {knob.name: wanted.get(knob.name, knob.choices[-1]) for knob in self.knobs}
+        beyond = {knob.name for knob in self.knobs if ".block" in knob.name} - set(wanted)
+        return self.encode({key: choice for key, choice in own.items() if key not in beyond})
 
     def _make_block(self, index: int) -> Block:
         layout, table = self._layout, self.table

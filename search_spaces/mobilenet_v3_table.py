@@ -64,6 +64,23 @@ class Stage(BaseModel):
         return self
 
 
+class ReferenceArchitecture(BaseModel):
+    """A named architecture of the space, and what is published of it (see `Published`).
+
+    Args:
+        kernels, expansions: one list per stage, of its blocks; without `expansions` where the table gives `hidden`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kernels: tuple[tuple[Positive, ...], ...]
+    expansions: tuple[tuple[int | float, ...], ...] = ()
+    macs: int | str | None = None
+    params: int | str | None = None
+    source: str = ""
+    options: dict[str, Any] = {}
+
+
 class Table(BaseModel):
     """All that a `MobileNetV3Space` is configured with, validated."""
 
@@ -80,6 +97,8 @@ class Table(BaseModel):
     feature_width: Positive
     feature_bias: bool
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    kernel_transform: bool
+    references: dict[str, ReferenceArchitecture]
 
     @field_validator("resolutions", "widths")
     @classmethod

@@ -45,18 +45,27 @@ def crop(weight: Tensor, *shape: int) -> Tensor:
     return weight.as_strided(shape, strides, weight.storage_offset() + offset)
 
 
-def conv2d(layer: nn.Conv2d, x: Tensor, cout: int, kernel: int | None = None, stride: int | None = None) -> Tensor:
+def conv2d(
+    layer: nn.Conv2d,
+    x: Tensor,
+    cout: int,
+    kernel: int | None = None,
+    stride: int | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
     """`layer` with leading input channels, `cout` leading output channels and the centre of its kernel, "same" padding.
 
     A depthwise layer stays one, of as many channels as `x`; other groups keep their number, and must be whole.
 
     Args:
         kernel, stride: the layer's own by default.
+        weight: instead of the part of the layer's own weight, in its shape.
     """
     cin = x.shape[1]
     groups = cin if layer.groups == layer.in_channels else layer.groups
     size = layer.kernel_size[0] if kernel is None else kernel
-    weight = crop(layer.weight, cout, cin // groups, size, size)
+    if weight is None:
+        weight = crop(layer.weight, cout, cin // groups, size, size)
     return F.conv2d(x, weight, bias(layer, cout), layer.stride if stride is None else stride, size // 2, 1, groups)
 
 
