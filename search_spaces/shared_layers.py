@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.base import Archs, SearchSpace
+from search_spaces.depthwise import depthwise_conv2d
 from search_spaces.errors import UserError
 from search_spaces.supernet import NormStats, Supernet, dropout
 
@@ -66,7 +67,10 @@ def conv2d(
     size = layer.kernel_size[0] if kernel is None else kernel
     if weight is None:
         weight = crop(layer.weight, cout, cin // groups, size, size)
-    return F.conv2d(x, weight, bias(layer, cout), layer.stride if stride is None else stride, size // 2, 1, groups)
+    rows, columns = layer.stride if stride is None else (stride, stride)
+    if layer.groups == layer.in_channels and layer.bias is None:
+        return depthwise_conv2d(x, weight, (rows, columns), (size // 2, size // 2))
+    return F.conv2d(x, weight, bias(layer, cout), (rows, columns), size // 2, 1, groups)
 
 
 def linear(layer: nn.Linear, x: Tensor, cout: int) -> Tensor:

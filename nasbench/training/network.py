@@ -14,6 +14,7 @@ from nasbench.training.evaluation import batches, fit_size, fixed_subset
 from nasbench.training.loop import Batch, History, Recipe, fit, smoothed_loss, soft_loss
 from nasbench.training.progress import ProgressCallback
 from search_spaces import Archs, UserError
+from search_spaces.depthwise import fast_depthwise
 from search_spaces.supernet import Supernet, calibrate
 
 Teacher = Callable[[Tensor], Tensor]
@@ -80,17 +81,18 @@ def train_network(
         "distillation": weight,
         "temperature": temperature if weight else 1.0,
     }
-    return fit(
-        network,
-        task,
-        recipe,
-        backward,
-        settings=settings,
-        seed=seed,
-        checkpoint=checkpoint,
-        save_every_s=save_every_s,
-        progress=progress,
-    )
+    with fast_depthwise(network):
+        return fit(
+            network,
+            task,
+            recipe,
+            backward,
+            settings=settings,
+            seed=seed,
+            checkpoint=checkpoint,
+            save_every_s=save_every_s,
+            progress=progress,
+        )
 
 
 def check_distillation(weight: float, temperature: float) -> None:
