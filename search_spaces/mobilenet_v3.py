@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from search_spaces.base import Archs, Block, Catalog, Choice, Knob, Published, SearchSpace
+from search_spaces.emitter import strided
 from search_spaces.errors import UserError, explain
 from search_spaces.mobilenet_v3_spec import (
     BlockSpec,
@@ -21,9 +22,8 @@ from search_spaces.mobilenet_v3_spec import (
     head_workload,
     make_divisible,
     stem_workload,
-    strided,
 )
-from search_spaces.mobilenet_v3_table import Layout, ReferenceArchitecture, Stage, Table
+from search_spaces.mobilenet_v3_table import ReferenceArchitecture, Stage, Table, block_places, lay_out
 
 if TYPE_CHECKING:
     from search_spaces.mobilenet_v3_mixture import MixtureMobileNetV3
@@ -99,7 +99,8 @@ class MobileNetV3Space(SearchSpace):
             )
         except ValidationError as error:
             raise UserError(explain(error, name, Stage.model_fields)) from error
-        self._layout = Layout(self.table)
+        self._layout = lay_out(self.table)
+        self._places = block_places(self.table)
         self._references = {key: self._reference(key, r) for key, r in self.table.references.items()}
 
     @property
@@ -124,40 +125,25 @@ class MobileNetV3Space(SearchSpace):
         return len(self.table.resolutions) * len(self.table.widths) * prod(per_stage)
 
     def active(self, archs: Archs) -> NDArray[np.bool_]:
-        return np.take(archs, self._layout.depth_knob, axis=1, mode="clip") >= self._layout.least_depth
+        return self._layout.active(archs)
 
     @cached_property
     def feature_knobs(self) -> tuple[int, ...]:
         """Knobs that `features` shows: those with a choice, without depths that the blocks' zeros tell anyway."""
-        shown = []
-        for index, knob in enumerate(self.knobs):
-            # A depth is told if every step up switches some other knob on.
-            steps = {
-                int(s) for k, s in zip(self._layout.depth_knob, self._layout.least_depth, strict=True) if k == index
-            }
-            if len(knob.choices) > 1 and not set(range(1, len(knob.choices))) <= steps:
-                shown.append(index)
-        return tuple(shown)
+        chosen = (index for index, knob in enumerate(self.knobs) if len(knob.choices) > 1)
+        return tuple(index for index in chosen if not self._layout.tells_depth(index))
 
     @cached_property
     def catalog(self) -> Catalog:
         return Catalog(int(self._layout.first_id[-1]), self._make_block)
 
     def blocks(self, archs: Archs) -> NDArray[np.int32]:
-        """Ids are mixed-radix numbers of the knobs that a block depends on, so one matrix product gives them all.
-
-        Positions: the stem, every block of every stage, the head.
-        """
-        layout = self._layout
-        both = np.asarray(archs).astype(layout.radix.dtype) @ layout.radix
-        positions = both.shape[1] // 2
-        ids = both[:, :positions] + layout.first_id[:-1]
-        ids[both[:, positions:] < layout.least_block_depth] = -1
-        return ids.astype(np.int32)
+        """Positions: the stem, every block of every stage, the head."""
+        return self._layout.blocks(archs)
 
     @property
     def block_knobs(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(self._layout.position_knobs)
+        return self._layout.position_knobs
 
     @property
     def references(self) -> dict[str, Archs]:
@@ -197,7 +183,7 @@ class MobileNetV3Space(SearchSpace):
             UserError: a wrong shape, or a value that a knob does not offer; row, knob and value are named.
         """
         stages = [s for s, t in enumerate(self.table.stages) if len(t.depths) * len(t.kernels) * len(t.expansions) > 1]
-        places = [(s, b) for s, b in self._layout.places if s in stages]
+        places = [(s, b) for s, b in self._places if s in stages]
         given: dict[str, NDArray[Any]] = {}
         for what, values, count in (
             ("kernels", kernels, len(places)), ("expansions", expansions, len(places)), ("depths", depths, len(stages)),
@@ -328,24 +314,20 @@ class MobileNetV3Space(SearchSpace):
         return self.encode({key: choice for key, choice in own.items() if key not in beyond})
 
     def _make_block(self, index: int) -> Block:
-        layout, table = self._layout, self.table
-        position = int(np.searchsorted(layout.first_id, index, side="right")) - 1
-        rest = index - int(layout.first_id[position])
-        choice = {"kernel": 0, "expansion": 0, "width": 0, "resolution": 0}
-        for knob in reversed(layout.block_knobs[position]):
-            rest, digit = divmod(rest, len(layout.knobs[knob].choices))
-            choice[layout.knobs[knob].name.rpartition(".")[2]] = digit
-        width, size = table.widths[choice["width"]], table.resolutions[choice["resolution"]]
+        table = self.table
+        position, chosen = self._layout.locate(index)
+        width, size = table.widths[chosen.get("width", 0)], table.resolutions[chosen.get("resolution", 0)]
         if position == 0:
             stem = make_divisible(table.stem_width * width)
             return Block("stem", stem_workload(table.in_channels, size, stem, table.stem_stride))
         size = strided(size, table.stem_stride)
-        if position == len(layout.block_knobs) - 1:
+        if position > len(self._places):
             for stage in table.stages:
                 size = strided(size, stage.stride)
             return Block("head", head_workload(self.head_spec(width), size))
-        s, b = layout.places[position - 1]
+        s, b = self._places[position - 1]
         for stage in table.stages[: s + (b > 0)]:
             size = strided(size, stage.stride)
-        spec = self.block_spec(s, b, width, choice["kernel"], choice["expansion"])
-        return Block(f"stage{s}.block{b}", block_workload(spec, size))
+        name = f"stage{s}.block{b}"
+        spec = self.block_spec(s, b, width, chosen.get(f"{name}.kernel", 0), chosen.get(f"{name}.expansion", 0))
+        return Block(name, block_workload(spec, size))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from search_spaces.operators import Tensor, Workload, WorkloadBuilder
+from search_spaces.emitter import Emitter
+from search_spaces.operators import Workload
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -73,65 +74,9 @@ class NetworkSpec:
         return self.in_channels, self.resolution, self.resolution
 
 
-def strided(size: int, stride: int) -> int:
-    """Edge of a map after a convolution with an odd kernel, padding of half the kernel, and `stride`."""
-    return (size - 1) // stride + 1
-
-
-class _Emitter:
-    """Writes operators one after the other, following the tensor written last."""
-
-    def __init__(self, channels: int, size: int) -> None:
-        self.builder = WorkloadBuilder()
-        self.size = size
-        self.last = self.builder.input(Tensor((channels, size, size)))
-
-    def conv(self, cout: int, kernel: int = 1, stride: int = 1, depthwise: bool = False, bias: bool = False) -> None:
-        """A convolution without activation."""
-        cin, size, _ = self.builder.tensors[self.last].shape
-        size = strided(size, stride)
-        self.last = self.builder.add(
-            "depthwise_conv2d" if depthwise else "conv2d",
-            [self.last],
-            (cout, size, size),
-            kernel=(kernel, kernel),
-            stride=(stride, stride),
-            groups=cin if depthwise else 1,
-            params=cout * (1 if depthwise else cin) * kernel**2 + (cout if bias else 0),
-        )
-
-    def same(self, kind: str, *others: int, params: int = 0) -> None:
-        """An operator whose result has the shape of the tensor written last."""
-        shape = self.builder.tensors[self.last].shape
-        self.last = self.builder.add(kind, [self.last, *others], shape, params=params)
-
-    def norm(self, activation: str = "") -> None:
-        """Batch normalisation, and an activation where one is named."""
-        self.same("batch_norm", params=2 * self.builder.tensors[self.last].shape[0])
-        if activation:
-            self.same(activation)
-
-    def pool(self) -> None:
-        """Global average pooling to `(channels, 1, 1)`."""
-        channels = self.builder.tensors[self.last].shape[0]
-        self.last = self.builder.add("global_avg_pool", [self.last], (channels, 1, 1))
-
-    def linear(self, cout: int, bias: bool) -> None:
-        """A fully connected layer on a vector, or on a pooled map seen as one."""
-        source = self.builder.tensors[self.last]
-        self.last = self.builder.add(
-            "linear", [self.last], (cout,), params=cout * source.size + (cout if bias else 0),
-            inputs=[Tensor((source.size,), source.itemsize)],
-        )  # fmt: skip
-
-    def build(self) -> Workload:
-        """What was written."""
-        return self.builder.build([self.last])
-
-
 def stem_workload(in_channels: int, resolution: int, width: int, stride: int) -> Workload:
     """Operators of the stem: 3x3 convolution, normalisation, hard-swish."""
-    emit = _Emitter(in_channels, resolution)
+    emit = Emitter(in_channels, resolution)
     emit.conv(width, 3, stride)
     emit.norm("hard_swish")
     return emit.build()
@@ -139,7 +84,7 @@ def stem_workload(in_channels: int, resolution: int, width: int, stride: int) ->
 
 def block_workload(spec: BlockSpec, size: int) -> Workload:
     """Operators of one block whose input is `size` pixels wide and high."""
-    emit = _Emitter(spec.cin, size)
+    emit = Emitter(spec.cin, size)
     source = emit.last
     if spec.expand:
         emit.conv(spec.hidden)
@@ -147,14 +92,7 @@ def block_workload(spec: BlockSpec, size: int) -> Workload:
     emit.conv(spec.hidden, spec.kernel, spec.stride, depthwise=True)
     emit.norm(spec.activation)
     if spec.squeeze:
-        gated = emit.last
-        emit.pool()
-        emit.conv(spec.squeeze, bias=True)
-        emit.same("relu")
-        emit.conv(spec.hidden, bias=True)
-        emit.same("hard_sigmoid")
-        gate, emit.last = emit.last, gated
-        emit.same("mul", gate)
+        emit.gates(spec.squeeze)
     emit.conv(spec.cout)
     emit.norm()
     if spec.residual:
@@ -164,10 +102,10 @@ def block_workload(spec: BlockSpec, size: int) -> Workload:
 
 def head_workload(spec: HeadSpec, size: int) -> Workload:
     """Operators of the head on a `size` x `size` map."""
-    emit = _Emitter(spec.cin, size)
+    emit = Emitter(spec.cin, size)
     emit.conv(spec.final)
     emit.norm("hard_swish")
-    emit.pool()
+    emit.global_pool()
     emit.linear(spec.features, spec.feature_bias)
     emit.same("hard_swish")
     emit.linear(spec.classes, bias=True)
