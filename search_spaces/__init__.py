@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from search_spaces.operators import Operator, Tensor, Workload, WorkloadBuilder
     from search_spaces.reference.base import ReferenceNetwork
     from search_spaces.reference.registry import reference_network, reference_networks
+    from search_spaces.resnet import ResNetSpace
     from search_spaces.supernet import MixtureSupernet, NormStats, Supernet, calibrate
     from search_spaces.tracing import trace
 
@@ -34,6 +35,7 @@ _LAZY = {
     "Operator": "operators",
     "Published": "base",
     "ReferenceNetwork": "reference.base",
+    "ResNetSpace": "resnet",
     "SearchSpace": "base",
     "Supernet": "supernet",
     "Tensor": "operators",
@@ -52,9 +54,9 @@ _LAZY = {
 
 __all__ = [
     "Archs", "Block", "Catalog", "ChainSpace", "Knob", "MixtureSupernet", "MobileNetV3Space", "NASBench201Space",
-    "NormStats", "Operator", "Published", "ReferenceNetwork", "SearchSpace", "Supernet", "Tensor", "UserError",
-    "Workload", "WorkloadBuilder", "calibrate", "load_space", "nearest", "presets", "read_onnx", "reference_network",
-    "reference_networks", "trace",
+    "NormStats", "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace", "Supernet", "Tensor",
+    "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "nearest", "presets", "read_onnx",
+    "reference_network", "reference_networks", "trace",
 ]  # fmt: skip
 
 

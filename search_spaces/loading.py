@@ -15,12 +15,14 @@ from search_spaces.chain import ChainSpace
 from search_spaces.errors import UserError, nearest
 from search_spaces.mobilenet_v3 import MobileNetV3Space
 from search_spaces.nasbench201 import NASBench201Space
+from search_spaces.resnet import ResNetSpace
 
 # `family` of a table: the class that it configures. Other classes are named "module:Class" in an experiment instead.
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "chain": ChainSpace,
     "mobilenet_v3": MobileNetV3Space,
     "nasbench201": NASBench201Space,
+    "resnet": ResNetSpace,
 }
 
 _TABLES = files("search_spaces") / "preset_tables"

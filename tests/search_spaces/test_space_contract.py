@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search_spaces import ChainSpace, MobileNetV3Space, SearchSpace, UserError, load_space, trace
+from search_spaces import ChainSpace, MobileNetV3Space, ResNetSpace, SearchSpace, UserError, load_space, trace
 
 TINY: list[dict[str, Any]] = [
     {"width": 8, "expansions": [1]},
@@ -25,6 +25,19 @@ def tiny(**options: Any) -> MobileNetV3Space:
 def depths_only() -> MobileNetV3Space:
     """Depths without other knobs in their blocks: nothing else tells them."""
     return tiny(stages=[{"width": 8, "depths": [1, 2, 4], "expansions": [2]}, {"width": 16, "expansions": [2, 3]}])
+
+
+def tiny_resnet(**options: Any) -> ResNetSpace:
+    """Small enough to be enumerated; odd maps, every kind of stem."""
+    stages = [{"width": 32, "depths": [1, 3], "stride": 2}, {"width": 48}]
+    table = {
+        "stages": stages,
+        "resolutions": [9, 16],
+        "widths": [0.5, 1.0],
+        "expansions": [0.25, 0.5],
+        "stem_width": 16,
+    }
+    return ResNetSpace(1, 4, **{**table, **options}, name="tiny_resnet")
 
 
 def every_block() -> ChainSpace:
@@ -65,6 +78,8 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "fbnet": lambda: load_space("fbnet"),
     "fbnet_32": lambda: load_space("fbnet_32", 3, 100),
     "proxylessnas": lambda: load_space("proxylessnas"),
+    "tiny_resnet": tiny_resnet,
+    "ofa_resnet50": lambda: load_space("ofa_resnet50"),
     "nasbench201": lambda: load_space("nasbench201"),
     "nasbench201_tiny": lambda: load_space("nasbench201", 1, 4, resolution=8, channels=4, cells=1),
 }
@@ -197,7 +212,7 @@ def test_references_are_canonical_and_named(space: SearchSpace) -> None:
         assert (space.canonical(space.check(arch)) == arch).all()
 
 
-@pytest.mark.parametrize("make", [tiny, depths_only])
+@pytest.mark.parametrize("make", [tiny, depths_only, tiny_resnet])
 def test_size_counts_distinct_canonical_rows(make: Callable[[], SearchSpace]) -> None:
     space = make()
     rows = np.array(list(product(*(range(c) for c in space.cardinalities))), dtype=space.dtype)

@@ -1,6 +1,7 @@
 """What every supernet and mixture supernet promises; a new one is tested by adding one line to `SPACES`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from search_spaces import MobileNetV3Space, SearchSpace, UserError, calibrate, load_space
+from search_spaces import MobileNetV3Space, ResNetSpace, SearchSpace, UserError, calibrate, load_space
 from search_spaces.supernet import Supernet, resize
 
 STAGES = [
@@ -16,11 +17,20 @@ STAGES = [
     {"width": 16, "stride": 2, "depths": [1, 2, 3], "kernels": [3, 5, 7], "expansions": [2, 4], "se": True},
     {"width": 24, "depths": [1, 2], "kernels": [3], "hidden": [40, 72], "activation": "hard_swish"},
 ]
+RESNET: dict[str, Any] = {
+    "stages": [{"width": 32, "depths": [1, 3]}, {"width": 64, "stride": 2, "depths": [1, 2]}],
+    "widths": [0.5, 1.0],
+    "expansions": [0.25, 0.5],
+    "stem_width": 32,
+}
+# Those that mixture supernets exist for.
+MIXTURES = ("tiny", "quickstart", "mobile96", "ofa_mobilenet_v3")
 SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny": lambda: MobileNetV3Space(2, 5, stages=STAGES, resolutions=[9, 16], widths=[0.5, 1.0], final_width=32),
     "quickstart": lambda: load_space("quickstart", 1, 10),
     "mobile96": lambda: load_space("mobile96", 3, 10, resolutions=[32, 40]),
     "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3", 3, 10, resolutions=[32]),
+    "resnet": lambda: ResNetSpace(2, 5, **RESNET, resolutions=[20, 28], name="resnet"),
 }
 
 
@@ -164,6 +174,7 @@ def one_hot(space: SearchSpace, arch: np.ndarray) -> list[Tensor]:
     return [F.one_hot(torch.tensor(int(c)), len(k.choices)).float() for c, k in zip(arch, space.knobs, strict=True)]
 
 
+@pytest.mark.parametrize("space", MIXTURES, indirect=True)
 def test_mixture_with_one_hot_weights_is_the_subnet(space: SearchSpace, supernet: Supernet) -> None:
     mixture = space.mixture_supernet()
     mixture.load_state_dict(supernet.state_dict())
@@ -173,6 +184,7 @@ def test_mixture_with_one_hot_weights_is_the_subnet(space: SearchSpace, supernet
             assert close(mixture(x, one_hot(space, arch)), supernet(x, arch))
 
 
+@pytest.mark.parametrize("space", MIXTURES, indirect=True)
 def test_mixture_gives_gradients_to_all_weights(space: SearchSpace) -> None:
     torch.manual_seed(0)
     mixture = space.mixture_supernet()
