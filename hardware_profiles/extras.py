@@ -1,4 +1,4 @@
-"""Optional runtimes: imported where used, named where missing, and kept quiet while they work."""
+"""Optional dependencies: imported where used, named where missing, and kept quiet while they work."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino", "nncf"),
     "executorch": ("executorch", "torchao"),
     "ethos-u": ("ethosu",),
+    "tensorboard": ("tensorboard",),
 }
 
 

@@ -136,11 +136,14 @@ class SelectionSection(Section):
 class SupernetSection(BaseModel):
     """`[supernet]`: training of the weight-sharing network; keys are those of `nasbench.training.train_supernet`.
 
-    `checkpoint` names a trained supernet to start from; with `epochs = 0` it is used as it is.
+    Keys:
+        checkpoint: a trained supernet to start from; with `epochs = 0` it is used as it is.
+        tensorboard: write TensorBoard's event files to the run's directory `tensorboard`.
     """
 
     model_config = ConfigDict(extra="allow")
     checkpoint: str | None = None
+    tensorboard: bool = False
 
     @property
     def options(self) -> dict[str, Any]:

@@ -239,6 +239,7 @@ def train(plan: Plan, run: Run, supernet: Supernet, report: Reporter) -> None:
             **plan.training_options,
             seed=plan.config.seed,
             checkpoint=run.path / SUPERNET,
+            log_dir=run.path / "tensorboard" if plan.config.supernet.tensorboard else None,
             progress=progress,
         )
         write_text(run.path / "training.csv", pd.DataFrame(history).to_csv(index=False))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles import Meter, Target, load_target, meter_for
+from hardware_profiles.extras import require
 from hardware_profiles.meter_choice import with_meter
 from hardware_profiles.profile import shipped_files
 from nasbench.config import Config
@@ -126,13 +127,17 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         stages.append((section.name, _component("stage", section.name, section, f"stages[{index}]", where)))
     check_order(stages)
 
-    from nasbench.training import train_supernet
+    from nasbench.training.supernet import check_training, train_supernet
 
     training = options(train_supernet, config.supernet.options, "supernet") if needs_supernet else {}
     given = {k: v for k, v in training.items() if k not in _RUNNER_KEYS}
     config.supernet = config.supernet.model_copy(update=_plain(given))
     if (wrong := _RUNNER_KEYS & config.supernet.options.keys()) and needs_supernet:
         raise UserError(f"supernet: unknown key {sorted(wrong)[0]!r}")
+    if needs_supernet and given["epochs"]:
+        check_training(space, given)  # told now, not after the targets were calibrated
+        if config.supernet.tensorboard:
+            require("tensorboard")
     return Plan(
         config,
         task,
@@ -151,7 +156,7 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
 
 
 # Parameters of `train_supernet` that the runner gives.
-_RUNNER_KEYS = {"seed", "checkpoint", "progress"}
+_RUNNER_KEYS = {"seed", "checkpoint", "log_dir", "progress"}
 
 
 def _check_selection(config: Config, space: SearchSpace, objectives: tuple[Objective, ...]) -> None:

@@ -31,7 +31,7 @@ class FineTune(Stage):
         optimizer: `sgd` with Nesterov momentum, or `adamw`.
         weight_decay: on matrices and kernels.
         label_smoothing: share of the target that is uniform.
-        distillation: weight of the teacher in the loss, 0..1; the labels have the rest.
+        distillation_weight: of the teacher in the loss, 0..1; the labels have the rest.
         temperature: softens the outputs of teacher and network.
     """
 
@@ -47,14 +47,14 @@ class FineTune(Stage):
         optimizer: Literal["sgd", "adamw"] = "sgd",
         weight_decay: float = 1e-4,
         label_smoothing: float = 0.0,
-        distillation: float = 0.5,
+        distillation_weight: float = 0.5,
         temperature: float = 1.0,
     ) -> None:
         self.recipe = Recipe(
             epochs, batch_size, lr, optimizer, weight_decay=weight_decay, label_smoothing=label_smoothing
         )
-        check_distillation(distillation, temperature)
-        self.distillation = distillation
+        check_distillation(distillation_weight, temperature)
+        self.distillation_weight = distillation_weight
         self.temperature = temperature
         self._asked: tuple[Supernet, Tensor] | None = None
 
@@ -73,7 +73,7 @@ class FineTune(Stage):
             context.input_shape,
             **asdict(self.recipe),
             teacher=self._teacher(context),
-            distillation=self.distillation,
+            distillation_weight=self.distillation_weight,
             temperature=self.temperature,
             seed=context.seed,
             checkpoint=checkpoint,
@@ -85,7 +85,7 @@ class FineTune(Stage):
 
     def _teacher(self, context: StageContext) -> Teacher | Tensor | None:
         """The largest architecture of the run's supernet; what it says of images that never change is asked once."""
-        if context.supernet is None or not self.distillation:
+        if context.supernet is None or not self.distillation_weight:
             return None
         if self._asked is not None and self._asked[0] is context.supernet:
             return self._asked[1]

@@ -12,13 +12,15 @@ from nasbench.training.evaluation import (
     predict_logits,
     subnet_accuracy,
 )
-from nasbench.training.loop import Recipe
+from nasbench.training.losses import alpha_loss, smoothed_loss, soft_loss
 from nasbench.training.network import subnet_teacher, train_network
 from nasbench.training.progress import ProgressCallback, Update
+from nasbench.training.recipe import Recipe
+from nasbench.training.shrinking import Shrinking
 from nasbench.training.supernet import sandwich_ends, train_supernet
 
 __all__ = [
-    "ProgressCallback", "Recipe", "Update", "evaluate_network", "fit_size", "fixed_subset", "load_weights",
-    "predict_logits", "sandwich_ends", "save_weights", "subnet_accuracy", "subnet_teacher", "train_network",
-    "train_supernet",
+    "ProgressCallback", "Recipe", "Shrinking", "Update", "alpha_loss", "evaluate_network", "fit_size", "fixed_subset",
+    "load_weights", "predict_logits", "sandwich_ends", "save_weights", "smoothed_loss", "soft_loss", "subnet_accuracy",
+    "subnet_teacher", "train_network", "train_supernet",
 ]  # fmt: skip

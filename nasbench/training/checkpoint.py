@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hardware_profiles.paths import atomic
 from search_spaces.errors import UserError
 
 FORMAT = "nasbench-training-1"
-_MODEL, _OPTIMIZER = "model/", "optimizer/"
+_MODEL, _AVERAGE, _OPTIMIZER = "model/", "ema/", "optimizer/"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -63,19 +63,26 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any] | Non
 
 
 def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
-    """Put the weights of a checkpoint into `model`; returns the checkpoint's metadata.
+    """Put the weights of a checkpoint into `model`, averaged ones where it has them; returns the metadata.
 
     Raises:
         UserError: missing or corrupt file, or weights of another network.
     """
     tensors, metadata = load_tensors(path)
-    _put_weights(model, tensors, path)
+    averaged = any(name.startswith(_AVERAGE) for name in tensors)
+    _put_weights(model.state_dict(), tensors, _AVERAGE if averaged else _MODEL, path)
     return metadata
 
 
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, metadata: Mapping[str, Any]) -> None:
-    """Write weights and optimiser state."""
-    tensors = {_MODEL + name: t for name, t in model.state_dict().items()}
+def save_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    metadata: Mapping[str, Any],
+    kept: Mapping[str, Tensor],
+) -> None:
+    """Write weights, optimiser state, and further tensors by their names."""
+    tensors = {**kept, **{_MODEL + name: t for name, t in model.state_dict().items()}}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
@@ -83,14 +90,26 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, m
     save_tensors(path, tensors, metadata)
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what `save_state` wrote; returns the metadata.
+def load_state(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    kept: Mapping[str, Tensor],
+    check: Callable[[Mapping[str, Any]], None],
+) -> dict[str, Any]:
+    """Restore what `save_state` wrote, into `model`, `optimizer` and the tensors of `kept`; returns the metadata.
+
+    Args:
+        check: called with the metadata before anything is changed.
 
     Raises:
         UserError: missing or corrupt file, or the state of another network or optimiser.
     """
     tensors, metadata = load_tensors(path)
-    _put_weights(model, tensors, path)
+    check(metadata)
+    _put_weights(model.state_dict(), tensors, _MODEL, path)
+    others = (_MODEL, _OPTIMIZER)
+    _put_weights(kept, {n: t for n, t in tensors.items() if not n.startswith(others)}, "", path)
     parameters = dict(model.named_parameters())
     for full, tensor in tensors.items():
         if full.startswith(_OPTIMIZER):
@@ -104,9 +123,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     return metadata
 
 
-def _put_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    given = {name.removeprefix(_MODEL): t for name, t in tensors.items() if name.startswith(_MODEL)}
+def _put_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+    given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     for name in sorted(own.keys() ^ given.keys()):
         side = "lacks" if name in own else "has"
         raise UserError(f"{path}: of another network: it {side} the tensor {name!r}; use the space it was trained with")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nasbench.tasks.base import Split, SplitName, Task
+from nasbench.training.precision import device_of
 from nasbench.training.workers import in_parts
 from search_spaces.base import Archs
 from search_spaces.errors import UserError
@@ -34,10 +35,16 @@ def fixed_subset(split: Split, count: int, seed: int) -> Split:
     return Split(split.images[rows].clone(), split.labels[rows].clone())
 
 
-def batches(task: Task, images: Tensor, batch_size: int, input_shape: Sequence[int] | None = None) -> Iterator[Tensor]:
-    """Prepared batches of uint8 images, resized where an input shape is given."""
+def batches(
+    task: Task,
+    images: Tensor,
+    batch_size: int,
+    input_shape: Sequence[int] | None = None,
+    device: torch.device | None = None,
+) -> Iterator[Tensor]:
+    """Prepared batches of stored images on a device, resized where an input shape is given."""
     for start in range(0, len(images), batch_size):
-        batch = task.prepare(images[start : start + batch_size])
+        batch = task.prepare(images[start : start + batch_size].to(device))
         yield batch if input_shape is None else fit_size(batch, input_shape)
 
 
@@ -47,17 +54,23 @@ def predict_logits(
     images: Tensor,
     input_shape: Sequence[int] | None = None,
     batch_size: int = 256,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Logits `(n, classes)` float32 of uint8 images `(n, c, h, w)`; a module should be in eval mode.
+    """Logits `(n, classes)` float32, on the CPU, of stored images `(n, c, h, w)`; a module should be in eval mode.
 
     Args:
+        device: where a function that is no module expects its images; a module's is known.
         input_shape: `(channels, height, width)` to resize to; None leaves the images at their stored size.
     """
 
+    device = device or device_of(model)
+
     def run(part: Tensor) -> list[Tensor]:
         with torch.inference_mode():
-            return [model(batch) for batch in batches(task, part, batch_size, input_shape)]
+            return [model(batch).cpu() for batch in batches(task, part, batch_size, input_shape, device)]
 
+    if device.type != "cpu":
+        return torch.cat(run(images))
     return torch.cat([logits for part in in_parts(run, images) for logits in part])
 
 
@@ -80,13 +93,16 @@ def subnet_accuracy(
     """Accuracy (0..1) of one architecture `(K,)` of a supernet with statistics calibrated for it.
 
     Args:
-        calibration: uint8 training images for the normalisation statistics.
+        calibration: stored training images for the normalisation statistics.
         validation: images and labels to judge by.
 
     Returns:
         NaN where the logits are not finite.
     """
+    device = device_of(supernet)
     with torch.inference_mode():
-        stats = calibrate(supernet, arch, batches(task, calibration, batch_size))
-        logits = predict_logits(lambda x: supernet(x, arch, stats), task, validation.images, batch_size=batch_size)
+        stats = calibrate(supernet, arch, batches(task, calibration, batch_size, device=device))
+        logits = predict_logits(
+            lambda x: supernet(x, arch, stats), task, validation.images, batch_size=batch_size, device=device
+        )
     return task.accuracy(logits, validation.labels) if bool(torch.isfinite(logits).all()) else float("nan")

@@ -7,20 +7,26 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nasbench.tasks.base import Task
+from nasbench.training.averaging import WeightAverage
 from nasbench.training.checkpoint import load_state, save_state
+from nasbench.training.logs import TensorBoard
+from nasbench.training.precision import Precision, device_of
+from nasbench.training.processes import ALONE, Ranks
 from nasbench.training.progress import ProgressCallback, Update
+from nasbench.training.recipe import Recipe
 from search_spaces.errors import UserError
 
 History = list[dict[str, Any]]
@@ -35,90 +41,32 @@ class Batch:
         labels: `(batch,)` int64.
         rows: `(batch,)` int64, where they stand in the training split.
         step: counted from 0.
+        part: which part of the step's images these are, counted over all processes; each has its own dropout.
+        precision: of the forward passes, and the scale of losses.
     """
 
     images: Tensor
     labels: Tensor
     rows: Tensor
     step: int
+    part: int
+    precision: Precision
+
+    def generator(self, seed: int, purpose: str) -> torch.Generator:
+        """For what this part of the step draws for one purpose, on the device of the images."""
+        generator = torch.Generator(self.images.device)
+        return generator.manual_seed(step_seed(seed, _purpose(purpose, self.part), self.step))
 
 
-# Runs one step's forward and backward passes, gradients left in the parameters; returns the mean losses by name, `loss`
-# first among them.
+# Runs the forward and backward passes of a batch and adds the gradients to those in the parameters; returns the mean
+# losses by name, `loss` first among them.
 Backward = Callable[[Batch], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to optimise. Keys as in `train_supernet`, where they are described.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    clip_norm: float = 5.0
-    label_smoothing: float = 0.1
-
-    def __post_init__(self) -> None:
-        rules = {
-            "epochs": (self.epochs >= 0, "0 or more"),
-            "batch_size": (self.batch_size >= 2, "at least 2, since batch statistics need it"),
-            "lr": (0 < self.lr < math.inf, "above 0"),
-            "optimizer": (self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'"),
-            "momentum": (0 <= self.momentum < 1, "in 0..1, below 1"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
-            "warmup": (0 <= self.warmup <= 1, "a share of the steps, 0..1"),
-            "clip_norm": (self.clip_norm >= 0, "0 (off) or more"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "in 0..1, below 1"),
-        }
-        for key, (right, expected) in rules.items():
-            if not right:
-                raise UserError(f"{key} = {getattr(self, key)!r}: expected {expected}")
-
-    def lr_at(self, step: int, steps: int) -> float:
-        """Learning rate of a step: linear warm-up, then a half cosine to zero (Loshchilov and Hutter, ICLR 2017)."""
-        warm = math.ceil(self.warmup * steps)
-        if step < warm:
-            return self.lr * (step + 1) / warm
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimiser, with weight decay on matrices and kernels only: not on biases and normalisation."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        if self.optimizer == "adamw":
-            return torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
 
 def step_seed(seed: int, purpose: str, step: int) -> int:
     """A seed for one purpose at one step: what a step draws depends on nothing that was drawn before."""
     words = np.random.SeedSequence([seed, *purpose.encode(), step]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
-
-
-def smoothed_loss(task: Task, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """The task's loss with label smoothing (Szegedy et al., CVPR 2016): a share of the target is uniform."""
-    loss = task.loss(logits, labels)
-    if not smoothing:
-        return loss
-    return (1 - smoothing) * loss - smoothing * logits.log_softmax(1).mean()
-
-
-def soft_loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy against a teacher's softened output, times T^2 to keep gradients at size (Hinton et al. 2015)."""
-    target = (teacher / temperature).softmax(1)
-    return -(target * (logits / temperature).log_softmax(1)).sum(1).mean() * temperature**2
 
 
 def fit(
@@ -129,12 +77,17 @@ def fit(
     *,
     settings: Mapping[str, Any],
     seed: int,
-    epoch_metrics: Callable[[], dict[str, float]] | None = None,
+    device: torch.device | None = None,
+    ranks: Ranks = ALONE,
+    restarts: Sequence[int] = (0,),
+    snapshots: Mapping[str, tuple[int, nn.Module]] | None = None,
+    epoch_metrics: Callable[[int], dict[str, Any]] | None = None,
     checkpoint: Path | None = None,
     save_every_s: float = 30.0,
+    log_dir: Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> History:
-    """Optimise `model` on the task's training images.
+    """Optimise `model` on the task's training images. It ends in eval mode, where it was, with averaged weights if any.
 
     What a step draws (order, augmentation, architectures, dropout) follows from the seed and the step's number, so a
     run resumed from its checkpoint ends with the same bits as one that was never stopped, given the same number of
@@ -143,30 +96,52 @@ def fit(
     Args:
         backward: one step, see `Backward`.
         settings: what else the result depends on; a checkpoint made with other settings is refused.
-        epoch_metrics: called after every epoch; its values join the history.
+        device: to train on; None stays where the model is.
+        ranks: the processes that train together; all call this with equal arguments.
+        restarts: steps from which the schedule of the learning rate begins anew.
+        snapshots: modules by name that take over the model's (averaged) weights before the given step, to teach it.
+        epoch_metrics: called after every epoch with the number of finished steps, the model in eval mode with averaged
+            weights; its values join the history.
         checkpoint: file to resume from, if it exists, and to save to; None saves nothing.
         save_every_s: seconds between checkpoints; the end of an epoch always makes one.
+        log_dir: for TensorBoard's event files.
 
     Returns:
         One row per epoch: `epoch`, mean losses by name, `lr`, `images_per_s`, `seconds`, and the epoch's metrics.
 
     Raises:
         UserError: the loss or a gradient is no longer finite (weights and checkpoint stay as they were before the
-            step), or a checkpoint that is corrupt or was made with other settings.
+            step), a checkpoint that is corrupt or was made with other settings, or a batch that cannot be divided.
     """
     split = task.split("train")
     batch = min(recipe.batch_size, len(split))
     per_epoch = len(split) // batch
     steps = recipe.epochs * per_epoch
-    optimizer = recipe.make_optimizer(model)
+    parts = _parts(batch, recipe.accumulate, ranks)
     settings = json.loads(json.dumps({**asdict(recipe), **settings, "seed": seed, "images": len(split)}))
+    home = device_of(model)
+    device = device or home
+    copies = {name: module for name, (_, module) in (snapshots or {}).items()}
+    for module in (model, *copies.values()):
+        module.to(device)
+    optimizer = recipe.make_optimizer(model)
+    precision = Precision(recipe.precision, device)
+    average = WeightAverage(model, recipe.ema)
+    kept = {f"ema/{name}": tensor for name, tensor in average.tensors.items()}
+    kept |= {f"{name}/{key}": tensor for name, copy in copies.items() for key, tensor in copy.state_dict().items()}
 
     history: History = []
     step, sums, epoch_s = 0, dict[str, float](), 0.0
-    if checkpoint is not None and checkpoint.exists():
-        state = load_state(checkpoint, model, optimizer)
-        _check_settings(checkpoint, state.get("settings", {}), settings)
+    found = ranks.broadcast(checkpoint if checkpoint is not None and checkpoint.exists() else None)
+    if found is not None:
+        check = partial(_check_settings, found, settings)
+        state = load_state(found, model, optimizer, kept, check)
         history, step, sums, epoch_s = state["history"], state["step"], state["sums"], state["epoch_s"]
+        precision.scaler.load_state_dict(state.get("scaler", {}))
+    else:
+        ranks.broadcast_([*model.state_dict().values(), *average.tensors.values()])
+    checkpoint = checkpoint if ranks.first else None
+    log = TensorBoard(log_dir if ranks.first else None, step)
 
     def broke_down(why: str) -> UserError:
         kept = f"; the last good state is kept in {checkpoint}" if checkpoint and checkpoint.exists() else ""
@@ -177,32 +152,56 @@ def fit(
             if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
                 raise broke_down("weights are no longer finite")
             state = {"settings": settings, "history": history, "step": step, "sums": sums, "epoch_s": epoch_s}
-            save_state(checkpoint, model, optimizer, state)
+            save_state(checkpoint, model, optimizer, state | {"scaler": precision.scaler.state_dict()}, kept)
 
     model.train()
     saved = started = time.monotonic()
     first = step
-    with torch.random.fork_rng(devices=[]), _deferred_interrupt(checkpoint is not None) as interrupted:
+    interruptible = checkpoint is not None or ranks.count > 1
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), _deferred_interrupt(interruptible) as interrupted, closing(log):
         while step < steps:
             epoch, within = divmod(step, per_epoch)
             if within == 0 or step == first:
                 generator = torch.Generator().manual_seed(step_seed(seed, "order", epoch))
                 order = torch.randperm(len(split), generator=generator)
             began = time.monotonic()
+            for at, copy in (snapshots or {}).values():
+                if at == step:
+                    with average.applied():
+                        copy.load_state_dict(model.state_dict())
             rows = order[within * batch : (within + 1) * batch]
             torch.manual_seed(step_seed(seed, "layers", step))
             images = task.augment(split.images[rows], step_seed(seed, "augment", step))
-            lr = recipe.lr_at(step, steps)
+            lr = recipe.lr_at(step, steps, restarts)
             optimizer.zero_grad(set_to_none=True)
-            losses = backward(Batch(images, split.labels[rows], rows, step))
+            losses: dict[str, float] = {}
+            for number, part in parts.items():
+                torch.manual_seed(step_seed(seed, _purpose("layers", number), step))
+                given = Batch(
+                    images[part].to(device), split.labels[rows[part]].to(device), rows[part], step, number, precision
+                )
+                for name, value in backward(given).items():
+                    losses[name] = losses.get(name, 0.0) + value / len(parts)
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            if recipe.accumulate > 1:
+                torch._foreach_div_(gradients, recipe.accumulate)
+            ranks.mean_(gradients)
+            losses = ranks.means(losses | {"stop": float(interrupted.is_set())}, device)
+            stop = losses.pop("stop") > 0
+            precision.scaler.unscale_(optimizer)
             limit = recipe.clip_norm or math.inf
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
-            if not math.isfinite(norm + sum(losses.values())):
+            overflow = precision.scaler.is_enabled() and not math.isfinite(norm) and precision.scaler.get_scale() > 1
+            if not math.isfinite(sum(losses.values()) + (0 if overflow else norm)):
                 raise broke_down(f"loss {losses['loss']:g}, gradient norm {norm:g}, lr {lr:g}")
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            optimizer.step()
+            precision.scaler.step(optimizer)
+            precision.scaler.update()
             step += 1
+            average.update(step)
+            log.step(step, losses | {"lr": lr, "gradient_norm": norm})
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value
             epoch_s += time.monotonic() - began
@@ -210,25 +209,50 @@ def fit(
                 row = {"epoch": epoch + 1, **{name: total / per_epoch for name, total in sums.items()}, "lr": lr}
                 row |= {"images_per_s": per_epoch * batch / epoch_s, "seconds": epoch_s}
                 if epoch_metrics is not None:
-                    row |= epoch_metrics()
+                    with average.applied():
+                        model.eval()
+                        row |= epoch_metrics(step)
                     model.train()
                 history.append(row)
-            if progress is not None:
+                log.epoch(step, row)
+            if progress is not None and ranks.first:
                 spent = time.monotonic() - started
                 rate = (step - first) / spent
                 progress(Update(step, steps, rate * batch, sums["loss"] / (within + 1), (steps - step) / rate))
             if within + 1 == per_epoch:
                 sums, epoch_s = {}, 0.0
-            if within + 1 == per_epoch or interrupted.is_set() or time.monotonic() - saved > save_every_s:
+            stop |= interrupted.is_set() and ranks.count == 1
+            if within + 1 == per_epoch or stop or time.monotonic() - saved > save_every_s:
                 save()
                 saved = time.monotonic()
-            if interrupted.is_set():
+            if stop:
                 raise KeyboardInterrupt
+    average.put()
+    for module in (model, *copies.values()):
+        module.to(home)
     model.eval()
     return history
 
 
-def _check_settings(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def _parts(batch: int, accumulate: int, ranks: Ranks) -> dict[int, slice]:
+    """The parts of a batch that this process works on, by their numbers among the parts of all processes."""
+    count = accumulate * ranks.count
+    if batch % count or batch // count < 2:
+        raise UserError(
+            f"batch_size = {batch}: it is divided among accumulate = {accumulate} parts of {ranks.count} processes; "
+            f"expected a multiple of {count}, and at least two images a part"
+        )
+    size = batch // count
+    return {i: slice(i * size, (i + 1) * size) for i in range(ranks.rank * accumulate, (ranks.rank + 1) * accumulate)}
+
+
+def _purpose(purpose: str, part: int) -> str:
+    """What a part of a batch draws for; the first as if there were no others."""
+    return f"{purpose}/{part}" if part else purpose
+
+
+def _check_settings(path: Path, ours: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    theirs = metadata.get("settings", {})
     for key in sorted(theirs.keys() | ours.keys()):
         if theirs.get(key) != ours.get(key):
             raise UserError(

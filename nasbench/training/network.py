@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from nasbench.tasks.base import Task
 from nasbench.training.evaluation import batches, fit_size, fixed_subset
-from nasbench.training.loop import Batch, History, Recipe, fit, smoothed_loss, soft_loss
+from nasbench.training.loop import Batch, History, fit
+from nasbench.training.losses import smoothed_loss, soft_loss
+from nasbench.training.precision import choose_device, device_of
 from nasbench.training.progress import ProgressCallback
+from nasbench.training.recipe import Optimizer, PrecisionName, Recipe, Schedule
 from search_spaces import Archs, UserError
 from search_spaces.depthwise import fast_depthwise
 from search_spaces.supernet import Supernet, calibrate
@@ -28,30 +30,36 @@ def train_network(
     epochs: int = 8,
     batch_size: int = 64,
     lr: float = 0.3,
-    optimizer: Literal["sgd", "adamw"] = "sgd",
+    optimizer: Optimizer = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     warmup: float = 0.05,
     clip_norm: float = 5.0,
     label_smoothing: float = 0.1,
+    schedule: Schedule = "cosine",
+    ema: float = 0.0,
+    precision: PrecisionName = "fp32",
+    accumulate: int = 1,
+    device: str = "auto",
     teacher: Teacher | Tensor | None = None,
-    distillation: float = 0.5,
+    distillation_weight: float = 0.5,
     temperature: float = 1.0,
     save_every_s: float = 30.0,
     seed: int = 0,
     checkpoint: Path | None = None,
+    log_dir: Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> History:
-    """Train one network, in place; it is left in eval mode.
+    """Train one network, in place; it is left in eval mode, on the device where it was.
 
     Args:
         input_shape: `(channels, height, width)` that the network takes; images are resized to it.
         teacher: gives logits for prepared images of the task's own size (see `subnet_teacher`), or, where the task does
             not augment, is its logits `(n, classes)` for the training images; None trains on labels.
-        distillation: weight of the teacher in the loss, 0..1.
+        distillation_weight: of the teacher in the loss, 0..1.
         temperature: softens the teacher's output and the network's alike (Hinton et al. 2015).
-        epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, save_every_s,
-            seed, checkpoint, progress: as in `train_supernet`.
+        epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, schedule, ema,
+            precision, accumulate, device, save_every_s, seed, checkpoint, log_dir, progress: as in `train_supernet`.
 
     Returns:
         One row per epoch: `epoch`, `loss`, `accuracy_train` (in training mode, augmented), `lr`, `images_per_s`,
@@ -60,25 +68,29 @@ def train_network(
     Raises:
         UserError: a value out of range, a loss that is no longer finite, or a checkpoint that does not fit.
     """
-    recipe = Recipe(epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing)
-    check_distillation(distillation, temperature)
-    weight = distillation if teacher is not None else 0.0
+    recipe = Recipe(
+        epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, schedule, ema,
+        precision, accumulate,
+    )  # fmt: skip
+    check_distillation(distillation_weight, temperature)
+    weight = distillation_weight if teacher is not None else 0.0
 
     def backward(batch: Batch) -> dict[str, float]:
         x = task.prepare(batch.images)
-        logits = network(fit_size(x, input_shape))
+        with batch.precision.autocast():
+            logits = network(fit_size(x, input_shape)).float()
         loss = (1 - weight) * smoothed_loss(task, logits, batch.labels, label_smoothing)
         if teacher is not None and weight:
             with torch.no_grad():
-                target = teacher[batch.rows] if isinstance(teacher, Tensor) else teacher(x)
+                target = teacher[batch.rows].to(x.device) if isinstance(teacher, Tensor) else teacher(x)
             loss = loss + weight * soft_loss(logits, target, temperature)
-        loss.backward()
+        batch.precision.scaled(loss).backward()
         return {"loss": float(loss.detach()), "accuracy_train": task.accuracy(logits.detach(), batch.labels)}
 
     settings = {
         "task": task.name,
         "input_shape": list(input_shape),
-        "distillation": weight,
+        "distillation_weight": weight,
         "temperature": temperature if weight else 1.0,
     }
     with fast_depthwise(network):
@@ -89,8 +101,10 @@ def train_network(
             backward,
             settings=settings,
             seed=seed,
+            device=choose_device(device),
             checkpoint=checkpoint,
             save_every_s=save_every_s,
+            log_dir=log_dir,
             progress=progress,
         )
 
@@ -98,7 +112,7 @@ def train_network(
 def check_distillation(weight: float, temperature: float) -> None:
     """Raises UserError where a teacher's weight or temperature is out of range."""
     if not 0 <= weight <= 1:
-        raise UserError(f"distillation = {weight}: expected a weight in 0..1")
+        raise UserError(f"distillation_weight = {weight}: expected a weight in 0..1")
     if not temperature > 0:
         raise UserError(f"temperature = {temperature}: expected above 0")
 
@@ -108,5 +122,5 @@ def subnet_teacher(
 ) -> Teacher:
     """One architecture `(K,)` of a trained supernet as a teacher, its statistics calibrated on training images."""
     images = fixed_subset(task.split("train"), calibration_images, seed).images
-    stats = calibrate(supernet, arch, batches(task, images, 250))
-    return lambda x: supernet(x, arch, stats)
+    stats = calibrate(supernet, arch, batches(task, images, 250, device=device_of(supernet)))
+    return lambda x: supernet(x.to(device_of(supernet)), arch, stats).to(x.device)

@@ -19,14 +19,16 @@ T = TypeVar("T")
 
 
 @contextmanager
-def workers(tasks: int) -> Iterator[Executor]:
+def workers(tasks: int, device: torch.device | None = None) -> Iterator[Executor]:
     """An executor for up to `tasks` networks at a time, which share torch's threads out evenly.
+
+    On a device other than the CPU they run one after the other, for a device has one queue.
 
     Tasks begin in the order in which they are submitted. What a task draws at random must come from a generator of its
     own: torch's default one is shared.
     """
     threads = torch.get_num_threads()
-    count = max(1, min(tasks, threads))
+    count = max(1, min(tasks, threads if device is None or device.type == "cpu" else 1))
     with ThreadPoolExecutor(count, "worker", torch.set_num_threads, (threads // count,)) as executor:
         try:
             yield executor

@@ -166,7 +166,7 @@ def test_a_network_that_has_no_onnx_form_is_named(context):
     [
         (lambda: FineTune(epochs=-1), "epochs"),
         (lambda: FineTune(lr=-1.0), "lr"),
-        (lambda: FineTune(distillation=2.0), "distillation"),
+        (lambda: FineTune(distillation_weight=2.0), "distillation_weight"),
         (lambda: FineTune(temperature=0.0), "temperature"),
         (lambda: Export(tolerance=0.0), "tolerance"),
         (lambda: Export(images=0), "images"),

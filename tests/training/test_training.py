@@ -27,7 +27,8 @@ from nasbench.training import (
     train_network,
     train_supernet,
 )
-from nasbench.training.loop import smoothed_loss, soft_loss, step_seed
+from nasbench.training.loop import step_seed
+from nasbench.training.losses import smoothed_loss, soft_loss
 from search_spaces import MobileNetV3Space, UserError, calibrate
 
 SHORT = {"epochs": 2, "batch_size": 64, "random_subnets": 1, "validation_images": 0}
@@ -251,7 +252,7 @@ def test_a_student_learns_what_the_teacher_says(space, task):
         assert x.shape[1:] == (1, 28, 28)  # the task's own size, whatever the student takes
         return torch.full((len(x), 10), -8.0).index_fill_(1, torch.tensor([3]), 8.0)
 
-    options = {"epochs": 2, "batch_size": 40, "lr": 0.05, "distillation": 1.0}
+    options = {"epochs": 2, "batch_size": 40, "lr": 0.05, "distillation_weight": 1.0}
     train_network(network, task, network.input_shape, teacher=teacher, **options)
     logits = predict_logits(network, task, task.split("val").images, network.input_shape)
     assert (logits.argmax(1) == 3).float().mean() > 0.99
@@ -263,7 +264,7 @@ def test_in_place_distillation_follows_the_largest(space, task):
     def agreement(distillation):
         torch.manual_seed(0)
         supernet = space.supernet()
-        train_supernet(supernet, space, task, **{**SHORT, "epochs": 3}, lr=0.1, distillation=distillation)
+        train_supernet(supernet, space, task, **{**SHORT, "epochs": 3}, lr=0.1, distillation_weight=distillation)
         smallest, largest = sandwich_ends(space)
         images = task.split("val").images
         answers = []
@@ -302,7 +303,9 @@ def test_a_teacher_may_be_its_logits(trained, space, few_images):
     def train(teacher):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-        train_network(network, task, (1, 28, 28), epochs=1, batch_size=64, lr=0.05, teacher=teacher, distillation=1.0)
+        train_network(
+            network, task, (1, 28, 28), epochs=1, batch_size=64, lr=0.05, teacher=teacher, distillation_weight=1.0
+        )
         return network[1].weight
 
     assert not task.augments
@@ -332,7 +335,7 @@ def test_weight_decay_spares_biases_and_normalisation():
     [
         ("lr", 0.0), ("lr", float("nan")), ("batch_size", 1), ("epochs", -1), ("momentum", 1.0), ("warmup", 2.0),
         ("optimizer", "adam"), ("label_smoothing", 1.0), ("weight_decay", -1.0), ("clip_norm", -1.0),
-        ("random_subnets", -1), ("distillation", 1.5),
+        ("random_subnets", -1), ("distillation_weight", 1.5),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(supernet, space, task, key, value):

@@ -1,0 +1,94 @@
+"""How to optimise: optimiser, schedule of the learning rate, averaging, precision; checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from search_spaces.errors import UserError, nearest
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "linear", "step", "constant"]
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+
+# What is left of the peak learning rate after a share of the steps that follow the warm-up.
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # Loshchilov and Hutter, ICLR 2017, one cycle
+    "linear": lambda done: 1 - done,
+    "step": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),  # as residual networks on CIFAR (He et al., 2016)
+    "constant": lambda done: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to optimise. Keys as in `train_supernet`, where they are described.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: Optimizer = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: float = 0.05
+    clip_norm: float = 5.0
+    label_smoothing: float = 0.1
+    schedule: Schedule = "cosine"
+    ema: float = 0.0
+    precision: PrecisionName = "fp32"
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        rules = {
+            "epochs": (self.epochs >= 0, "0 or more"),
+            "batch_size": (self.batch_size >= 2, "at least 2, since batch statistics need it"),
+            "lr": (0 < self.lr < math.inf, "above 0"),
+            "momentum": (0 <= self.momentum < 1, "in 0..1, below 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "warmup": (0 <= self.warmup <= 1, "a share of the steps, 0..1"),
+            "clip_norm": (self.clip_norm >= 0, "0 (off) or more"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in 0..1, below 1"),
+            "ema": (0 <= self.ema < 1, "a decay in 0..1, below 1; 0 is off, 0.999 averages about 1,000 steps"),
+            "accumulate": (self.accumulate >= 1, "1 (off) or more"),
+        }
+        for key, (right, expected) in rules.items():
+            if not right:
+                raise UserError(f"{key} = {getattr(self, key)!r}: expected {expected}")
+        for key, known in (("optimizer", Optimizer), ("schedule", Schedule), ("precision", PrecisionName)):
+            check_choice(key, getattr(self, key), get_args(known))
+
+    def lr_at(self, step: int, steps: int, restarts: Sequence[int] = (0,)) -> float:
+        """Learning rate of a step: linear warm-up, then the schedule; anew from each of the ascending `restarts`."""
+        begin = max(r for r in restarts if r <= step)
+        end = min((r for r in restarts if r > step), default=steps)
+        step, steps = step - begin, end - begin
+        warm = math.ceil(self.warmup * steps)
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        return self.lr * _SCHEDULES[self.schedule]((step - warm) / max(1, steps - warm))
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser, with weight decay on matrices and kernels only: not on biases and normalisation."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+
+
+def check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    """Raises UserError, with the nearest right one, where a value is not among the known ones."""
+    if value not in known:
+        raise UserError(f"{key} = {value!r}: expected one of {', '.join(known)}. {nearest(str(value), known)}")
