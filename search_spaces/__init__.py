@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from search_spaces.autoformer import AutoFormerSpace
     from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
     from search_spaces.chain import ChainSpace
     from search_spaces.errors import UserError, nearest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Archs": "base",
+    "AutoFormerSpace": "autoformer",
     "Block": "base",
     "Catalog": "base",
     "ChainSpace": "chain",
@@ -53,10 +55,10 @@ _LAZY = {
 }
 
 __all__ = [
-    "Archs", "Block", "Catalog", "ChainSpace", "Knob", "MixtureSupernet", "MobileNetV3Space", "NASBench201Space",
-    "NormStats", "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace", "Supernet", "Tensor",
-    "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "nearest", "presets", "read_onnx",
-    "reference_network", "reference_networks", "trace",
+    "Archs", "AutoFormerSpace", "Block", "Catalog", "ChainSpace", "Knob", "MixtureSupernet", "MobileNetV3Space",
+    "NASBench201Space", "NormStats", "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace",
+    "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "nearest", "presets",
+    "read_onnx", "reference_network", "reference_networks", "trace",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from search_spaces.autoformer import AutoFormerSpace
 from search_spaces.base import SearchSpace
 from search_spaces.chain import ChainSpace
 from search_spaces.errors import UserError, nearest
@@ -19,6 +20,7 @@ from search_spaces.resnet import ResNetSpace
 
 # `family` of a table: the class that it configures. Other classes are named "module:Class" in an experiment instead.
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
+    "autoformer": AutoFormerSpace,
     "chain": ChainSpace,
     "mobilenet_v3": MobileNetV3Space,
     "nasbench201": NASBench201Space,

@@ -13,7 +13,7 @@ from search_spaces.errors import UserError
 from search_spaces.mobilenet_v3_network import InvertedResidual
 from search_spaces.mobilenet_v3_spec import make_divisible
 from search_spaces.mobilenet_v3_supernet import shared_weights
-from search_spaces.supernet import MixtureSupernet, resize
+from search_spaces.supernet import MixtureSupernet, check_weights, resize
 
 if TYPE_CHECKING:
     from search_spaces.mobilenet_v3 import MobileNetV3Space
@@ -54,7 +54,7 @@ class MixtureMobileNetV3(MixtureSupernet):
         self._add_mask("features", [[head.features] for head in heads])
 
     def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        self._check(weights)
+        check_weights(self.space, weights)
         mixed = [
             weight * self._at_resolution(resize(x, resolution), weights)
             for weight, resolution in zip(
@@ -115,9 +115,3 @@ class MixtureMobileNetV3(MixtureSupernet):
     def _weight(self, weights: Sequence[Tensor], knob: str) -> Tensor:
         index = self._knob.get(knob)
         return self.get_buffer("_stem").new_ones(1) if index is None else weights[index]
-
-    def _check(self, weights: Sequence[Tensor]) -> None:
-        expected = [(len(knob.choices),) for knob in self.space.knobs]
-        given = [tuple(weight.shape) for weight in weights]
-        if given != expected:
-            raise UserError(f"mixture supernet: one weight vector per knob is needed, shapes {expected}, got {given}")

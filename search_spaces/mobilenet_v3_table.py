@@ -12,7 +12,7 @@ from search_spaces.layout import Layout, Position
 Positive = Annotated[int, Field(ge=1)]
 
 
-def _ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if not values or any(a >= b for a, b in pairwise(values)):
         raise ValueError("choices must be at least one, distinct and in ascending order")
     return values
@@ -47,7 +47,7 @@ class Stage(BaseModel):
     @field_validator("depths", "kernels")
     @classmethod
     def _choices(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        return _ascending(values)
+        return ascending(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
@@ -55,7 +55,7 @@ class Stage(BaseModel):
             raise ValueError(f"kernels must be odd, got {self.kernels}")
         if bool(self.expansions) == bool(self.hidden):
             raise ValueError("give either expansions (choices) or hidden (one width per block)")
-        if self.expansions and self.expansions != (1,) and min(_ascending(self.expansions)) <= 1:
+        if self.expansions and self.expansions != (1,) and min(ascending(self.expansions)) <= 1:
             raise ValueError(f"expansions must be [1] alone or all above 1, got {self.expansions}")
         if self.hidden and len(self.hidden) != self.depths[-1]:
             raise ValueError(f"hidden needs one width per block: {self.depths[-1]}, got {len(self.hidden)}")
@@ -101,7 +101,7 @@ class Table(BaseModel):
     @field_validator("resolutions", "widths")
     @classmethod
     def _choices(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return _ascending(values)
+        return ascending(values)
 
 
 def block_places(table: Table) -> list[tuple[int, int]]:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces.base import Archs
+from search_spaces.base import Archs, SearchSpace
+from search_spaces.errors import UserError
 
 
 def dropout(x: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
@@ -84,3 +85,11 @@ class MixtureSupernet(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Logits `(batch, classes)`, differentiable in `x`, the parameters and `weights`; batch statistics."""
+
+
+def check_weights(space: SearchSpace, weights: Sequence[Tensor]) -> None:
+    """Raise a UserError unless there is one weight vector per knob, as long as its choices."""
+    expected = [(len(knob.choices),) for knob in space.knobs]
+    given = [tuple(weight.shape) for weight in weights]
+    if given != expected:
+        raise UserError(f"mixture supernet: one weight vector per knob is needed, shapes {expected}, got {given}")

@@ -153,6 +153,8 @@ class _Recorder(TorchDispatchMode):
 
     def _record(self, name: str, args: Any, seen: list[tuple[int, TensorSpec]], out: Tensor, params: int) -> int:
         kind, attributes = _READERS.get(name, _plain)(name, args, self._index)
+        if name in ("addmm", "baddbmm") and id(args[0]) in self._index:
+            seen = [*seen[1:], seen[0]]  # the factors first: the last dimension of the first is what is summed over
         return self._builder.add(
             kind,
             [index for index, _ in seen],

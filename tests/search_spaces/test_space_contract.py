@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search_spaces import ChainSpace, MobileNetV3Space, ResNetSpace, SearchSpace, UserError, load_space, trace
+from search_spaces import (
+    AutoFormerSpace,
+    ChainSpace,
+    MobileNetV3Space,
+    ResNetSpace,
+    SearchSpace,
+    UserError,
+    load_space,
+    trace,
+)
 
 TINY: list[dict[str, Any]] = [
     {"width": 8, "expansions": [1]},
@@ -66,9 +75,20 @@ def every_block() -> ChainSpace:
     )
 
 
+def tiny_vit() -> AutoFormerSpace:
+    """A vision transformer space small enough to be enumerated, whose relative positions are clipped."""
+    options: dict[str, Any] = {"resolution": 16, "patch": 4, "head_width": 8, "max_relative_position": 2}
+    return AutoFormerSpace(
+        1, 4, widths=[16, 24], depths=[1, 3], heads=[1, 2], ratios=[1.5, 2], **options, name="tiny_vit"
+    )
+
+
 SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny": tiny,
     "depths_only": depths_only,
+    "tiny_vit": tiny_vit,
+    "autoformer_tiny": lambda: load_space("autoformer_tiny"),
+    "autoformer_base": lambda: load_space("autoformer_base", 1, 10, resolution=128),
     "quickstart": lambda: load_space("quickstart", 1, 10),
     "mobile96": lambda: load_space("mobile96"),
     "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3"),
@@ -212,7 +232,7 @@ def test_references_are_canonical_and_named(space: SearchSpace) -> None:
         assert (space.canonical(space.check(arch)) == arch).all()
 
 
-@pytest.mark.parametrize("make", [tiny, depths_only, tiny_resnet])
+@pytest.mark.parametrize("make", [tiny, depths_only, tiny_resnet, tiny_vit])
 def test_size_counts_distinct_canonical_rows(make: Callable[[], SearchSpace]) -> None:
     space = make()
     rows = np.array(list(product(*(range(c) for c in space.cardinalities))), dtype=space.dtype)
