@@ -30,6 +30,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "evaluator": {
         "supernet": "nasbench.evaluators.supernet:SupernetEvaluator",
         "command": "nasbench.evaluators.command:CommandEvaluator",
+        "zero_cost": "nasbench.evaluators.zero_cost:ZeroCostEvaluator",
     },
     "strategy": {
         "random": "nasbench.strategies.random_search:RandomSearch",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from predictors.suite import CalibrationNetwork, calibration_suite
     from predictors.tables import MeasuredTable, TableLookup
     from predictors.target_calibration import TargetCalibration, fit_target
+    from predictors.zero_cost import score_architecture, score_network
 
 _LAZY = {
     "AccuracyPredictor": "accuracy",
@@ -45,13 +46,15 @@ _LAZY = {
     "fit_roofline": "roofline_fitting",
     "fit_target": "target_calibration",
     "predictor_for": "choice",
+    "score_architecture": "zero_cost",
+    "score_network": "zero_cost",
 }
 
 __all__ = [
     "AccuracyPredictor", "AdditivePredictor", "BoundAdditive", "BoundPredictor", "Calibration", "CalibrationNetwork",
     "Count", "Estimate", "FewShot", "LookupTable", "MeasuredTable", "OperatorModel", "Predictor", "Roofline",
     "TableLookup", "TargetCalibration", "calibrate", "calibration_suite", "choose_predictor", "fit_roofline",
-    "fit_target", "predictor_for",
+    "fit_target", "predictor_for", "score_architecture", "score_network",
 ]  # fmt: skip
 
 
