@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from search_spaces.resnet import ResNetSpace
     from search_spaces.supernet import MixtureSupernet, NormStats, Supernet, calibrate
     from search_spaces.tracing import trace
+    from search_spaces.weights import load_weights
 
 _LAZY = {
     "Archs": "base",
@@ -46,6 +47,7 @@ _LAZY = {
     "WorkloadBuilder": "operators",
     "calibrate": "supernet",
     "load_space": "loading",
+    "load_weights": "weights",
     "nearest": "errors",
     "presets": "loading",
     "read_onnx": "onnx_reader",
@@ -57,8 +59,8 @@ _LAZY = {
 __all__ = [
     "Archs", "AutoFormerSpace", "Block", "Catalog", "ChainSpace", "Knob", "MixtureSupernet", "MobileNetV3Space",
     "NASBench201Space", "NormStats", "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace",
-    "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "nearest", "presets",
-    "read_onnx", "reference_network", "reference_networks", "trace",
+    "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "load_weights",
+    "nearest", "presets", "read_onnx", "reference_network", "reference_networks", "trace",
 ]  # fmt: skip
 
 

@@ -1,0 +1,271 @@
+"""Published weights for supernets: safetensors files under the names of the code that trained them.
+
+Known names, told apart by a key of the file, per family of spaces:
+
+=============  =====================================  ==========================================================
+family         names                                  a file that has them
+=============  =====================================  ==========================================================
+mobilenet_v3   once-for-all (`OFAMobileNetV3`)        `ofa_mbv3_d234_e346_k357_w1.0`, `..._w1.2`
+mobilenet_v3   torchvision (`mobilenet_v3_large`)     `MobileNet_V3_Large_Weights`, `MobileNet_V3_Small_Weights`
+mobilenet_v3   timm (`mobilenetv3_large_100`)         `timm/mobilenetv3_large_100.ra_in1k`
+resnet         once-for-all (`OFAResNets`)            `ofa_resnet50_d0-1-2_e0.2-0.25-0.35_w0.65-0.8-1.0`
+any            this project's                         `save_file(supernet.state_dict(), ...)`, or a network's
+=============  =====================================  ==========================================================
+
+Others are given by `names`. Checkpoints of torch are converted once, without running what may be in them:
+`save_file(torch.load(file, weights_only=True)["state_dict"], "weights.safetensors")`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from search_spaces.base import SearchSpace
+from search_spaces.errors import UserError, nearest
+from search_spaces.mobilenet_v3 import MobileNetV3Space
+from search_spaces.resnet import ResNetSpace
+from search_spaces.shared_layers import WeightSharingSupernet, norm_names
+from search_spaces.supernet import NormStats
+
+# Of torch's normalisation layers, and so of every network here.
+EPS = 1e-5
+
+Names = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a code base names the modules of one family's largest network.
+
+    Args:
+        marks: a key that files with these names have and others have not, once `clean`.
+        family: class of the spaces.
+        names: for a space, name of each module or parameter in the file -> name in the supernet's `largest`, or, for
+            parameters, in the supernet.
+        clean: makes one of several spellings of a key.
+        eps: that the network's normalisation adds to variances.
+    """
+
+    marks: str
+    family: type[SearchSpace]
+    names: Callable[[Any], Names]
+    clean: Callable[[str], str] = str
+    eps: float = EPS
+
+
+def load_weights(
+    supernet: WeightSharingSupernet,
+    path: str | Path,
+    *,
+    names: Mapping[str, str] | None = None,
+    keep: Sequence[str] = (),
+) -> NormStats | None:
+    """Copy published weights into a supernet; all of them or, where anything is wrong, none.
+
+    Args:
+        supernet: of a space whose largest network is the published one.
+        path: a safetensors file.
+        names: of modules or parameters, file -> `largest`; by default one of the known namings, see this module.
+        keep: modules of `largest` (`head.classifier`) that keep the weights they have: for other tasks.
+
+    Returns:
+        The file's running statistics, those of the largest network; None where it has none. Where the published network
+        adds another constant to its variances than ours, the difference is in the variances.
+
+    Raises:
+        UserError: an unreadable file, unknown names, a parameter that the file lacks, has too many or in another shape,
+            or values that are not finite numbers; key and shapes are named.
+    """
+    where = Path(path)
+    state = _read(where)
+    naming = _find(supernet.space, state) if names is None else None
+    clean = str if naming is None else naming.clean
+    names = names or ({} if naming is None else naming.names(supernet.space))
+    parameters = dict(supernet.named_parameters())
+    kept = tuple(f"largest.{module}." for module in keep)
+    for module in kept:
+        if not any(name.startswith(module) for name in parameters):
+            raise UserError(f"keep: {supernet.space.name} has no module {module[len('largest.') : -1]!r}")
+    found: dict[str, Tensor] = {}
+    mean: dict[str, Tensor] = {}
+    var: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = _translate(clean(key), names)
+        module, _, leaf = name.rpartition(".")
+        if leaf == "num_batches_tracked" or name.startswith(kept):
+            continue
+        moments = {"running_mean": mean, "running_var": var}.get(leaf)
+        like = parameters.get(name if moments is None else f"{module}.weight")
+        if like is None:
+            raise UserError(f"{where}: {key}: {_unexpected(name, supernet.space, parameters)}")
+        value = _checked(f"{where}: {key}", value, name, like)
+        if moments is None:
+            found[name] = value
+        else:
+            moments[module.removeprefix("largest.")] = value.to(like)
+    missing = [name for name in parameters if name not in found and not name.startswith(kept)]
+    if missing:
+        raise UserError(f"{where}: nothing in it for {missing[0]}; {len(missing)} of {len(parameters)} parameters lack")
+    if mean or var:
+        for norm in norm_names(supernet.largest).values():
+            if norm not in mean or norm not in var:
+                raise UserError(f"{where}: has running statistics, but none for {norm}")
+    with torch.no_grad():
+        for name, value in found.items():
+            parameters[name].copy_(value)
+    extra = 0.0 if naming is None else naming.eps - EPS
+    return NormStats(mean, {name: value + extra for name, value in var.items()}) if mean else None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot read it as safetensors: {error}; a torch checkpoint is converted once with "
+            "save_file(torch.load(file, weights_only=True), path)"
+        ) from error
+
+
+def _find(space: SearchSpace, state: Mapping[str, Tensor]) -> Naming | None:
+    """The known naming that the file has; None where names may be ours."""
+    for naming in NAMINGS:
+        if isinstance(space, naming.family) and any(naming.clean(key) == naming.marks for key in state):
+            return naming
+    return None
+
+
+def _translate(key: str, names: Mapping[str, str]) -> str:
+    """The supernet's name for a key of the file."""
+    module, _, leaf = key.rpartition(".")
+    name = names.get(key) or (f"{names[module]}.{leaf}" if module in names else key)
+    return name if name.startswith(("largest.", "transforms.")) else f"largest.{name}"
+
+
+def _checked(where: str, value: Tensor, name: str, like: Tensor) -> Tensor:
+    """The value in the shape that it must have: 1x1 convolutions and linear layers hold the same numbers."""
+    if _core(value) != _core(like):
+        raise UserError(f"{where}: shape {tuple(value.shape)}, but {name} has {tuple(like.shape)}")
+    if not value.is_floating_point() or not value.isfinite().all():
+        raise UserError(f"{where}: values that are not finite floating-point numbers")
+    return value.reshape(like.shape)
+
+
+def _core(tensor: Tensor) -> list[int]:
+    """The shape without ones at its end."""
+    shape = list(tensor.shape)
+    while shape and shape[-1] == 1:
+        shape.pop()
+    return shape
+
+
+def _unexpected(name: str, space: SearchSpace, parameters: Mapping[str, Tensor]) -> str:
+    if name.startswith("transforms."):
+        return f"the file has learned kernels; make {space.name} with kernel_transform = true"
+    short = name.removeprefix("largest.")
+    guess = nearest(short, [parameter.removeprefix("largest.") for parameter in parameters])
+    known = " or ".join(naming.marks for naming in NAMINGS if isinstance(space, naming.family))
+    by_key = f"; other code's files are known by a key {known}" if known else ""
+    return f"{space.name} has no {short}. {guess} Give names for files of other code{by_key}"
+
+
+def _mobilenet_blocks(space: MobileNetV3Space) -> list[tuple[int, int, str]]:
+    """Stage, block and name of every block of the largest network."""
+    return [(s, b, f"stages.{s}.{b}") for s, stage in enumerate(space.table.stages) for b in range(stage.depths[-1])]
+
+
+def _norm_pair(names: Names, theirs: str, norm: str, ours: str) -> None:
+    names |= {theirs: f"{ours}.conv", norm: f"{ours}.norm"}
+
+
+def once_for_all_mobilenet(space: MobileNetV3Space) -> Names:
+    """`OFAMobileNetV3` of mit-han-lab/once-for-all, `ofa/imagenet_classification/elastic_nn/networks/ofa_mbv3.py`."""
+    names: Names = {"feature_mix_layer.conv": "head.features", "classifier.linear": "head.classifier"}
+    _norm_pair(names, "first_conv.conv", "first_conv.bn", "stem")
+    _norm_pair(names, "final_expand_layer.conv", "final_expand_layer.bn", "head.final")
+    for index, (s, b, ours) in enumerate(_mobilenet_blocks(space)):
+        theirs = f"blocks.{index}.conv"
+        for part, own in (("inverted_bottleneck", "expand"), ("depth_conv", "depthwise"), ("point_linear", "project")):
+            _norm_pair(names, f"{theirs}.{part}.conv", f"{theirs}.{part}.bn", f"{ours}.{own}")
+        for part in ("reduce", "expand"):
+            names[f"{theirs}.depth_conv.se.fc.{part}"] = f"{ours}.se.{part}"
+        for large in space.table.stages[s].kernels:
+            for small in space.table.stages[s].kernels:
+                step = f"{large}to{small}"
+                names[f"{theirs}.depth_conv.conv.{step}_matrix"] = f"transforms.{s}_{b}.{step}"
+    return names
+
+
+def torchvision_mobilenet(space: MobileNetV3Space) -> Names:
+    """`MobileNetV3` of pytorch/vision, `torchvision/models/mobilenetv3.py`."""
+    names: Names = {"classifier.0": "head.features", "classifier.3": "head.classifier"}
+    _norm_pair(names, "features.0.0", "features.0.1", "stem")
+    largest = space.spec((space.cardinalities - 1).astype(space.dtype))
+    blocks = _mobilenet_blocks(space)
+    for index, (s, b, ours) in enumerate(blocks, start=1):
+        spec, theirs, part = largest.stages[s][b], f"features.{index}.block", 0
+        for own, there in (("expand", spec.expand), ("depthwise", True), ("se", spec.squeeze), ("project", True)):
+            if not there:
+                continue
+            if own == "se":
+                names |= {f"{theirs}.{part}.fc1": f"{ours}.se.reduce", f"{theirs}.{part}.fc2": f"{ours}.se.expand"}
+            else:
+                _norm_pair(names, f"{theirs}.{part}.0", f"{theirs}.{part}.1", f"{ours}.{own}")
+            part += 1
+    _norm_pair(names, f"features.{len(blocks) + 1}.0", f"features.{len(blocks) + 1}.1", "head.final")
+    return names
+
+
+def timm_mobilenet(space: MobileNetV3Space) -> Names:
+    """`MobileNetV3` of huggingface/pytorch-image-models, `timm/models/mobilenetv3.py`."""
+    names: Names = {"conv_head": "head.features", "classifier": "head.classifier"}
+    _norm_pair(names, "conv_stem", "bn1", "stem")
+    largest = space.spec((space.cardinalities - 1).astype(space.dtype))
+    for s, b, ours in _mobilenet_blocks(space):
+        theirs = f"blocks.{s}.{b}"
+        convs = ("conv_pw", "conv_dw", "conv_pwl") if largest.stages[s][b].expand else ("conv_dw", "conv_pw")
+        parts = ("expand", "depthwise", "project")[-len(convs) :]
+        for number, (conv, own) in enumerate(zip(convs, parts, strict=True), start=1):
+            _norm_pair(names, f"{theirs}.{conv}", f"{theirs}.bn{number}", f"{ours}.{own}")
+        names |= {f"{theirs}.se.conv_{part}": f"{ours}.se.{part}" for part in ("reduce", "expand")}
+    last = len(space.table.stages)
+    _norm_pair(names, f"blocks.{last}.0.conv", f"blocks.{last}.0.bn1", "head.final")
+    return names
+
+
+def once_for_all_resnet(space: ResNetSpace) -> Names:
+    """`OFAResNets` of mit-han-lab/once-for-all, `ofa/imagenet_classification/elastic_nn/networks/ofa_resnets.py`."""
+    names: Names = {"classifier.linear": "head.classifier"}
+    _norm_pair(names, "input_stem.0.conv", "input_stem.0.bn", "stem.first")
+    _norm_pair(names, "input_stem.1.conv", "input_stem.1.conv.bn", "stem.middle")
+    _norm_pair(names, "input_stem.2.conv", "input_stem.2.bn", "stem.last")
+    places = [(s, b) for s, stage in enumerate(space.table.stages) for b in range(stage.depths[-1])]
+    parts = {"conv1": "reduce", "conv2": "spatial", "conv3": "expand", "downsample": "shortcut.project"}
+    for index, (s, b) in enumerate(places):
+        for part, own in parts.items():
+            theirs = f"blocks.{index}.{part}"
+            _norm_pair(names, f"{theirs}.conv", f"{theirs}.bn", f"stages.{s}.{b}.{own}")
+    return names
+
+
+def _once_for_all_key(key: str) -> str:
+    """Elastic layers wrap plain ones (`conv.conv.weight`, `bn.bn.bias`), and older files name the block differently."""
+    key = key.replace(".mobile_inverted_conv.", ".conv.")
+    return re.sub(r"\.(conv|bn|linear)(?:\.\1)+(?=\.)", r".\1", key)
+
+
+NAMINGS = (
+    Naming("first_conv.conv.weight", MobileNetV3Space, once_for_all_mobilenet, _once_for_all_key),
+    Naming("features.0.0.weight", MobileNetV3Space, torchvision_mobilenet, eps=1e-3),
+    Naming("conv_stem.weight", MobileNetV3Space, timm_mobilenet),
+    Naming("input_stem.0.conv.weight", ResNetSpace, once_for_all_resnet, _once_for_all_key),
+)
