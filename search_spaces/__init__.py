@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
     from search_spaces.chain import ChainSpace
     from search_spaces.errors import UserError, nearest
+    from search_spaces.layered import Layer, LayeredSpace
     from search_spaces.loading import load_space, presets
     from search_spaces.mobilenet_v3 import MobileNetV3Space
     from search_spaces.nasbench201 import NASBench201Space
@@ -31,6 +32,8 @@ _LAZY = {
     "Catalog": "base",
     "ChainSpace": "chain",
     "Knob": "base",
+    "Layer": "layered",
+    "LayeredSpace": "layered",
     "MixtureSupernet": "supernet",
     "MobileNetV3Space": "mobilenet_v3",
     "NASBench201Space": "nasbench201",
@@ -57,7 +60,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "Archs", "AutoFormerSpace", "Block", "Catalog", "ChainSpace", "Knob", "MixtureSupernet", "MobileNetV3Space",
+    "Archs", "AutoFormerSpace", "Block", "Catalog", "ChainSpace", "Knob", "Layer", "LayeredSpace", "MixtureSupernet",
+    "MobileNetV3Space",
     "NASBench201Space", "NormStats", "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace",
     "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "load_weights",
     "nearest", "presets", "read_onnx", "reference_network", "reference_networks", "trace",

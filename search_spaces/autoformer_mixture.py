@@ -34,7 +34,7 @@ class MixtureAutoFormer(MixtureSupernet):
         self._add_mask("heads", [heads * table.head_width for heads in table.heads])
         self._add_mask("hidden", [space.hidden(width, ratio) for width in table.widths for ratio in table.ratios])
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, weights: Sequence[Tensor], run: Sequence[Tensor] | None = None) -> Tensor:
         check_weights(self.space, weights)
         width, depth, *layers = weights
         depths = self.space.table.depths

@@ -2,151 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from itertools import accumulate
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
+from search_spaces.base import Archs, Choice, Knob, Published
+from search_spaces.chain_blocks import (
+    BLOCK_TYPES,
+    Activation,
+    BlockChoice,
+    InvertedResidualChoice,
+    Odd,
+    Positive,
+    expanded,
+)
 from search_spaces.errors import UserError, explain, nearest
-from search_spaces.mobilenet_v3_spec import make_divisible
+from search_spaces.layered import Layer, LayeredSpace
+from search_spaces.operators import Shape
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from search_spaces.chain_network import Chain
-    from search_spaces.operators import Workload
 
-Positive = Annotated[int, Field(ge=1)]
-Activation = Literal["gelu", "hard_swish", "leaky_relu", "relu", "relu6", "silu"]
-
-
-class _Choice(BaseModel):
-    """One block that a layer may be. `activation` is the table's unless given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    activation: Activation | None = None
-
-    def fits(self, cin: int, cout: int, stride: int) -> bool:
-        """Whether a layer of this shape may be this block."""
-        return True
+def _choices(value: Any) -> Any:
+    """One value is a choice of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-class _Kernel(_Choice):
-    kernel: Positive = 3
-
-    @model_validator(mode="after")
-    def _odd(self) -> _Kernel:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {self.kernel}")
-        return self
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if not values or list(values) != sorted(set(values)):
+        raise ValueError("must be a number, or a list of choices that rise")
+    return values
 
 
-class InvertedResidualChoice(_Kernel):
-    """1x1 to `expansion` times the channels, depthwise, gates, 1x1 (Sandler et al., CVPR 2018).
-
-    Args:
-        expansion: of the input channels; 1 leaves the first convolution out, unless `widen`.
-        widen: keep the first convolution at expansion 1, as FBNet does.
-        groups: of both 1x1 convolutions, with a shuffle of channels between them.
-        squeeze: inner channels of squeeze-and-excitation as a share of the widened ones; 0 for none.
-    """
-
-    type: Literal["inverted_residual"]
-    expansion: Annotated[float, Field(gt=0)] = 6
-    widen: bool = False
-    groups: Positive = 1
-    squeeze: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-    def hidden(self, cin: int) -> int:
-        """Channels of the depthwise convolution."""
-        return cin if self.expansion == 1 else make_divisible(cin * self.expansion)
-
-
-class SeparableChoice(_Kernel):
-    """Depthwise, then 1x1 convolution (MobileNet, Howard et al., 2017)."""
-
-    type: Literal["separable"]
-
-
-class ConvChoice(_Kernel):
-    """Convolution, normalisation, activation."""
-
-    type: Literal["conv"]
-    groups: Positive = 1
-
-
-class BottleneckChoice(_Kernel):
-    """1x1 to `reduction` of the output channels, convolution, 1x1, around a shortcut (He et al., CVPR 2016)."""
-
-    type: Literal["bottleneck"]
-    reduction: Annotated[float, Field(gt=0, le=1)] = 0.25
-
-
-class FireChoice(_Choice):
-    """1x1 to `squeeze` of the output channels, then 1x1 and 3x3 side by side (SqueezeNet, Iandola et al., 2016)."""
-
-    type: Literal["fire"]
-    squeeze: Annotated[float, Field(gt=0, le=1)] = 0.125
-
-
-class GhostChoice(_Kernel):
-    """Two ghost modules around a strided depthwise convolution (GhostNet, Han et al., CVPR 2020)."""
-
-    type: Literal["ghost"]
-    expansion: Annotated[float, Field(gt=0)] = 2
-    squeeze: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
-class SkipChoice(_Choice):
-    """The identity. Where it cannot be, a layer that changes the shape, it is not offered.
-
-    Args:
-        project: offer it there too, as a 1x1 convolution with normalisation and activation.
-    """
-
-    type: Literal["skip"]
-    project: bool = False
-
-    def fits(self, cin: int, cout: int, stride: int) -> bool:
-        return self.project or (stride == 1 and cin == cout)
-
-
-BlockChoice = Annotated[
-    InvertedResidualChoice | SeparableChoice | ConvChoice | BottleneckChoice | FireChoice | GhostChoice | SkipChoice,
-    Field(discriminator="type"),
-]
+# A number, or the list of numbers to choose from.
+Choices = Annotated[tuple[Positive, ...], BeforeValidator(_choices), AfterValidator(_ascending)]
+Strides = Annotated[tuple[Literal[1, 2], ...], BeforeValidator(_choices), AfterValidator(_ascending)]
 
 
 class Stage(BaseModel):
-    """Layers of equal output width, of which the first may stride.
+    """Layers of equal output width, of which the first may stride. A list in place of a number is a knob.
 
     Args:
         width: output channels.
-        layers: how many.
+        layers: how many; from a list, the leading ones of the most.
         stride: of the first.
         choices: names of the blocks offered; all of them by default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    width: Positive
-    layers: Positive = 1
-    stride: Literal[1, 2] = 1
+    width: Choices
+    layers: Choices = (1,)
+    stride: Strides = (1,)
     choices: tuple[str, ...] = ()
 
 
 class ReferenceArchitecture(BaseModel):
-    """A named architecture, one block's name per layer that has a choice, and what is published of it."""
+    """A named architecture, and what is published of it.
+
+    Args:
+        choices: one per knob, in their order: where blocks alone are chosen, one name per layer that has a choice.
+        macs, params, source, options: see `Published`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    choices: tuple[str, ...]
+    choices: tuple[Choice, ...]
     macs: int | str | None = None
     params: int | str | None = None
     source: str = ""
@@ -160,48 +84,46 @@ class ChainTable(BaseModel):
 
     in_channels: Positive
     num_classes: Positive
-    resolution: Positive
+    dimensions: Literal[1, 2]
+    resolution: Choices
     widths: tuple[Positive, ...]
     stem_width: Positive
+    stem_kernel: Odd
     stem_stride: Literal[1, 2]
     final_width: Annotated[int, Field(ge=0)]
     activation: Activation
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    blocks: Annotated[dict[str, BlockChoice], Field(min_length=1)]
+    blocks: Annotated[dict[str, BlockChoice], BeforeValidator(expanded), Field(min_length=1)]
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     references: dict[str, ReferenceArchitecture]
 
 
-class Layer(BaseModel):
-    """One layer: its shape and the names of the blocks offered."""
-
-    model_config = ConfigDict(frozen=True)
-
-    cin: int
-    cout: int
-    stride: int
-    size: int
-    offered: tuple[str, ...]
-
-
-class ChainSpace(SearchSpace):
+class ChainSpace(LayeredSpace):
     """A stem, stages of layers each of which is one block of a list, a last 1x1 convolution, pooling and a classifier.
 
-    The macro-architecture of FBNet (Wu et al., CVPR 2019) and ProxylessNAS (Cai et al., ICLR 2019): widths, strides and
-    the number of layers are given, and every layer chooses its own block; a block `skip` makes a network shallower.
-    All knobs are always active, and networks that differ only in which of a stage's layers is skipped are not merged:
-    so do the papers count.
+    The macro-architecture of FBNet (Wu et al., CVPR 2019) and ProxylessNAS (Cai et al., ICLR 2019), where widths,
+    strides and the number of layers are given, and every layer chooses its own block; a block `skip` makes a network
+    shallower. Here a list in place of a stage's width, number of layers or stride, or of the resolution, makes that a
+    knob, too. Networks that differ only in which of a stage's layers is skipped are not merged: so do the papers count.
 
-    Knobs: `layer<i>` for every layer with a choice, counted from zero over all layers. A space without any choice keeps
-    its first layer's knob.
+    Knobs: `resolution`, per stage `stage<s>.stride`, `stage<s>.width`, `stage<s>.depth`, and `layer<i>` for every layer
+    with a choice of blocks, counted from zero over all layers there can be. A space without any choice keeps its first
+    layer's knob.
+
+    With `dimensions = 1` the input is a window of a signal: `resolution` is its length, images have the shape
+    `(channels, 1, length)`, and all kernels and strides act along the length alone.
+
+    In a supernet every block has weights of its own in every layer; widths share leading channels.
 
     Args:
         in_channels, num_classes: of the task.
-        blocks: name -> block, `InvertedResidualChoice` and the like or mappings with the same keys and `type`.
+        blocks: name -> block, `InvertedResidualChoice` and the like or mappings with the same keys and `type`. A list
+            in place of a value stands for one block per combination of values.
         stages: `Stage` objects or mappings.
-        resolution: height and width of the input in pixels.
+        dimensions: of the input besides channels: 2 for images, 1 for signals.
+        resolution: height and width of the input in pixels, or length in samples.
         widths: instead of the stages' widths, one per stage.
-        stem_width, stem_stride: of the first 3x3 convolution.
+        stem_width, stem_kernel, stem_stride: of the first convolution.
         final_width: channels of the last 1x1 convolution; 0 for none.
         activation: of the whole network, but for blocks that name their own.
         dropout: probability before the classifier.
@@ -219,9 +141,11 @@ class ChainSpace(SearchSpace):
         *,
         blocks: Mapping[str, Any],
         stages: Sequence[Stage | Mapping[str, Any]],
-        resolution: int = 224,
+        dimensions: Literal[1, 2] = 2,
+        resolution: int | Sequence[int] = 224,
         widths: Sequence[int] = (),
         stem_width: int = 16,
+        stem_kernel: int = 3,
         stem_stride: int = 2,
         final_width: int = 1280,
         activation: str = "relu",
@@ -235,9 +159,11 @@ class ChainSpace(SearchSpace):
                 {
                     "in_channels": in_channels,
                     "num_classes": num_classes,
+                    "dimensions": dimensions,
                     "resolution": resolution,
                     "widths": widths,
                     "stem_width": stem_width,
+                    "stem_kernel": stem_kernel,
                     "stem_stride": stem_stride,
                     "final_width": final_width,
                     "activation": activation,
@@ -252,12 +178,9 @@ class ChainSpace(SearchSpace):
             raise UserError(explain(error, name, known)) from error
         if widths and len(widths) != len(self.table.stages):
             raise UserError(f"{name}: widths: needs one per stage, {len(self.table.stages)}, got {list(widths)}")
-        self.layers = tuple(self._lay_out())
-        chosen = [i for i, layer in enumerate(self.layers) if len(layer.offered) > 1] or [0]
-        self._knobs = tuple(Knob(f"layer{i}", self.layers[i].offered) for i in chosen)
-        self._knob_of = {layer: k for k, layer in enumerate(chosen)}
-        self._first_id = np.array([0, *accumulate([1, *(len(layer.offered) for layer in self.layers), 1])])
-        self._traced: dict[tuple[Any, ...], Workload] = {}
+        given: Sequence[tuple[int, ...]] = [(width,) for width in self.table.widths]
+        self._widths = given or [stage.width for stage in self.table.stages]
+        self._lay_out()
         self._references = {name: self._reference(name, r) for name, r in self.table.references.items()}
 
     @property
@@ -265,8 +188,12 @@ class ChainSpace(SearchSpace):
         return self._knobs
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        return self._layers
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
-        return self.table.in_channels, self.table.resolution, self.table.resolution
+        return self._image(self.table.resolution[-1])
 
     @property
     def num_classes(self) -> int:
@@ -281,116 +208,132 @@ class ChainSpace(SearchSpace):
     def published(self) -> dict[str, Published]:
         return {name: Published(r.macs, r.params, r.source, r.options) for name, r in self.table.references.items()}
 
-    @cached_property
-    def catalog(self) -> Catalog:
-        return Catalog(int(self._first_id[-1]), self._make_block)
+    def image_shape(self, choices: Mapping[str, Choice]) -> tuple[int, int, int]:
+        return self._image(int(choices.get("resolution", self.table.resolution[-1])))
 
-    def blocks(self, archs: Archs) -> NDArray[np.int32]:
-        """Positions: the stem, every layer, the head."""
-        archs = np.asarray(archs)
-        ids = np.broadcast_to(self._first_id[:-1], (len(archs), len(self._first_id) - 1)).astype(np.int32)
-        ids[:, [layer + 1 for layer in self._knob_of]] += archs.astype(np.int32)
-        return ids
+    def module(self, layer: Layer, choices: Mapping[str, Choice]) -> nn.Module:
+        from search_spaces.chain_network import head, make_block, stem
 
-    @property
-    def block_knobs(self) -> tuple[tuple[int, ...], ...]:
-        own = (self._knob_of.get(i) for i in range(len(self.layers)))
-        return (), *(() if k is None else (k,) for k in own), ()
+        if layer.name == "stem":
+            return stem(self.table)
+        if layer.name == "head":
+            return head(self.table, self._width(len(self.table.stages) - 1, choices))
+        block, cin, cout, stride = self._shape(layer, choices)
+        choice = self.table.blocks[block]
+        return make_block(
+            choice, cin, cout, stride, choice.activation or self.table.activation, self.table.dimensions == 1
+        )
 
-    def chosen(self, arch: Archs) -> list[str]:
-        """The block of every layer of one architecture `(K,)`, by name."""
-        row = self.check(arch)[0]
-        return [layer.offered[int(row[self._knob_of[i]]) if i in self._knob_of else 0]
-                for i, layer in enumerate(self.layers)]  # fmt: skip
+    def input_of(self, layer: Layer, choices: Mapping[str, Choice]) -> Shape:
+        if layer.name == "stem":
+            return self.image_shape(choices)
+        stages = len(self.table.stages)
+        stage, first = self._place.get(layer.name, (stages, True))
+        channels = self._width(stage - first, choices)
+        _, height, width = self.image_shape(choices)
+        for stride in (self.table.stem_stride, *(self._stride(s, choices) for s in range(stage + (not first)))):
+            height, width = -(-height // stride), -(-width // stride)
+        return channels, height, width
 
-    def layer_module(self, layer: int, name: str) -> nn.Module:
-        """A fresh, uninitialised module of one layer with the named block."""
-        from search_spaces.chain_network import make_block
+    def alike(self, layer: Layer, choices: Mapping[str, Choice]) -> Hashable:
+        made = self._shape(layer, choices) if layer.name in self._place else layer.name
+        return made, self.input_of(layer, choices)
 
-        shape = self.layers[layer]
-        block = self.table.blocks[name]
-        return make_block(block, shape.cin, shape.cout, shape.stride, block.activation or self.table.activation)
+    def offered(self, layer: Layer) -> tuple[str, ...]:
+        """The names of the blocks that a layer may be."""
+        return self._offered[layer.name]
 
-    def build(self, arch: Archs) -> Chain:
-        from search_spaces.chain_network import Chain
+    def _image(self, size: int) -> tuple[int, int, int]:
+        return self.table.in_channels, size if self.table.dimensions == 2 else 1, size
 
-        return Chain(self, self.chosen(arch))
+    def _width(self, stage: int, choices: Mapping[str, Choice]) -> int:
+        """Output channels of a stage; of the stem before the first."""
+        if stage < 0:
+            return self.table.stem_width
+        return int(choices.get(f"stage{stage}.width", self._widths[stage][0]))
 
-    def _lay_out(self) -> list[Layer]:
+    def _stride(self, stage: int, choices: Mapping[str, Choice]) -> int:
+        return int(choices.get(f"stage{stage}.stride", self.table.stages[stage].stride[0]))
+
+    def _shape(self, layer: Layer, choices: Mapping[str, Choice]) -> tuple[str, int, int, int]:
+        """A layer's block, channels in and out, and stride."""
+        stage, first = self._place[layer.name]
+        block = str(choices.get(layer.name, self._offered[layer.name][0]))
+        cout = self._width(stage, choices)
+        return (block, self._width(stage - 1, choices), cout, self._stride(stage, choices)) if first else (
+            block, cout, cout, 1)  # fmt: skip
+
+    def _lay_out(self) -> None:
+        """Knobs and layers from the table."""
         table = self.table
-        size = -(-table.resolution // table.stem_stride)
-        channels = table.stem_width
-        layers = []
-        widths = table.widths or tuple(stage.width for stage in table.stages)
-        for s, (stage, width) in enumerate(zip(table.stages, widths, strict=True)):
+        self._place: dict[str, tuple[int, bool]] = {}  # layer -> stage, and whether it is its first
+        self._offered: dict[str, tuple[str, ...]] = {}
+        knobs: list[Knob] = []
+
+        def knob(name: str, choices: tuple[Choice, ...]) -> tuple[str, ...]:
+            """Its name where there is something to choose."""
+            if len(choices) > 1:
+                knobs.append(Knob(name, choices))
+                return (name,)
+            return ()
+
+        size = knob("resolution", table.resolution)  # all that a layer's input size depends on
+        layers = [Layer("stem", size)]
+        before: tuple[str, ...] = ()  # the width that a stage begins with
+        for s, stage in enumerate(table.stages):
             for name in stage.choices:
                 if name not in table.blocks:
                     raise UserError(
                         f"{self.name}: stages.{s}.choices: no block {name!r}. {nearest(name, table.blocks)}"
                     )
-            for i in range(stage.layers):
-                stride = stage.stride if i == 0 else 1
-                names = stage.choices or tuple(table.blocks)
-                offered = tuple(n for n in names if table.blocks[n].fits(channels, width, stride))
-                where = f"{self.name}: stages.{s}, layer {i} ({channels} to {width} channels, stride {stride})"
-                if not offered:
-                    raise UserError(
-                        f"{where}: none of the blocks fits: {', '.join(names)}; a skip needs project = true"
-                    )
-                for n in offered:
-                    self._check_groups(table.blocks[n], channels, width, f"{where}: blocks.{n}.groups")
-                layers.append(Layer(cin=channels, cout=width, stride=stride, size=size, offered=offered))
-                size, channels = -(-size // stride), width
-        return layers
+            strides = knob(f"stage{s}.stride", stage.stride)
+            width = knob(f"stage{s}.width", self._widths[s])
+            depth = knob(f"stage{s}.depth", stage.layers)
+            for i in range(stage.layers[-1]):
+                name = f"layer{len(self._place)}"
+                self._place[name] = s, i == 0
+                self._offered[name] = offered = self._fitting(s, i)
+                own = knob(name, offered)
+                shape = (*size, *strides, *before, *width) if i == 0 else (*size, *strides, *width)
+                least = i if depth and i >= stage.layers[0] else 0
+                layers.append(Layer(name, (*shape, *own), own, depth[0] if least else "", least))
+            size, before = (*size, *strides), width
+        layers.append(Layer("head", (*size, *before)))
+        if not knobs:
+            knobs.append(Knob("layer0", self._offered["layer0"]))
+        self._knobs, self._layers = tuple(knobs), tuple(layers)
 
-    @staticmethod
-    def _check_groups(block: _Choice, cin: int, cout: int, where: str) -> None:
-        groups = getattr(block, "groups", 1)
-        hidden = block.hidden(cin) if isinstance(block, InvertedResidualChoice) else cin
-        if cin % groups or hidden % groups or cout % groups:
-            raise UserError(f"{where}: {groups} does not divide {cin}, {hidden} and {cout} channels")
+    def _fitting(self, s: int, i: int) -> tuple[str, ...]:
+        """The blocks offered in layer `i` of stage `s`: those that fit, whatever the widths and the stride are."""
+        table, stage = self.table, self.table.stages[s]
+        widths = self._widths[s]
+        if i == 0:
+            shapes = list(product(self._widths[s - 1] if s else (table.stem_width,), widths, stage.stride))
+        else:
+            shapes = [(width, width, 1) for width in widths]
+        names = stage.choices or tuple(table.blocks)
+        offered = tuple(n for n in names if all(table.blocks[n].fits(*shape) for shape in shapes))
+        cin, cout, stride = shapes[0]
+        where = f"{self.name}: stages.{s}, layer {i} ({cin} to {cout} channels, stride {stride})"
+        if not offered:
+            raise UserError(f"{where}: none of the blocks fits: {', '.join(names)}; a skip needs project = true")
+        for name in offered:
+            for cin, cout, _ in shapes:
+                block = table.blocks[name]
+                groups = getattr(block, "groups", 1)
+                hidden = block.hidden(cin) if isinstance(block, InvertedResidualChoice) else cin
+                if cin % groups or hidden % groups or cout % groups:
+                    raise UserError(
+                        f"{where}: blocks.{name}.groups: {groups} does not divide {cin}, {hidden} and {cout} channels"
+                    )
+        return offered
 
     def _reference(self, name: str, reference: ReferenceArchitecture) -> Archs:
         where = f"{self.name}: references.{name}.choices"
         if len(reference.choices) != len(self.knobs):
-            raise UserError(f"{where}: needs one block per layer with a choice, {len(self.knobs)}, got "
-                            f"{len(reference.choices)}")  # fmt: skip
+            raise UserError(f"{where}: needs one choice per knob ({', '.join(k.name for k in self.knobs)}), "
+                            f"{len(self.knobs)}, got {len(reference.choices)}")  # fmt: skip
         try:
             return self.encode({k.name: c for k, c in zip(self.knobs, reference.choices, strict=True)})
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-
-    def _make_block(self, index: int) -> Block:
-        position = int(np.searchsorted(self._first_id, index, side="right")) - 1
-        table = self.table
-        if position == 0:
-            return Block("stem", self._trace("stem", table.in_channels, table.resolution))
-        last = self.layers[-1]
-        if position > len(self.layers):
-            return Block("head", self._trace("head", last.cout, -(-last.size // last.stride)))
-        layer = self.layers[position - 1]
-        name = layer.offered[index - int(self._first_id[position])]
-        return Block(f"layer{position - 1}", self._trace(name, layer.cin, layer.size, position - 1))
-
-    def _trace(self, name: str, channels: int, size: int, layer: int | None = None) -> Workload:
-        """Operators of a block of the network, from its module; equal layers are traced once."""
-        import torch
-
-        from search_spaces.chain_network import head, stem
-        from search_spaces.tracing import trace
-
-        shape = None if layer is None else (self.layers[layer].cout, self.layers[layer].stride)
-        key = name, channels, size, shape
-        if key not in self._traced:
-            with torch.device("meta"):
-                if layer is not None:
-                    module = self.layer_module(layer, name)
-                else:
-                    module = stem(self) if name == "stem" else head(self)
-            self._traced[key] = trace(module, (channels, size, size))
-        return self._traced[key]
-
-
-BLOCK_TYPES: tuple[type[_Choice], ...] = (
-    InvertedResidualChoice, SeparableChoice, ConvChoice, BottleneckChoice, FireChoice, GhostChoice, SkipChoice,
-)  # fmt: skip

@@ -62,6 +62,11 @@ def fast_depthwise(network: nn.Module) -> Iterator[None]:
             del module.forward
 
 
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """What `conv(x)` gives, with the faster gradient where it applies."""
+    return _forward(conv, x) if _simple(conv) else conv._conv_forward(x, conv.weight, conv.bias)
+
+
 def _simple(conv: nn.Conv2d) -> bool:
     """Whether a convolution is depthwise and all that `depthwise_conv2d` offers is all that it needs."""
     return (

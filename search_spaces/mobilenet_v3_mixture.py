@@ -26,7 +26,7 @@ class MixtureMobileNetV3(MixtureSupernet):
     expansions and widths by weighted masks over leading channels (as in FBNetV2, Wan et al., CVPR 2020), depths by the
     weighted sum of a stage's outputs, resolutions by the weighted sum of logits. Time and memory are those of the
     largest network, once per resolution. A resolution whose weight is zero is not computed, and so gets no gradient
-    either.
+    either, unless `run` marks it.
     """
 
     def __init__(self, space: MobileNetV3Space) -> None:
@@ -53,14 +53,14 @@ class MixtureMobileNetV3(MixtureSupernet):
         self._add_mask("final", [[head.final] for head in heads])
         self._add_mask("features", [[head.features] for head in heads])
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, weights: Sequence[Tensor], run: Sequence[Tensor] | None = None) -> Tensor:
         check_weights(self.space, weights)
+        shares = self._weight(weights, "resolution")
+        asked = torch.zeros_like(shares, dtype=torch.bool) if run is None else self._weight(run, "resolution").bool()
         mixed = [
             weight * self._at_resolution(resize(x, resolution), weights)
-            for weight, resolution in zip(
-                self._weight(weights, "resolution"), self.space.table.resolutions, strict=True
-            )
-            if weight != 0
+            for weight, wanted, resolution in zip(shares, asked, self.space.table.resolutions, strict=True)
+            if weight != 0 or wanted
         ]
         if not mixed:
             raise UserError("mixture supernet: all resolutions have weight zero")

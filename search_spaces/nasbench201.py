@@ -16,6 +16,7 @@ from search_spaces.operators import Tensor, Workload, WorkloadBuilder
 
 if TYPE_CHECKING:
     from search_spaces.nasbench201_network import NASBench201
+    from search_spaces.nasbench201_supernet import MixtureNASBench201, SuperNASBench201
 
 NODES = 4
 # (from, to), in the order of the benchmark's architecture strings.
@@ -194,9 +195,20 @@ class NASBench201Space(SearchSpace):
         return tuple(tuple(range(len(EDGES))) if n else () for _, n in self._places)
 
     def build(self, arch: Archs) -> NASBench201:
-        from search_spaces.nasbench201_network import NASBench201
+        from search_spaces.nasbench201_network import NASBench201, operation
 
-        return NASBench201(self, [OPERATIONS[i] for i in self.check(arch)[0]])
+        row = self.check(arch)[0]
+        return NASBench201(self, lambda channels, edge: operation(OPERATIONS[row[edge]], channels))
+
+    def supernet(self) -> SuperNASBench201:
+        from search_spaces.nasbench201_supernet import SuperNASBench201
+
+        return SuperNASBench201(self)
+
+    def mixture_supernet(self) -> MixtureNASBench201:
+        from search_spaces.nasbench201_supernet import MixtureNASBench201
+
+        return MixtureNASBench201(self)
 
     def _parse(self, text: str) -> list[int]:
         words = text.replace("+", "").strip("|").split("|")

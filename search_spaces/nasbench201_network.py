@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,10 @@ class ReluConvNorm(nn.Sequential):
         super().__init__(nn.ReLU(), conv(cin, cout, kernel, stride, bias=False), nn.BatchNorm2d(cout))
 
 
-def operation(name: str, channels: int) -> nn.Module:
+def operation(name: str, channels: int) -> nn.Module | None:
     """The module of an edge; `none` has none."""
+    if name == "none":
+        return None
     if name == "skip_connect":
         return nn.Identity()
     if name == "avg_pool_3x3":
@@ -33,12 +35,16 @@ def operation(name: str, channels: int) -> nn.Module:
 
 
 class Cell(nn.Module):
-    """Four nodes; `edges` holds the module of every edge that is there, by its name, such as `0->2`."""
+    """Four nodes; `edges` holds the module of every edge that is there, by its name, such as `0->2`.
 
-    def __init__(self, channels: int, operations: Sequence[str]) -> None:
+    Args:
+        edges: per edge, in order, its module, which gives the node's term or None; None for no edge.
+    """
+
+    def __init__(self, edges: Sequence[nn.Module | None]) -> None:
         super().__init__()
         self.edges = nn.ModuleDict(
-            {f"{a}->{b}": operation(op, channels) for (a, b), op in zip(EDGES, operations, strict=True) if op != "none"}
+            {f"{a}->{b}": module for (a, b), module in zip(EDGES, edges, strict=True) if module is not None}
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +54,8 @@ class Cell(nn.Module):
             for start in (EDGES[e][0] for e in into(node)):
                 if (name := f"{start}->{node}") in self.edges:
                     term = self.edges[name](nodes[start])
-                    total = term if total is None else total + term
+                    if term is not None:
+                        total = term if total is None else total + term
             nodes.append(nodes[-1] * 0.0 if total is None else total)
         return nodes[-1]
 
@@ -66,10 +73,10 @@ class NASBench201(nn.Module):
 
     Args:
         space: gives channels, cells, input and classes.
-        operations: one name per edge.
+        edge: makes the module of an edge from channels and the edge's index; None for no edge.
     """
 
-    def __init__(self, space: NASBench201Space, operations: Sequence[str]) -> None:
+    def __init__(self, space: NASBench201Space, edge: Callable[[int, int], nn.Module | None]) -> None:
         super().__init__()
         self.input_shape = space.input_shape
         widths = [space.channels << s for s in range(STAGES)]
@@ -77,7 +84,7 @@ class NASBench201(nn.Module):
         first: list[nn.Module] = [nn.Identity(), *(reduction(a, b) for a, b in pairwise(widths))]
         self.stages = nn.Sequential(
             *(
-                nn.Sequential(begin, *(Cell(width, operations) for _ in range(space.cells)))
+                nn.Sequential(begin, *(Cell([edge(width, e) for e in range(len(EDGES))]) for _ in range(space.cells)))
                 for begin, width in zip(first, widths, strict=True)
             )
         )

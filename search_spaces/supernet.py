@@ -79,12 +79,19 @@ class MixtureSupernet(nn.Module, ABC):
     """A network whose paths are weighted, for gradient search.
 
     `weights` holds one vector per knob, as long as the knob's choices. The weights belong to the search, not to the
-    module. With one-hot weights the output equals that of the subnet.
+    module. With one-hot weights the output equals that of the subnet. Where choices are paths apart, one of weight zero
+    is not computed, and gets no gradient, so that time and memory are those of the paths that run.
     """
 
     @abstractmethod
-    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Logits `(batch, classes)`, differentiable in `x`, the parameters and `weights`; batch statistics."""
+    def forward(self, x: Tensor, weights: Sequence[Tensor], run: Sequence[Tensor] | None = None) -> Tensor:
+        """Logits `(batch, classes)`, differentiable in `x`, the parameters and `weights`; batch statistics.
+
+        Args:
+            weights: one vector per knob, each with the sum one.
+            run: one boolean vector per knob: choices that are computed even at weight zero, for the sake of their
+                weights' gradients.
+        """
 
 
 def check_weights(space: SearchSpace, weights: Sequence[Tensor]) -> None:

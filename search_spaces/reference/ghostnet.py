@@ -42,12 +42,20 @@ class Ghost(nn.Module):
     With `attention` (GhostNetV2), the output is gated by a long-range attention computed at half the resolution.
     """
 
-    def __init__(self, cin: int, cout: int, *, activation: str = "relu", attention: bool = False) -> None:
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        *,
+        activation: str = "relu",
+        attention: bool = False,
+        kernel: int | tuple[int, int] = 3,
+    ) -> None:
         super().__init__()
         self.cout = cout
         half = math.ceil(cout / 2)
         self.primary = ConvBnAct(cin, half, activation=activation)
-        self.cheap = ConvBnAct(half, half, 3, groups=half, activation=activation)
+        self.cheap = ConvBnAct(half, half, kernel, groups=half, activation=activation)
         self.attention = (
             nn.Sequential(
                 nn.AvgPool2d(2),

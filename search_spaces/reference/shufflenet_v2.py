@@ -19,17 +19,20 @@ CHANNELS = {
 }
 
 
-def _depthwise(channels: int, stride: int) -> ConvBnAct:
-    return ConvBnAct(channels, channels, 3, stride, groups=channels, activation="")
+Size = int | tuple[int, int]
 
 
 class SplitUnit(nn.Module):
     """One half of the channels passes, the other is convolved; then both are interleaved (figure 3 (c))."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kernel: Size = 3, *, activation: str = "relu") -> None:
         super().__init__()
         half = channels // 2
-        self.body = nn.Sequential(ConvBnAct(half, half), _depthwise(half, 1), ConvBnAct(half, half))
+        self.body = nn.Sequential(
+            ConvBnAct(half, half, activation=activation),
+            ConvBnAct(half, half, kernel, groups=half, activation=""),
+            ConvBnAct(half, half, activation=activation),
+        )
         self.shuffle = ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,13 +40,20 @@ class SplitUnit(nn.Module):
         return self.shuffle(torch.cat([kept, self.body(convolved)], 1))
 
 
-def _down_unit(cin: int, cout: int) -> nn.Module:
+def down_unit(cin: int, cout: int, kernel: Size = 3, stride: Size = 2, *, activation: str = "relu") -> nn.Module:
     """Both branches see all channels and halve the map (figure 3 (d))."""
     half = cout // 2
     return nn.Sequential(
         Branches(
-            nn.Sequential(_depthwise(cin, 2), ConvBnAct(cin, half)),
-            nn.Sequential(ConvBnAct(cin, half), _depthwise(half, 2), ConvBnAct(half, half)),
+            nn.Sequential(
+                ConvBnAct(cin, cin, kernel, stride, groups=cin, activation=""),
+                ConvBnAct(cin, cout - half, activation=activation),
+            ),
+            nn.Sequential(
+                ConvBnAct(cin, half, activation=activation),
+                ConvBnAct(half, half, kernel, stride, groups=half, activation=""),
+                ConvBnAct(half, half, activation=activation),
+            ),
         ),
         ChannelShuffle(2),
     )
@@ -61,6 +71,6 @@ def shufflenet_v2(input_shape: InputShape, num_classes: int, *, width: float = 1
     layers: list[nn.Module] = [ConvBnAct(input_shape[0], STEM, 3, 2), max_pool(3, 2)]
     channels = STEM
     for cout, repeats in zip(stages, REPEATS, strict=True):
-        layers += [_down_unit(channels, cout), *(SplitUnit(cout) for _ in range(repeats - 1))]
+        layers += [down_unit(channels, cout), *(SplitUnit(cout) for _ in range(repeats - 1))]
         channels = cout
     return initialise(nn.Sequential(*layers, ConvBnAct(channels, final), classifier(final, num_classes)))

@@ -67,15 +67,16 @@ def test_proxylessnas_binds_its_table_of_blocks(data_dir: Path) -> None:
 
 def test_a_skip_is_the_identity_and_only_where_it_can_be() -> None:
     space = chain(stages=[{"width": 16, "layers": 2, "stride": 2}, {"width": 24, "layers": 1}])
-    assert [layer.offered for layer in space.layers] == [("mb",), ("mb", "skip"), ("mb",)]
+    assert [space.offered(layer) for layer in space.layers[1:-1]] == [("mb",), ("mb", "skip"), ("mb",)]
     network = space.build(space.encode({"layer1": "skip"})).eval()
-    assert [len(list(layer.parameters())) > 0 for layer in network.layers] == [True, False, True]
+    assert [len(list(layer.parameters())) > 0 for layer in network[1:-1]] == [True, False, True]
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
 
 
 def test_channels_are_shuffled_between_grouped_convolutions() -> None:
     block = {"type": "inverted_residual", "expansion": 1, "widen": True, "groups": 2, "kernel": 1}
-    layer = chain(blocks={"g": block}, stages=[{"width": 16}]).layer_module(0, "g").eval()
+    space = chain(blocks={"g": block}, stages=[{"width": 16}])
+    layer = space.build(space.references["largest"]).layer0.eval()
     for parameter in layer.parameters():
         torch.nn.init.constant_(parameter, 0.5)  # no activation cuts anything off
     x = torch.ones(1, 16, 4, 4)
@@ -89,12 +90,19 @@ def test_channels_are_shuffled_between_grouped_convolutions() -> None:
     [
         ({"blocks": {"mb": {"type": "inverted_residuals"}}}, ["blocks.mb", "inverted_residual"]),
         ({"blocks": {"mb": {"type": "conv", "kernal": 3}}}, ["unknown key", "kernal", "Did you mean 'kernel'"]),
-        ({"blocks": {"mb": {"type": "conv", "kernel": 4}}}, ["blocks.mb", "kernel must be odd, got 4"]),
+        ({"blocks": {"mb": {"type": "conv", "kernel": 4}}}, ["blocks.mb", "kernel: must be odd, got 4"]),
         ({"blocks": {"mb": {"type": "conv", "groups": 3}}}, ["blocks.mb.groups", "3 does not divide 16"]),
         ({"stages": [{"width": 16, "choices": ["mbb"]}]}, ["stages.0.choices", "Did you mean 'mb'"]),
         ({"stages": [{"width": 24, "choices": ["skip"]}]}, ["none of the blocks fits", "project = true"]),
         ({"stages": []}, ["stages", "at least 1"]),
         ({"stages": [{"width": 0}]}, ["stages.0.width", "greater than or equal to 1"]),
+        ({"stages": [{"width": [24, 16]}]}, ["stages.0.width", "choices that rise"]),
+        ({"stages": [{"width": 16, "stride": 3}]}, ["stages.0.stride", "1 or 2"]),
+        ({"stages": [{"width": 16, "layers": []}]}, ["stages.0.layers", "choices that rise"]),
+        ({"blocks": {"mb": {"type": "conv", "kernel": [3, 4]}}}, ["blocks.mb_kernel4", "kernel: must be odd, got 4"]),
+        ({"blocks": {"mb": {"type": "conv", "kernel": []}}}, ["blocks", "blocks.mb.kernel", "at least one"]),
+        ({"resolution": [16, 8]}, ["resolution", "choices that rise"]),
+        ({"stem_kernel": 2}, ["stem_kernel: must be odd, got 2"]),
         ({"widths": [16, 24]}, ["widths", "one per stage, 1"]),
         ({"references": {"mine": {"choices": ["mb"]}}}, ["references.mine.choices", "2, got 1"]),
         ({"references": {"mine": {"choices": ["mb", "mc"]}}}, ["references.mine.choices", "no choice 'mc'"]),

@@ -10,7 +10,7 @@ import torch
 
 from predictors import Count
 from search_spaces import NASBench201Space, UserError, load_space, trace
-from search_spaces.nasbench201_network import Cell
+from search_spaces.nasbench201_network import Cell, operation
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,13 @@ def test_every_pattern_of_identity_and_nothing_equals_its_trace() -> None:
 
 def test_a_cell_sums_its_edges() -> None:
     torch.manual_seed(0)
-    cell = Cell(4, ["avg_pool_3x3", "skip_connect", "nor_conv_1x1", "none", "nor_conv_3x3", "skip_connect"]).eval()
+    names = ["avg_pool_3x3", "skip_connect", "nor_conv_1x1", "none", "nor_conv_3x3", "skip_connect"]
+    cell = Cell([operation(name, 4) for name in names]).eval()
     x = torch.randn(2, 4, 8, 8)
     pooled = torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     second = x + cell.edges["1->2"](pooled)
     assert torch.allclose(cell(x), cell.edges["1->3"](pooled) + second)
-    assert not Cell(4, ["none"] * 6)(x).any()
+    assert not Cell([None] * 6)(x).any()
 
 
 def test_references_are_named_cells(space: NASBench201Space) -> None:

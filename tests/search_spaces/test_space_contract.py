@@ -9,7 +9,6 @@ import pytest
 
 from search_spaces import (
     AutoFormerSpace,
-    ChainSpace,
     MobileNetV3Space,
     ResNetSpace,
     SearchSpace,
@@ -49,32 +48,6 @@ def tiny_resnet(**options: Any) -> ResNetSpace:
     return ResNetSpace(1, 4, **{**table, **options}, name="tiny_resnet")
 
 
-def every_block() -> ChainSpace:
-    """A chain with every type of block, a layer without a choice, and both kinds of skip."""
-    blocks = {
-        "mbconv": {
-            "type": "inverted_residual",
-            "kernel": 5,
-            "expansion": 3,
-            "squeeze": 0.25,
-            "activation": "hard_swish",
-        },
-        "grouped": {"type": "inverted_residual", "expansion": 1, "widen": True, "groups": 2},
-        "plain": {"type": "inverted_residual", "expansion": 1},
-        "separable": {"type": "separable"},
-        "conv": {"type": "conv", "groups": 2},
-        "bottleneck": {"type": "bottleneck"},
-        "fire": {"type": "fire"},
-        "ghost": {"type": "ghost", "squeeze": 0.25},
-        "skip": {"type": "skip"},
-        "project": {"type": "skip", "project": True},
-    }
-    stages = [{"width": 16, "choices": ["conv"]}, {"width": 24, "layers": 2, "stride": 2}, {"width": 32, "layers": 2}]
-    return ChainSpace(
-        1, 4, blocks=blocks, stages=stages, resolution=16, stem_stride=1, final_width=0, name="every_block"
-    )
-
-
 def tiny_vit() -> AutoFormerSpace:
     """A vision transformer space small enough to be enumerated, whose relative positions are clipped."""
     options: dict[str, Any] = {"resolution": 16, "patch": 4, "head_width": 8, "max_relative_position": 2}
@@ -94,7 +67,6 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3"),
     "mobilenet_v3_large": lambda: load_space("mobilenet_v3_large"),
     "mobilenet_v3_small": lambda: load_space("mobilenet_v3_small"),
-    "chain": every_block,
     "fbnet": lambda: load_space("fbnet"),
     "fbnet_32": lambda: load_space("fbnet_32", 3, 100),
     "proxylessnas": lambda: load_space("proxylessnas"),
@@ -105,9 +77,12 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
 }
 
 
-@pytest.fixture(params=SPACES, scope="module")
-def space(request: pytest.FixtureRequest) -> SearchSpace:
-    return SPACES[request.param]()
+EXAMPLES = ("every_block", "elastic_chain", "signals", "words")  # see conftest.py
+
+
+@pytest.fixture(params=[*SPACES, *EXAMPLES], scope="module")
+def space(request: pytest.FixtureRequest, examples: dict[str, Callable[[], SearchSpace]]) -> SearchSpace:
+    return {**SPACES, **examples}[request.param]()
 
 
 def sample(space: SearchSpace, n: int, seed: int = 0) -> np.ndarray:
@@ -232,9 +207,9 @@ def test_references_are_canonical_and_named(space: SearchSpace) -> None:
         assert (space.canonical(space.check(arch)) == arch).all()
 
 
-@pytest.mark.parametrize("make", [tiny, depths_only, tiny_resnet, tiny_vit])
-def test_size_counts_distinct_canonical_rows(make: Callable[[], SearchSpace]) -> None:
-    space = make()
+@pytest.mark.parametrize("name", ["tiny", "depths_only", "tiny_resnet", "tiny_vit", "words", "elastic_chain"])
+def test_size_counts_distinct_canonical_rows(name: str, examples: dict[str, Callable[[], SearchSpace]]) -> None:
+    space = {**SPACES, **examples}[name]()
     rows = np.array(list(product(*(range(c) for c in space.cardinalities))), dtype=space.dtype)
     assert space.size == len(np.unique(space.canonical(rows), axis=0))
 
