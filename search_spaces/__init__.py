@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from search_spaces.errors import UserError, nearest
     from search_spaces.layered import Layer, LayeredSpace
     from search_spaces.loading import load_space, presets
+    from search_spaces.mnasnet import MnasNetSpace
     from search_spaces.mobilenet_v3 import MobileNetV3Space
     from search_spaces.nasbench201 import NASBench201Space
     from search_spaces.onnx_reader import read_onnx
@@ -35,6 +36,7 @@ _LAZY = {
     "Layer": "layered",
     "LayeredSpace": "layered",
     "MixtureSupernet": "supernet",
+    "MnasNetSpace": "mnasnet",
     "MobileNetV3Space": "mobilenet_v3",
     "NASBench201Space": "nasbench201",
     "NormStats": "supernet",
@@ -61,10 +63,9 @@ _LAZY = {
 
 __all__ = [
     "Archs", "AutoFormerSpace", "Block", "Catalog", "ChainSpace", "Knob", "Layer", "LayeredSpace", "MixtureSupernet",
-    "MobileNetV3Space",
-    "NASBench201Space", "NormStats", "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace",
-    "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate", "load_space", "load_weights",
-    "nearest", "presets", "read_onnx", "reference_network", "reference_networks", "trace",
+    "MnasNetSpace", "MobileNetV3Space", "NASBench201Space", "NormStats", "Operator", "Published", "ReferenceNetwork",
+    "ResNetSpace", "SearchSpace", "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate",
+    "load_space", "load_weights", "nearest", "presets", "read_onnx", "reference_network", "reference_networks", "trace",
 ]  # fmt: skip
 
 

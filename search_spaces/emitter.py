@@ -46,15 +46,15 @@ class Emitter:
         if activation:
             self.same(activation)
 
-    def gates(self, squeeze: int) -> None:
-        """Squeeze-and-excitation with `squeeze` inner channels and a hard sigmoid."""
+    def gates(self, squeeze: int, kind: str = "hard_sigmoid") -> None:
+        """Squeeze-and-excitation with `squeeze` inner channels."""
         gated = self.last
         channels = self.builder.tensors[gated].shape[0]
         self.global_pool()
         self.conv(squeeze, bias=True)
         self.same("relu")
         self.conv(channels, bias=True)
-        self.same("hard_sigmoid")
+        self.same(kind)
         gate, self.last = self.last, gated
         self.same("mul", gate)
 

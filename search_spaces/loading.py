@@ -14,6 +14,7 @@ from search_spaces.autoformer import AutoFormerSpace
 from search_spaces.base import SearchSpace
 from search_spaces.chain import ChainSpace
 from search_spaces.errors import UserError, nearest
+from search_spaces.mnasnet import MnasNetSpace
 from search_spaces.mobilenet_v3 import MobileNetV3Space
 from search_spaces.nasbench201 import NASBench201Space
 from search_spaces.resnet import ResNetSpace
@@ -22,6 +23,7 @@ from search_spaces.resnet import ResNetSpace
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "autoformer": AutoFormerSpace,
     "chain": ChainSpace,
+    "mnasnet": MnasNetSpace,
     "mobilenet_v3": MobileNetV3Space,
     "nasbench201": NASBench201Space,
     "resnet": ResNetSpace,

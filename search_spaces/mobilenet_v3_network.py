@@ -40,15 +40,20 @@ class GlobalAvgPool(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gates from globally pooled channels (Hu et al., CVPR 2018), with a hard sigmoid as in MobileNetV3."""
+    """Channel gates from globally pooled channels (Hu et al., CVPR 2018), with a hard sigmoid as in MobileNetV3.
 
-    def __init__(self, channels: int, squeeze: int) -> None:
+    Args:
+        channels, squeeze: gated, and in between.
+        gate: instead of the hard sigmoid.
+    """
+
+    def __init__(self, channels: int, squeeze: int, gate: nn.Module | None = None) -> None:
         super().__init__()
         self.pool = GlobalAvgPool()
         self.reduce = nn.Conv2d(channels, squeeze, 1)
         self.activation = nn.ReLU()
         self.expand = nn.Conv2d(squeeze, channels, 1)
-        self.gate = nn.Hardsigmoid()
+        self.gate = nn.Hardsigmoid() if gate is None else gate
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(self.expand(self.activation(self.reduce(self.pool(x)))))

@@ -113,12 +113,12 @@ def _block(module: InvertedResidual, x: Tensor, spec: BlockSpec, normalise: Norm
         y = _conv_norm(module.expand, y, spec.hidden, spec.activation, normalise)
     y = _conv_norm(module.depthwise, y, spec.hidden, spec.activation, normalise, depthwise)
     if module.se is not None:
-        y = y * _gates(module.se, y, spec.squeeze)
+        y = y * gates(module.se, y, spec.squeeze)
     y = _conv_norm(module.project, y, spec.cout, "", normalise)
     return y + x if spec.residual else y
 
 
-def _gates(se: SqueezeExcite, x: Tensor, squeeze: int) -> Tensor:
+def gates(se: SqueezeExcite, x: Tensor, squeeze: int) -> Tensor:
     """Squeeze-and-excitation gates `(batch, channels, 1, 1)` with `squeeze` inner channels.
 
     The convolutions see single pixels; as matrix products they take a third of the time.
@@ -127,7 +127,7 @@ def _gates(se: SqueezeExcite, x: Tensor, squeeze: int) -> Tensor:
     y = F.avg_pool2d(x, x.shape[-2:]).flatten(1)
     reduce, expand = crop(se.reduce.weight, squeeze, channels, 1, 1), crop(se.expand.weight, channels, squeeze, 1, 1)
     y = torch.relu(F.linear(y, reduce.flatten(1), bias(se.reduce, squeeze)))
-    return F.hardsigmoid(F.linear(y, expand.flatten(1), bias(se.expand, channels)))[..., None, None]
+    return se.gate(F.linear(y, expand.flatten(1), bias(se.expand, channels)))[..., None, None]
 
 
 def _head(module: Head, x: Tensor, spec: HeadSpec, normalise: Normalise, drop: Drop) -> Tensor:

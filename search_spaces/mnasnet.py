@@ -1,0 +1,400 @@
+"""The factorized hierarchical search space of MnasNet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
+from search_spaces.emitter import strided
+from search_spaces.errors import UserError, explain
+from search_spaces.layout import Layout, Position
+from search_spaces.mnasnet_spec import (
+    HeadSpec,
+    LayerSpec,
+    NetworkSpec,
+    Skip,
+    head_workload,
+    layer_workload,
+    stem_workload,
+)
+
+if TYPE_CHECKING:
+    from search_spaces.mnasnet_network import MnasNet
+    from search_spaces.mnasnet_supernet import SuperMnasNet
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SearchedBlock(BaseModel):
+    """One block: equal layers of which the first may stride.
+
+    Args:
+        width: output channels at filter ratio 1.
+        stride: of the first layer.
+        depths: choices of the number of layers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: Positive
+    stride: Literal[1, 2] = 1
+    depths: tuple[Positive, ...] = (1,)
+
+    @field_validator("depths")
+    @classmethod
+    def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if not values or list(values) != sorted(set(values)):
+            raise ValueError("choices must be at least one, distinct and in ascending order")
+        return values
+
+
+class ReferenceArchitecture(BaseModel):
+    """A named architecture, one value per block, and what is published of it (see `Published`).
+
+    Args:
+        ops, kernels, squeezes, depths: of every block.
+        skips, filters: the same; `identity` and 1 everywhere where left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ops: tuple[str, ...]
+    kernels: tuple[int, ...]
+    squeezes: tuple[float, ...]
+    depths: tuple[int, ...]
+    skips: tuple[str, ...] = ()
+    filters: tuple[float, ...] = ()
+    macs: int | str | None = None
+    params: int | str | None = None
+    source: str = ""
+    options: dict[str, Any] = {}
+
+
+class Table(BaseModel):
+    """All that an `MnasNetSpace` is configured with, validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    in_channels: Positive
+    num_classes: Positive
+    stages: Annotated[tuple[SearchedBlock, ...], Field(min_length=1)]
+    resolutions: tuple[Positive, ...]
+    ops: tuple[str, ...]
+    kernels: tuple[Positive, ...]
+    squeezes: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    skips: tuple[Skip, ...]
+    filters: tuple[Annotated[float, Field(gt=0)], ...]
+    widths: tuple[Positive, ...]
+    stem_width: Positive
+    stem_stride: Literal[1, 2]
+    first_width: Positive
+    last_width: Positive
+    final_width: Positive
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    references: dict[str, ReferenceArchitecture]
+
+    @field_validator("resolutions", "ops", "kernels", "squeezes", "skips", "filters")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not values or len(set(values)) != len(values):
+            raise ValueError("choices must be at least one, and distinct")
+        return values
+
+    @field_validator("ops")
+    @classmethod
+    def _known(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for op in values:
+            if not re.fullmatch(r"conv|separable|mbconv[1-9]\d*", op):
+                raise ValueError(f"an operation is conv, separable, or mbconv with its expansion (mbconv6), got {op!r}")
+        return values
+
+    @field_validator("kernels")
+    @classmethod
+    def _odd(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(k % 2 == 0 for k in values):
+            raise ValueError(f"kernels must be odd, got {values}")
+        return values
+
+
+class MnasNetSpace(SearchSpace):
+    """Blocks that each choose their operation, kernel, squeeze-and-excitation, skip, width and number of layers.
+
+    The factorized hierarchical space of Tan et al. (CVPR 2019, section 4.1): the blocks are those of MobileNetV2
+    (Sandler et al., CVPR 2018); all layers of a block are equal, blocks are free of each other. The paper counts 432
+    choices per block and five blocks: here four operations (regular convolution, depthwise-separable, inverted residual
+    of expansion 3 or 6), two kernels, two squeeze ratios, three skips, three widths and three depths. MobileNetV2's
+    blocks of a single layer, the first and the last, are no choice: separable 3x3 and inverted residual 3x3 of
+    expansion 6, as in all networks that the paper found.
+
+    Where the paper is silent: a skip is left out where the layer changes the number of channels, and the identity also
+    where it strides; `pool` is a 3x3 average; widths are rounded to the nearest multiple of 8. Inner channels of
+    squeeze-and-excitation are a share of the layer's input, as in the authors' code. All knobs are always active, and
+    isomorphic networks are not merged: so does the paper count.
+
+    Knobs, only where there is a choice: `resolution`, then for every block `stage<i>.op`, `.kernel`, `.squeeze`,
+    `.skip`, `.filters`, `.depth`.
+
+    Args:
+        in_channels, num_classes: of the task.
+        stages: the searched blocks, `SearchedBlock` objects or mappings with the same keys.
+        resolutions: choices of the input's edge in pixels; images are resized.
+        ops: choices of the operation: `conv`, `separable`, `mbconv3`, `mbconv6`, ...
+        kernels: choices of its kernel; odd.
+        squeezes: choices of the share of squeeze-and-excitation; 0 for none.
+        skips: choices among `none`, `identity` and `pool`.
+        filters: choices of a block's width, relative to the table's.
+        widths: instead of the stages' widths, one per stage.
+        stem_width, stem_stride: of the first convolution.
+        first_width, last_width: of the first and the last layer.
+        final_width: channels of the last 1x1 convolution.
+        dropout: probability before the classifier.
+        references: name -> `ReferenceArchitecture` or a mapping.
+        name: what the space is called in messages.
+
+    Raises:
+        UserError: a key or value that makes no sense, named with what would be right.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        *,
+        stages: Sequence[SearchedBlock | Mapping[str, Any]],
+        resolutions: Sequence[int] = (224,),
+        ops: Sequence[str] = ("conv", "separable", "mbconv3", "mbconv6"),
+        kernels: Sequence[int] = (3, 5),
+        squeezes: Sequence[float] = (0, 0.25),
+        skips: Sequence[str] = ("none", "pool", "identity"),
+        filters: Sequence[float] = (0.75, 1.0, 1.25),
+        widths: Sequence[int] = (),
+        stem_width: int = 32,
+        stem_stride: int = 2,
+        first_width: int = 16,
+        last_width: int = 320,
+        final_width: int = 1280,
+        dropout: float = 0.0,
+        references: Mapping[str, Any] | None = None,
+        name: str = "mnasnet",
+    ) -> None:
+        self.name = name
+        try:
+            self.table = Table.model_validate(
+                {
+                    "in_channels": in_channels,
+                    "num_classes": num_classes,
+                    "stages": stages,
+                    "resolutions": resolutions,
+                    "ops": ops,
+                    "kernels": kernels,
+                    "squeezes": squeezes,
+                    "skips": skips,
+                    "filters": filters,
+                    "widths": widths,
+                    "stem_width": stem_width,
+                    "stem_stride": stem_stride,
+                    "first_width": first_width,
+                    "last_width": last_width,
+                    "final_width": final_width,
+                    "dropout": dropout,
+                    "references": references or {},
+                }
+            )
+        except ValidationError as error:
+            raise UserError(explain(error, name, SearchedBlock.model_fields)) from error
+        if widths and len(widths) != len(self.table.stages):
+            raise UserError(f"{name}: widths: needs one per stage, {len(self.table.stages)}, got {list(widths)}")
+        self._widths = self.table.widths or tuple(stage.width for stage in self.table.stages)
+        self._places = [(s, b) for s, stage in enumerate(self.table.stages) for b in range(stage.depths[-1])]
+        self._layout = self._lay_out()
+        self._references = {key: self._reference(key, r) for key, r in self.table.references.items()}
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        return self._layout.knobs
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        largest = max(self.table.resolutions)
+        return self.table.in_channels, largest, largest
+
+    @property
+    def num_classes(self) -> int:
+        return self.table.num_classes
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return Catalog(int(self._layout.first_id[-1]), self._make_block)
+
+    def blocks(self, archs: Archs) -> NDArray[np.int32]:
+        """Positions: the stem with the first layer, every layer of every block, the last layer with the head."""
+        return self._layout.blocks(archs)
+
+    @property
+    def block_knobs(self) -> tuple[tuple[int, ...], ...]:
+        return self._layout.position_knobs
+
+    @property
+    def references(self) -> dict[str, Archs]:
+        """The two ends, and those of the table."""
+        return super().references | self._references
+
+    @property
+    def published(self) -> dict[str, Published]:
+        return {name: Published(r.macs, r.params, r.source, r.options) for name, r in self.table.references.items()}
+
+    def spec(self, arch: Archs) -> NetworkSpec:
+        """The network that architecture `(K,)` stands for, as plain data."""
+        table = self.table
+        chosen = {knob.name: int(choice) for knob, choice in zip(self.knobs, np.asarray(arch), strict=True)}
+        return NetworkSpec(
+            resolution=table.resolutions[chosen.get("resolution", 0)],
+            in_channels=table.in_channels,
+            stem=table.stem_width,
+            stem_stride=table.stem_stride,
+            first=self._first,
+            blocks=tuple(
+                tuple(self._layer_spec(s, b, chosen) for b in range(stage.depths[chosen.get(f"stage{s}.depth", 0)]))
+                for s, stage in enumerate(table.stages)
+            ),
+            head=self.head_spec(chosen),
+        )
+
+    def build(self, arch: Archs) -> MnasNet:
+        from search_spaces.mnasnet_network import MnasNet
+
+        return MnasNet(self.spec(arch))
+
+    def supernet(self) -> SuperMnasNet:
+        from search_spaces.mnasnet_supernet import SuperMnasNet
+
+        return SuperMnasNet(self)
+
+    def shared_layer_specs(self, stage: int, layer: int) -> dict[str, LayerSpec]:
+        """By kind of operation, the layer that contains all others at this place: the supernet holds these."""
+        table = self.table
+        widest = int(np.argmax(table.filters))
+        chosen = {f"stage{s}.filters": widest for s in range(len(table.stages))}
+        found: dict[str, LayerSpec] = {}
+        for op in sorted(range(len(table.ops)), key=lambda i: _expansion(table.ops[i])):
+            largest = {"op": op, "kernel": int(np.argmax(table.kernels)), "squeeze": int(np.argmax(table.squeezes))}
+            spec = self._layer_spec(stage, layer, chosen | {f"stage{stage}.{k}": v for k, v in largest.items()})
+            found[spec.kind] = spec
+        return found
+
+    def _lay_out(self) -> Layout:
+        table = self.table
+        per_stage = {
+            "op": table.ops,
+            "kernel": table.kernels,
+            "squeeze": table.squeezes,
+            "skip": table.skips,
+            "filters": table.filters,
+        }
+        choices: dict[str, tuple[Any, ...]] = {"resolution": table.resolutions}
+        for s, stage in enumerate(table.stages):
+            choices |= {f"stage{s}.{what}": values for what, values in per_stage.items()}
+            choices[f"stage{s}.depth"] = stage.depths
+        layers = [
+            Position(
+                (
+                    "resolution",
+                    *(() if b else (f"stage{s - 1}.filters",)),
+                    *(f"stage{s}.{what}" for what in per_stage),
+                ),
+                depth=f"stage{s}.depth",
+                least=sum(depth <= b for depth in table.stages[s].depths),
+            )
+            for s, b in self._places
+        ]
+        last = f"stage{len(table.stages) - 1}.filters"
+        return Layout(choices, [Position(("resolution",)), *layers, Position(("resolution", last))])
+
+    def _channels(self, stage: int, chosen: Mapping[str, int]) -> int:
+        """Output channels of a block; block -1 is the first layer."""
+        if stage < 0:
+            return self.table.first_width
+        ratio = self.table.filters[chosen.get(f"stage{stage}.filters", 0)]
+        return max(8, int(self._widths[stage] * ratio + 4) // 8 * 8)
+
+    def _layer_spec(self, s: int, b: int, chosen: Mapping[str, int]) -> LayerSpec:
+        table = self.table
+        cout = self._channels(s, chosen)
+        return layer_spec(
+            table.ops[chosen.get(f"stage{s}.op", 0)],
+            cout if b else self._channels(s - 1, chosen),
+            cout,
+            table.kernels[chosen.get(f"stage{s}.kernel", 0)],
+            1 if b else table.stages[s].stride,
+            table.squeezes[chosen.get(f"stage{s}.squeeze", 0)],
+            table.skips[chosen.get(f"stage{s}.skip", 0)],
+        )
+
+    @property
+    def _first(self) -> LayerSpec:
+        return layer_spec("separable", self.table.stem_width, self.table.first_width, 3, 1, 0, "none")
+
+    def head_spec(self, chosen: Mapping[str, int]) -> HeadSpec:
+        table = self.table
+        cin = self._channels(len(table.stages) - 1, chosen)
+        layer = layer_spec("mbconv6", cin, table.last_width, 3, 1, 0, "none")
+        return HeadSpec(layer, table.final_width, table.num_classes, table.dropout)
+
+    def _make_block(self, index: int) -> Block:
+        position, chosen = self._layout.locate(index)
+        table = self.table
+        size = table.resolutions[chosen.get("resolution", 0)]
+        if position == 0:
+            stem = stem_workload(table.in_channels, size, table.stem_width, table.stem_stride, self._first)
+            return Block("stem", stem)
+        size = strided(size, table.stem_stride)
+        s, b = self._places[position - 1] if position <= len(self._places) else (len(table.stages), 0)
+        for stage in table.stages[: s + (b > 0)]:
+            size = strided(size, stage.stride)
+        if s == len(table.stages):
+            return Block("head", head_workload(self.head_spec(chosen), size))
+        return Block(f"stage{s}.layer{b}", layer_workload(self._layer_spec(s, b, chosen), size))
+
+    def _reference(self, name: str, reference: ReferenceArchitecture) -> Archs:
+        """Its row, at the last resolution."""
+        where, count = f"{self.name}: references.{name}", len(self.table.stages)
+        wanted: dict[str, Any] = {"resolution": self.table.resolutions[-1]}
+        for what, values, choices in (
+            ("op", reference.ops, self.table.ops),
+            ("kernel", reference.kernels, self.table.kernels),
+            ("squeeze", reference.squeezes, self.table.squeezes),
+            ("skip", reference.skips or ("identity",) * count, self.table.skips),
+            ("filters", reference.filters or (1.0,) * count, self.table.filters),
+            ("depth", reference.depths, None),
+        ):
+            if len(values) != count:
+                raise UserError(f"{where}: {what}: needs one per stage, {count}, got {len(values)}")
+            for s, value in enumerate(values):
+                offered = self.table.stages[s].depths if choices is None else choices
+                if value not in offered:
+                    raise UserError(f"{where}: {what}: stage {s} offers {offered}, got {value!r}")
+                wanted[f"stage{s}.{what}"] = value
+        return self.encode({knob.name: wanted[knob.name] for knob in self.knobs})
+
+
+def layer_spec(op: str, cin: int, cout: int, kernel: int, stride: int, squeeze: float, skip: Skip) -> LayerSpec:
+    """A layer from its choices; a skip that the shapes do not allow is none."""
+    if cin != cout or (skip == "identity" and stride > 1):
+        skip = "none"
+    inner = max(1, int(cin * squeeze)) if squeeze else 0
+    if op == "conv":
+        return LayerSpec("conv", cin, cout, cout, kernel, stride, inner, skip)
+    if op == "separable":
+        return LayerSpec("separable", cin, cin, cout, kernel, stride, inner, skip)
+    return LayerSpec("mbconv", cin, cin * _expansion(op), cout, kernel, stride, inner, skip)
+
+
+def _expansion(op: str) -> int:
+    return int(op.removeprefix("mbconv")) if op.startswith("mbconv") else 1
