@@ -9,6 +9,7 @@ import pytest
 
 from search_spaces import (
     AutoFormerSpace,
+    MnasNetSpace,
     MobileNetV3Space,
     ResNetSpace,
     SearchSpace,
@@ -33,6 +34,14 @@ def tiny(**options: Any) -> MobileNetV3Space:
 def depths_only() -> MobileNetV3Space:
     """Depths without other knobs in their blocks: nothing else tells them."""
     return tiny(stages=[{"width": 8, "depths": [1, 2, 4], "expansions": [2]}, {"width": 16, "expansions": [2, 3]}])
+
+
+def tiny_mnasnet() -> MnasNetSpace:
+    """Small enough to be enumerated; every kind of layer and skip, odd maps."""
+    return MnasNetSpace(
+        1, 4, stages=[{"width": 16, "depths": [1, 3]}, {"width": 16, "stride": 2}], resolutions=[9], filters=[0.5, 1],
+        kernels=[3], final_width=16, last_width=16, stem_stride=1, name="tiny_mnasnet",
+    )  # fmt: skip
 
 
 def tiny_resnet(**options: Any) -> ResNetSpace:
@@ -71,6 +80,8 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "fbnet_32": lambda: load_space("fbnet_32", 3, 100),
     "proxylessnas": lambda: load_space("proxylessnas"),
     "tiny_resnet": tiny_resnet,
+    "tiny_mnasnet": tiny_mnasnet,
+    "mnasnet": lambda: load_space("mnasnet"),
     "ofa_resnet50": lambda: load_space("ofa_resnet50"),
     "nasbench201": lambda: load_space("nasbench201"),
     "nasbench201_tiny": lambda: load_space("nasbench201", 1, 4, resolution=8, channels=4, cells=1),

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from search_spaces import AutoFormerSpace, MobileNetV3Space, ResNetSpace, SearchSpace, UserError, calibrate, load_space
+from search_spaces import (
+    AutoFormerSpace,
+    MnasNetSpace,
+    MobileNetV3Space,
+    ResNetSpace,
+    SearchSpace,
+    UserError,
+    calibrate,
+    load_space,
+)
 from search_spaces.layered_supernet import fit
 from search_spaces.shared_layers import WeightSharingSupernet
 from search_spaces.supernet import MixtureSupernet
@@ -26,6 +35,7 @@ RESNET: dict[str, Any] = {
     "expansions": [0.25, 0.5],
     "stem_width": 32,
 }
+BLOCKS = [{"width": 16, "stride": 2, "depths": [1, 2]}, {"width": 24}, {"width": 24, "stride": 2, "depths": [2, 3]}]
 SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny": lambda: MobileNetV3Space(2, 5, stages=STAGES, resolutions=[9, 16], widths=[0.5, 1.0], final_width=32),
     "vit": lambda: AutoFormerSpace(
@@ -35,6 +45,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "quickstart": lambda: load_space("quickstart", 1, 10),
     "mobile96": lambda: load_space("mobile96", 3, 10, resolutions=[32, 40]),
     "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3", 3, 10, resolutions=[32]),
+    "mnasnet": lambda: MnasNetSpace(2, 5, stages=BLOCKS, resolutions=[12, 19], stem_width=16, final_width=32),
     "resnet": lambda: ResNetSpace(2, 5, **RESNET, resolutions=[20, 28], name="resnet"),
     "fbnet_32": lambda: load_space("fbnet_32", 3, 10, resolution=16, widths=[8, 8, 8, 16, 16, 16, 24], final_width=32),
     "nasbench201": lambda: load_space("nasbench201", 3, 10, resolution=16, channels=8, cells=2),
@@ -43,7 +54,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
 
 EXAMPLES = ("every_block", "elastic_chain", "signals", "words")  # see conftest.py
 # Those that mixture supernets exist for.
-MIXTURES = tuple(name for name in (*SPACES, *EXAMPLES) if name != "resnet")
+MIXTURES = tuple(name for name in (*SPACES, *EXAMPLES) if name not in ("mnasnet", "resnet"))
 
 
 @pytest.fixture(params=[*SPACES, *EXAMPLES], scope="module")
