@@ -1,12 +1,16 @@
 """What weight sharing costs: training steps of subnets in the supernet against the same networks extracted.
 
     python -m benchmarks.supernet_step [--space ofa_mobilenet_v3] [--resolution 64] [--batch 64] [--repeats 5] [--quick]
+                                       [--dtype fp32 bf16]
 
 One thread, processor time, interleaved, median over repeats. A step is: gradients cleared, forward, cross-entropy,
 backward and one SGD step with momentum and weight decay. In the supernet SGD runs over all parameters that got a
 gradient, at their full size; each extracted network has its own SGD. Images come at the space's largest resolution: the
-supernet resizes them within its step, an extracted network gets them resized beforehand. The last line is JSON:
+supernet resizes them within its step, an extracted network gets them resized beforehand. With `bf16` forward passes run
+under autocast. The last line is JSON; with several dtypes, as by default for vision transformers, all keys but the last
+end in `_fp32` or `_bf16`:
 
+random_s               processor seconds of a supernet step, mean over the random subnets
 dynamic_over_static    total over the smallest, the largest and eight seeded random subnets, supernet / extracted
 sandwich_over_static   one sandwich step (largest, smallest, two random; gradients accumulate, one SGD step) over the
                        total of separate steps of the same four networks extracted
@@ -35,13 +39,15 @@ from search_spaces.base import Archs
 from search_spaces.supernet import resize
 
 CLASSES = 100
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Training:
     """A model with its optimiser; `step` runs it for each given forward pass and returns processor seconds."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self.model = model.train()
+        self.dtype = dtype
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=3e-5)
 
     def step(self, inputs: Sequence[tuple[Any, ...]], labels: Tensor) -> float:
@@ -49,22 +55,24 @@ class Training:
         start = time.process_time()
         self.optimizer.zero_grad()
         for x in inputs:
-            F.cross_entropy(self.model(*x), labels).backward()
+            with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+                logits = self.model(*x)
+            F.cross_entropy(logits.float(), labels).backward()
         self.optimizer.step()
         return time.process_time() - start
 
 
 def measure(
-    space: SearchSpace, archs: dict[str, Archs], images: Tensor, labels: Tensor, repeats: int
+    space: SearchSpace, archs: dict[str, Archs], images: Tensor, labels: Tensor, repeats: int, dtype: torch.dtype
 ) -> dict[str, float]:
     """The figures; the first four of `archs` (largest, smallest, two random) make the sandwich."""
     supernet = space.supernet()
     static, resized = {}, {}
     for name, arch in archs.items():
-        static[name] = Training(supernet.extract(arch, calibrate(supernet, arch, images[:8])))
+        static[name] = Training(supernet.extract(arch, calibrate(supernet, arch, images[:8])), dtype)
         size = space.decode(arch).get("resolution", space.input_shape[1])
         resized[name] = resize(images, int(size)).contiguous(memory_format=torch.channels_last)
-    dynamic = Training(supernet)
+    dynamic = Training(supernet, dtype)
     sandwich = list(archs)[:4]
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in archs}
     sandwich_seconds = []
@@ -82,13 +90,12 @@ def measure(
         print(f"{name:>10} {shared * 1e3:12.1f} {alone * 1e3:13.1f} {shared / alone:7.3f}")
     total = np.sum(list(medians.values()), axis=0)
     sandwich_s = float(np.median(sandwich_seconds))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
+        "random_s": round(float(np.mean([medians[name][0] for name in archs if name.startswith("random")])), 4),
         "dynamic_over_static": round(float(total[0] / total[1]), 4),
         "sandwich_over_static": round(sandwich_s / float(sum(medians[name][1] for name in sandwich)), 4),
         "sandwich_s": round(sandwich_s, 4),
         "images_per_s": round(len(images) / sandwich_s, 1),
-        "peak_memory_mb": round(peak / 1e6, 1),
     }
 
 
@@ -102,11 +109,14 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="two random subnets, two repeats: seconds, and rough figures"
     )
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), help="fp32 unless given; both for transformers")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     resolution = options.resolution or (64 if options.space == "ofa_mobilenet_v3" else None)
-    space = load_space(options.space, 3, CLASSES, **({"resolutions": [resolution]} if resolution else {}))
+    transformer = options.space.startswith("autoformer")
+    sized: dict[str, Any] = {"resolution": resolution} if transformer else {"resolutions": [resolution]}
+    space = load_space(options.space, 3, CLASSES, **(sized if resolution else {}))
     drawn = space.sample(2 if options.quick else 8, np.random.default_rng(options.seed))
     ends = space.references
     archs = {"largest": ends["largest"], "smallest": ends["smallest"]}
@@ -114,7 +124,13 @@ def main() -> None:
     images = torch.randn(options.batch, *space.input_shape).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (options.batch,))
     print(f"{options.space} at {space.input_shape[1]} pixels, batch {options.batch}, {CLASSES} classes, one thread")
-    print(json.dumps(measure(space, archs, images, labels, 2 if options.quick else options.repeats)))
+    dtypes = options.dtype or (list(DTYPES) if transformer else ["fp32"])
+    figures: dict[str, float] = {}
+    for dtype in dtypes:
+        found = measure(space, archs, images, labels, 2 if options.quick else options.repeats, DTYPES[dtype])
+        figures |= {f"{key}_{dtype}" if len(dtypes) > 1 else key: value for key, value in found.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({**figures, "peak_memory_mb": round(peak / 1e6, 1)}))
 
 
 if __name__ == "__main__":
