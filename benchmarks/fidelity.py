@@ -23,7 +23,7 @@ from nasbench.experiment import SUPERNET, spread_sample
 from nasbench.plan import make_plan
 from nasbench.run import load_run_config
 from nasbench.training import evaluate_network, load_weights, train_network, train_supernet
-from predictors.calibration import network_input_shape
+from predictors.measuring import network_input_shape
 
 
 def main() -> None:

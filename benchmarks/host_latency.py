@@ -33,7 +33,8 @@ from scipy.stats import spearmanr
 
 from hardware_profiles import Artifact, Target, converter_for, load_target, meter_for
 from predictors import CalibrationNetwork, calibrate
-from predictors.calibration import Calibration, SpaceNetwork
+from predictors.calibration import Calibration
+from predictors.measuring import SpaceNetwork
 from search_spaces import SearchSpace, UserError, load_space, reference_network, reference_networks
 
 # The spaces with the task that each is meant for: input channels and classes.
@@ -100,7 +101,7 @@ def compare(
     for i in sorted(set(range(len(tested))) - set(kept)):
         print(f"left out: {tested[i].name}: {runs[0][i].error or runs[1][i].error}")
     first, second = (np.array([run[i].latency_ms for i in kept]) for run in runs)
-    estimate = calibration.predictor().predict([tested[i].workload() for i in kept])
+    estimate = calibration.predictor(target).predict([tested[i].workload() for i in kept])
     off = np.abs(estimate.mean / first - 1)
     within, repeat = float(np.mean(off <= 0.1)), float(np.mean(np.abs(second / first - 1) <= 0.1))
     inside = (first >= estimate.quantile(0.05)) & (first <= estimate.quantile(0.95))
@@ -152,7 +153,7 @@ def main() -> None:
             else:
                 space = load_space(part, *SPACES[part])
                 calibration = calibrate(target, space, args.calibration, seed=args.seed, cache=Path(cache))
-                networks = drawn(space, args.networks, args.seed, {n.name for n in calibration.networks})
+                networks = drawn(space, args.networks, args.seed, {r.network for r in calibration.rows})
         results[part] = compare(target, calibration, networks, args.seed, part)
     keys = list(next(iter(results.values())))
     print("part".ljust(16) + "".join(k.rjust(26) for k in keys))

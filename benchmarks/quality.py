@@ -35,7 +35,7 @@ from nasbench.run import RunView, load_run
 from nasbench.stages.artifacts import evaluate_artifact
 from nasbench.stages.base import Candidate, Form, StageContext
 from nasbench.training import train_network
-from predictors.calibration import network_input_shape
+from predictors.measuring import network_input_shape
 from search_spaces import load_space, read_onnx
 
 WIDTHS = (0.35, 0.5, 0.65, 0.8, 1.0, 1.25)

@@ -28,6 +28,7 @@ class Artifact:
         precision: `fp32`, `fp16`, `int8`.
         input_shape: `(channels, height, width)` per sample, whatever the file's own layout.
         note: what a reader of its numbers should know, such as the images that int8 ranges come from.
+        name: what the network is called, where its file is a temporary one.
     """
 
     path: Path
@@ -35,6 +36,12 @@ class Artifact:
     precision: str
     input_shape: tuple[int, ...]
     note: str = ""
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What errors call it: the network's name, else the file."""
+        return self.name or str(self.path)
 
     @property
     def file_bytes(self) -> int:

@@ -163,8 +163,8 @@ class OutOfProcessMeter(Meter):
     def _refusal(self, artifact: Artifact) -> str:
         wanted = self.section.format or self.tool.format
         if artifact.format != wanted:
-            return f"{artifact.path}: format {artifact.format!r}, where this device takes {wanted!r}"
-        return "" if artifact.path.is_file() else f"{artifact.path}: no such file"
+            return f"{artifact.label}: format {artifact.format!r}, where this device takes {wanted!r}"
+        return "" if artifact.path.is_file() else f"{artifact.label}: no such file"
 
     def _take(self, one: _Running, target: Target) -> str:
         """One run of one artifact. Returns why the device is given up, if it is."""
@@ -181,10 +181,10 @@ class OutOfProcessMeter(Meter):
         try:
             one.readings.append(self._retried(attempt))
         except DeviceGone as error:
-            one.error = f"{one.artifact.path.name}: {error}"
+            one.error = f"{one.artifact.label}: {error}"
             return f"not measured: the device was lost before: {error}"
         except ToolError as error:
-            one.error = f"{one.artifact.path.name}: {error}"
+            one.error = f"{one.artifact.label}: {error}"
         return ""
 
     def _retried(self, attempt: Callable[[], Any]) -> Any:

@@ -143,10 +143,10 @@ class InProcessMeter(Meter):
         """
         if artifact.format not in self.formats:
             raise UserError(
-                f"{artifact.path}: format {artifact.format!r}, this meter runs {' or '.join(self.formats)} only"
+                f"{artifact.label}: format {artifact.format!r}, this meter runs {' or '.join(self.formats)} only"
             )
         if not artifact.path.is_file():
-            raise UserError(f"{artifact.path}: no such file")
+            raise UserError(f"{artifact.label}: no such file")
         try:
             with quiet():
                 session = self.open(artifact, target)
@@ -155,7 +155,7 @@ class InProcessMeter(Meter):
         except UserError:
             raise
         except Exception as error:  # runtimes have no common base of their errors
-            raise UserError(f"{artifact.path}: {self.title} cannot run this file: {reason(error)}") from error
+            raise UserError(f"{artifact.label}: {self.title} cannot run this file: {reason(error)}") from error
         return session
 
     def _profiled_input(self, artifact: Artifact, target: Target) -> Array:

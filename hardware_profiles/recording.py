@@ -155,7 +155,7 @@ class ReplayMeter(Meter):
             )
             reason = f"SHA-256 {digest[:16]} was never measured on {target.name}" if digest else "no such file"
             return Measurement(
-                artifact, float("nan"), np.empty(0), protocol, error=f"{artifact.path}: {reason}, says {self.path}"
+                artifact, float("nan"), np.empty(0), protocol, error=f"{artifact.label}: {reason}, says {self.path}"
             )
         when = f"recorded {found.measured:%Y-%m-%d}"
         return Measurement(

@@ -107,16 +107,16 @@ class VelaMeter(Meter):
 
     def _estimate(self, artifact: Artifact, target: Target, command: Sequence[str]) -> Measurement:
         if artifact.format != "tflite":
-            raise UserError(f"{artifact.path}: format {artifact.format!r}, this meter compiles tflite only")
+            raise UserError(f"{artifact.label}: format {artifact.format!r}, this meter compiles tflite only")
         if not artifact.path.is_file():
-            raise UserError(f"{artifact.path}: no such file")
+            raise UserError(f"{artifact.label}: no such file")
         with tempfile.TemporaryDirectory(prefix="nasbench-vela-") as folder:
             try:
                 done = self.runner([*command, "--output-dir", folder, str(artifact.path)], self.timeout_s)
             except ToolError as error:
-                raise UserError(f"{artifact.path}: {error}") from error
+                raise UserError(f"{artifact.label}: {error}") from error
             if done.returncode != 0:
-                raise UserError(f"{artifact.path}: vela cannot compile this file: {done.complaint}")
+                raise UserError(f"{artifact.label}: vela cannot compile this file: {done.complaint}")
             (summary,) = _table(folder, "*_summary_*.csv", artifact)[:1]
             layers = _table(folder, "*_per-layer.csv", artifact)
         latency_ms = _number(summary, "inference_time", artifact) * 1e3
@@ -125,7 +125,7 @@ class VelaMeter(Meter):
         elsewhere = sorted({_kind(row) for row in layers if row.get("Target", "NPU") != "NPU"})
         if not on_npu or not (latency_ms > 0 and hertz > 0):
             what = f"{artifact.precision} file; it takes int8"
-            raise UserError(f"{artifact.path}: nothing of this network runs on the NPU ({what})")
+            raise UserError(f"{artifact.label}: nothing of this network runs on the NPU ({what})")
         operators = tuple(
             OperatorTime(row.get("Name", "").strip("; "), _kind(row), _number(row, "Op Cycles", artifact) / hertz * 1e3)
             for row in on_npu
@@ -172,7 +172,7 @@ def _table(folder: str, pattern: str, artifact: Artifact) -> list[dict[str, str]
         with files[0].open(newline="", encoding="utf-8", errors="replace") as file:
             rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file)]
     if not rows:
-        raise UserError(f"{artifact.path}: vela ended well but wrote no report {pattern}")
+        raise UserError(f"{artifact.label}: vela ended well but wrote no report {pattern}")
     return rows
 
 
@@ -180,7 +180,7 @@ def _number(row: dict[str, Any], key: str, artifact: Artifact) -> float:
     try:
         value = float(row[key])
     except (KeyError, ValueError) as error:
-        raise UserError(f"{artifact.path}: vela's report has no number {key!r}: {row.get(key, '')!r}") from error
+        raise UserError(f"{artifact.label}: vela's report has no number {key!r}: {row.get(key, '')!r}") from error
     if not math.isfinite(value) or value < 0:
-        raise UserError(f"{artifact.path}: vela's report has {key} = {value}")
+        raise UserError(f"{artifact.label}: vela's report has {key} = {value}")
     return value

@@ -15,7 +15,7 @@ from hardware_profiles.paths import write_text
 from hardware_profiles.profile import parse_profile
 from nasbench.networks import NamedNetwork, named_network, space_network, suite_networks
 from predictors.base import Array, Estimate
-from predictors.target_calibration import MeasuredRow, TargetCalibration
+from predictors.calibration import Calibration, MeasuredRow
 from search_spaces import SearchSpace, UserError, Workload
 
 # Measured where none are named, to validate: of several families, light enough for a small board.
@@ -207,7 +207,7 @@ def calibration_networks(
     """
     found: list[NamedNetwork] = []
     if spaces:
-        from predictors.calibration import choose
+        from predictors.measuring import choose
 
         shares = [len(part) for part in np.array_split(np.arange(networks), len(spaces))]
         for (label, space), share in zip(spaces.items(), shares, strict=True):
@@ -267,14 +267,14 @@ def validate_target(
     Raises:
         UserError: no rows, or nothing predicts the target.
     """
+    from predictors.calibration import kept_calibration
     from predictors.choice import choose_predictor
-    from predictors.target_calibration import kept_calibration
 
     if not rows:
         raise UserError(f"{target.name}: nothing was measured, so nothing can be validated")
     choice = choose_predictor(target, "latency_ms", predictor=predictor)
     estimate: Estimate = choice.predictor.predict(list(workloads))
-    calibration: TargetCalibration | None = kept_calibration(target)
+    calibration: Calibration | None = kept_calibration(target)
     before = {r.network: r.latency_ms for r in calibration.rows} if calibration else {}
     return Validation(
         networks=tuple(r.network for r in rows),

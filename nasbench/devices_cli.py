@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from hardware_profiles import Target
     from nasbench.measurements import Measured
     from nasbench.networks import NamedNetwork
-    from predictors.target_calibration import FittedMetric, MeasuredRow
+    from predictors.calibration import MeasuredRow
+    from predictors.calibration_methods import FittedMetric
     from search_spaces import SearchSpace
 
 app = typer.Typer(
@@ -188,18 +189,18 @@ def calibrate(
     if from_ is None:
         _check_meter(device, meter)
     spaces = _spaces(space)
-    host = protocol = ""
+    about: dict[str, Any] = {}
     if from_ is not None:
         rows = read_measurements(from_, device, spaces)
-        protocol = f"measurements read from {from_.name}"
+        about["source"] = from_.name
     else:
         chosen = calibration_networks(device, networks, spaces)
         device, measured = _measured(device, chosen, meter, None, quiet)
         _keep(_measurements_path(device), device, measured)
         _say_failures(measured)
         rows = [m.row for m in measured if m.row]
-        host, protocol = _protocol(measured)
-    _fit_and_keep(device, rows, spaces, method, host, protocol, output, quiet)
+        about = _about(measured)
+    _fit_and_keep(device, rows, spaces, method, about, output, quiet)
 
 
 @app.command()
@@ -261,13 +262,13 @@ def validate(
             file=sys.stderr,
         )
     if recalibrate:
-        from predictors.target_calibration import kept_calibration
+        from predictors.calibration import kept_calibration
 
         before = kept_calibration(device)
         fresh = {r.network for r in rows}
         earlier = [r for r in before.rows if r.network not in fresh] if before else []
-        host, protocol = (before.host, before.protocol) if before else ("", "")
-        _fit_and_keep(device, [*earlier, *rows], spaces, "auto", host, protocol, None, quiet)
+        about = before.model_dump(include={"source", "host", "protocol"}) if before else {}
+        _fit_and_keep(device, [*earlier, *rows], spaces, "auto", about, None, quiet)
 
 
 def _load(name: str) -> Target:
@@ -277,7 +278,7 @@ def _load(name: str) -> Target:
 
 
 def _check_method(method: str) -> None:
-    from predictors.target_calibration import METHODS
+    from predictors.calibration_methods import METHODS
     from search_spaces import nearest
 
     if method not in ("auto", *METHODS):
@@ -340,15 +341,14 @@ def _keep(path: Path, target: Target, measured: list[Measured]) -> None:
     append_measurements(path, target, measured)
 
 
-def _protocol(measured: list[Measured]) -> tuple[str, str]:
-    """The device's own name, and how it was measured, in a few words."""
-    for one in measured:
-        if one.measurement and not one.error:
-            p = one.measurement.protocol
-            return p.host, (
-                f"{p.runtime} {p.runtime_version}, {p.precision}, {p.threads} threads, batch {p.batch}, {p.statistic}"
-            )
-    return "", ""
+def _about(measured: list[Measured]) -> dict[str, Any]:
+    """What a calibration keeps of a session of measuring besides its numbers."""
+    protocol = next(m.measurement.protocol for m in measured if m.measurement)
+    return {
+        "host": protocol.host,
+        "protocol": protocol,
+        "failures": {m.network.name: m.error for m in measured if m.error},
+    }
 
 
 def _fit_and_keep(
@@ -356,18 +356,17 @@ def _fit_and_keep(
     rows: list[MeasuredRow],
     spaces: dict[str, SearchSpace],
     method: str,
-    host: str,
-    protocol: str,
+    about: dict[str, Any],
     output: Path | None,
     quiet: bool,
 ) -> None:
     from nasbench.devices import resolved
     from nasbench.progress import Reporter
-    from predictors.target_calibration import calibration_path, fit_target
+    from predictors.calibration import calibration_path, fit_target
 
     with Reporter(quiet).phase(f"fit {target.name}"):
         rows, workloads = resolved(rows, spaces)
-        calibration = fit_target(target, rows, workloads, method=method, host=host, protocol=protocol)  # type: ignore[arg-type]
+        calibration = fit_target(target, rows, workloads, method=method, **about)  # type: ignore[arg-type]
     path = calibration_path(target)
     calibration.save(path)
     if output is not None:
@@ -375,6 +374,8 @@ def _fit_and_keep(
     for metric, model in calibration.models.items():
         print(f"{metric} on {target.name}: {calibration.basis(metric)}")
         print(_quality(model))
+    if calibration.warning:
+        print(f"warning: {calibration.warning}", file=sys.stderr)
     print(f"kept in {path}", file=sys.stderr)
 
 

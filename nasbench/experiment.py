@@ -37,8 +37,7 @@ from nasbench.search import search
 from nasbench.selection import named_networks, select
 from nasbench.strategies.base import GradientStrategy, Strategy
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
-from predictors.choice import AnyCalibration, load_calibration
-from predictors.target_calibration import kept_calibration
+from predictors.calibration import kept_calibration
 from search_spaces import SearchSpace, UserError
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
     Targets that can be measured are calibrated first, which is frozen in the run; so is a calibration of another target
     that lies in the user's directory.
     """
-    calibrations: dict[str, AnyCalibration] = {}
+    calibrations: dict[str, Calibration] = {}
     predictors = plan.config.targets.predictors
     for name in sorted({o.target for o in plan.predicted if o.metric in ("latency_ms", "energy_mj")}):
         target = plan.targets[name]
@@ -151,9 +150,9 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
         file = run.directory("calibration") / f"{name.replace(':', '-')}.json"
         given = plan.config.targets.calibration.get(name)
         if file.is_file():
-            calibrations[name] = load_calibration(file)
+            calibrations[name] = Calibration.load(file)
         elif given:
-            calibrations[name] = load_calibration(Path(given))
+            calibrations[name] = Calibration.load(Path(given))
             calibrations[name].save(file)
         elif (not target.profile.local or predictors.get(name) == "scale") and (kept := kept_calibration(target)):
             report.line(f"{name}: {kept.basis('latency_ms')}")
@@ -169,7 +168,7 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
                     progress=phase.steps("networks"),
                 )
                 fresh = calibration.created >= started
-                done[0] = len(calibration.networks) if fresh else 0
+                done[0] = len(calibration.rows) + len(calibration.failures) if fresh else 0
                 phase.done(("" if fresh else "kept from an earlier run: ") + calibration_summary(calibration))
                 calibration.save(file)
                 calibrations[name] = calibration
@@ -188,9 +187,9 @@ def _predictor_of(objective: Objective, predictors: Mapping[str, str]) -> str:
 
 def calibration_summary(calibration: Calibration) -> str:
     """One line on how good a calibration is, by its figures of networks left out."""
-    quality = calibration.quality
+    quality = calibration.models["latency_ms"].quality
     rank = f", Spearman {quality['spearman']:.3f}" if "spearman" in quality else ""
-    return f"{len(calibration.networks)} networks, left-out ones within 10 %: {quality['within_10_percent']:.0%}{rank}"
+    return f"{len(calibration.rows)} networks, left-out ones within 10 %: {quality['within_10_percent']:.0%}{rank}"
 
 
 def check_feasible(plan: Plan, costs: dict[str, BoundPredictor], report: Reporter) -> None:

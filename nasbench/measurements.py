@@ -6,16 +6,17 @@ import csv
 import io
 import json
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from hardware_profiles import Measurement, Meter, Target, meter_for
+from hardware_profiles.measuring import Progress, convert_and_measure, measuring_progress
 from hardware_profiles.paths import read_csv, write_text
 from nasbench.networks import NamedNetwork, space_network
-from predictors.target_calibration import MeasuredRow
+from predictors.calibration import MeasuredRow
 from search_spaces import SearchSpace, UserError, nearest
 
 COLUMNS = (
@@ -31,7 +32,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A network with its measurement, or with why there is none."""
+    """A network with its measurement, or with why there is none; never both."""
 
     network: NamedNetwork
     measurement: Measurement | None
@@ -40,16 +41,7 @@ class Measured:
     @property
     def row(self) -> MeasuredRow | None:
         """For fitting; None where it failed."""
-        m = self.measurement
-        if m is None or self.error:
-            return None
-        return MeasuredRow(
-            network=self.network.name,
-            family=self.network.family,
-            latency_ms=m.latency_ms,
-            energy_mj=m.energy_mj,
-            throttled=m.throttled,
-        )
+        return None if self.measurement is None else MeasuredRow.of(self.network.family, self.measurement)
 
 
 def measure_networks(
@@ -57,35 +49,25 @@ def measure_networks(
     networks: Sequence[NamedNetwork],
     *,
     meter: Meter | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Measured]:
     """Convert and measure networks on a target, all together, so that passes over them are interleaved.
 
     One that cannot be converted or run gets its reason, and the others their numbers.
 
     Args:
+        networks: of different names.
         meter: instead of the target's own.
         progress: called with (phase, done, total): `convert`, in networks, then `measure`, in passes or runs.
 
     Raises:
         UserError: the target cannot be measured from here, or not one network could be.
     """
-    said = (lambda done, total: progress("measure", done, total)) if progress else None
-    meter = meter or meter_for(target, said)
-    artifacts, errors = {}, {}
-    with tempfile.TemporaryDirectory(prefix="nasbench-measure-") as folder:
-        for i, network in enumerate(networks):
-            try:
-                artifacts[i] = network.artifact(target, Path(folder), i)
-            except UserError as error:
-                errors[i] = str(error)
-            if progress:
-                progress("convert", i + 1, len(networks))
-        taken = dict(zip(artifacts, meter.measure(list(artifacts.values()), target), strict=True)) if artifacts else {}
-    errors.update((i, m.error) for i, m in taken.items() if m.error)
-    if len(errors) == len(networks):
-        raise UserError(f"{target.name}: no network could be measured: {next(iter(errors.values()))}")
-    return [Measured(n, taken.get(i), errors.get(i, "")) for i, n in enumerate(networks)]
+    meter = meter or meter_for(target, measuring_progress(progress))
+    taken = convert_and_measure(target, {n.name: partial(n.artifact, target) for n in networks}, meter, progress)
+    if not taken.measured:
+        raise UserError(f"{target.name}: no network could be measured: {next(iter(taken.failures.values()))}")
+    return [Measured(n, taken.measured.get(n.name), taken.failures.get(n.name, "")) for n in networks]
 
 
 def append_measurements(path: Path, target: Target, measured: Sequence[Measured]) -> int:
@@ -113,7 +95,7 @@ def append_measurements(path: Path, target: Target, measured: Sequence[Measured]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for one in measured:
         m = one.measurement
-        if m is None or one.error:
+        if m is None:
             continue
         count += 1
         p = m.protocol

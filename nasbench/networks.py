@@ -79,8 +79,8 @@ class NamedNetwork:
             return self.space.build(self._row)
         raise UserError(f"{self.name}: a file is measured as it is, and not built")
 
-    def artifact(self, target: Target, folder: Path, index: int = 0) -> Artifact:
-        """The network in the format of the target's runtime, in `folder`; an ONNX file as it is.
+    def artifact(self, target: Target, stem: Path) -> Artifact:
+        """The network in the format of the target's runtime, in a file `stem` with a suffix; an ONNX file as it is.
 
         Raises:
             UserError: it cannot be converted for that target.
@@ -92,7 +92,7 @@ class NamedNetwork:
             if converter.format != "onnx":
                 raise UserError(f"{self.name}: is ONNX, but {target.name} takes {converter.format} files")
             return Artifact(self.file, "onnx", target.precision, self.input_shape)
-        path = folder / f"{index}.{converter.format}"
+        path = stem.with_suffix(f".{converter.format}")
         return converter.convert(self.build(), target, self.input_shape, path)
 
     @property

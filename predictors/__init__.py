@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from predictors.accuracy import AccuracyPredictor
     from predictors.base import AdditivePredictor, BoundAdditive, BoundPredictor, Estimate, Predictor
-    from predictors.calibration import Calibration, calibrate
+    from predictors.calibration import Calibration, fit_target
     from predictors.choice import choose_predictor, predictor_for
     from predictors.counts import Count
     from predictors.few_shot import FewShot
     from predictors.lookup import LookupTable
+    from predictors.measuring import calibrate
     from predictors.operator_model import OperatorModel
     from predictors.roofline import Roofline
     from predictors.roofline_fitting import fit_roofline
     from predictors.suite import CalibrationNetwork, calibration_suite
     from predictors.tables import MeasuredTable, TableLookup
-    from predictors.target_calibration import TargetCalibration, fit_target
     from predictors.zero_cost import score_architecture, score_network
 
 _LAZY = {
@@ -39,12 +39,11 @@ _LAZY = {
     "Predictor": "base",
     "Roofline": "roofline",
     "TableLookup": "tables",
-    "TargetCalibration": "target_calibration",
-    "calibrate": "calibration",
+    "calibrate": "measuring",
     "calibration_suite": "suite",
     "choose_predictor": "choice",
     "fit_roofline": "roofline_fitting",
-    "fit_target": "target_calibration",
+    "fit_target": "calibration",
     "predictor_for": "choice",
     "score_architecture": "zero_cost",
     "score_network": "zero_cost",
@@ -53,7 +52,7 @@ _LAZY = {
 __all__ = [
     "AccuracyPredictor", "AdditivePredictor", "BoundAdditive", "BoundPredictor", "Calibration", "CalibrationNetwork",
     "Count", "Estimate", "FewShot", "LookupTable", "MeasuredTable", "OperatorModel", "Predictor", "Roofline",
-    "TableLookup", "TargetCalibration", "calibrate", "calibration_suite", "choose_predictor", "fit_roofline",
+    "TableLookup", "calibrate", "calibration_suite", "choose_predictor", "fit_roofline",
     "fit_target", "predictor_for", "score_architecture", "score_network",
 ]  # fmt: skip
 

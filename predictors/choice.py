@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.profile import Target, load_target
 from predictors.base import Predictor
@@ -17,7 +16,6 @@ from search_spaces import UserError, nearest
 
 if TYPE_CHECKING:
     from predictors.calibration import Calibration
-    from predictors.target_calibration import TargetCalibration
 
 METRICS = ("latency_ms", "energy_mj", *COUNTS)
 # Names that `predictor` takes besides `module:Class`.
@@ -33,29 +31,10 @@ class Choice:
     basis: str
 
 
-AnyCalibration: TypeAlias = "Calibration | TargetCalibration"
-
-
-def load_calibration(path: Path) -> AnyCalibration:
-    """A calibration of either kind: of a search's own networks, or of `nasbench devices calibrate`.
-
-    Raises:
-        UserError: no such file, or one that is damaged or of another version.
-    """
-    from predictors.calibration import Calibration
-    from predictors.target_calibration import TargetCalibration
-
-    try:
-        fitted = "models" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        fitted = False  # which the other says better
-    return TargetCalibration.load(path) if fitted else Calibration.load(path)
-
-
 def predictor_for(
     target: str | Target | None,
     metric: str,
-    calibration: Calibration | TargetCalibration | None = None,
+    calibration: Calibration | None = None,
     predictor: str = "auto",
 ) -> Predictor:
     """The best predictor there is; see `choose_predictor`, which also says what it rests on."""
@@ -65,7 +44,7 @@ def predictor_for(
 def choose_predictor(
     target: str | Target | None,
     metric: str,
-    calibration: Calibration | TargetCalibration | None = None,
+    calibration: Calibration | None = None,
     predictor: str = "auto",
 ) -> Choice:
     """The predictor of a metric on a target: by what data exist, or the one that is named.
@@ -115,11 +94,9 @@ def choose_predictor(
     return _roofline(target, metric)
 
 
-def _calibrated(
-    target: Target, metric: str, calibration: Calibration | TargetCalibration | None, predictor: str
-) -> Choice | None:
+def _calibrated(target: Target, metric: str, calibration: Calibration | None, predictor: str) -> Choice | None:
     """From a calibration, given or kept; None where there is none of that metric."""
-    from predictors.target_calibration import TargetCalibration, kept_calibration
+    from predictors.calibration import kept_calibration
 
     given = calibration is not None
     if calibration is None:
@@ -128,13 +105,6 @@ def _calibrated(
         return None
     if calibration.target != target.name:
         raise UserError(f"the calibration is of {calibration.target}, not of {target.name}")
-    if not isinstance(calibration, TargetCalibration):
-        if metric != "latency_ms":
-            return None
-        if predictor not in ("auto", "operator_model"):
-            raise UserError(f"{target.name}: the calibration is an operator model, not {predictor!r}")
-        basis = f"operator model of {len(calibration.networks)} networks measured {calibration.created:%Y-%m-%d}"
-        return Choice(calibration.predictor(), basis)
     if metric not in calibration.models:
         return None
     method = calibration.models[metric].method

@@ -87,9 +87,8 @@ def _contents(view: RunView) -> dict[str, Any]:
 
 
 def _quality(calibration: dict[str, Any]) -> dict[str, Any]:
-    """How well a calibration predicts networks left out: of its only model, or of its model of latency."""
-    model = calibration.get("models", {}).get("latency_ms", calibration)
-    quality: dict[str, Any] = model.get("quality", {})
+    """How well a calibration predicts the latency of networks left out; runs of earlier versions keep none to read."""
+    quality: dict[str, Any] = calibration.get("models", {}).get("latency_ms", {}).get("quality", {})
     return quality
 
 

@@ -14,7 +14,7 @@ from hardware_profiles import load_profile, load_target, user_data_dir
 from nasbench.cli import app
 from nasbench.measurements import read_measurements
 from nasbench.networks import named_network
-from predictors.target_calibration import TargetCalibration, calibration_path, kept_calibration
+from predictors.calibration import Calibration, calibration_path, kept_calibration
 from search_spaces import UserError, load_space
 
 # A board that takes 3 ns a byte and 0.2 ms at all, and fails on files with a name in its list.
@@ -201,6 +201,7 @@ def test_one_network_that_fails_is_named_and_the_others_kept(board: Path, space:
     )
     assert result.exit_code == 1
     assert "out of memory" in result.output
+    assert "0.onnx" not in result.output  # the network's name, not that of a temporary file
     assert len(read_measurements(output)) == 1
     assert "no network could be measured" in bad(
         "devices", "measure", "board", "mobilenet_v3_small@32", "--output", output
@@ -249,7 +250,7 @@ def test_a_handful_read_from_a_table_calibrates_a_device_that_is_not_here(space:
     table.write_text(text, encoding="utf-8-sig")  # as spreadsheets write it
     said = good("devices", "calibrate", "snapdragon_855", "--from", table, "--output", tmp_path / "c.json", "--quiet")
     assert "of 3 networks measured" in said
-    calibration = TargetCalibration.load(tmp_path / "c.json")
+    calibration = Calibration.load(tmp_path / "c.json")
     assert calibration == kept_calibration(load_target("snapdragon_855"))
     assert sorted(r.latency_ms for r in calibration.rows) == [9.0, 11.0, 40.0]
     said = good("devices", "validate", "snapdragon_855", "--from", table, "--quiet")
@@ -358,6 +359,13 @@ def test_damaged_calibrations_are_told_and_nothing_else_is_used_instead(tmp_path
         assert "damaged" in bad("predict", "resnet18", "--target", "jetson_nano")
     path.write_text(json.dumps({**json.loads(whole), "format": 9}))
     assert "calibration format 9" in bad("predict", "resnet18", "--target", "jetson_nano")
+    (path.parent / "targets").mkdir()
+    path.rename(path.parent / "targets" / path.name)  # where an earlier version kept it
+    said = bad("predict", "resnet18", "--target", "jetson_nano")
+    assert "earlier version" in said
+    assert "nasbench devices calibrate jetson_nano:fp16-maxn" in said
+    good("devices", "calibrate", "jetson_nano", "--from", table, "--quiet")
+    assert "scaled roofline of 1 networks" in good("predict", "resnet18", "--target", "jetson_nano")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from nasbench.devices import NewDevice, new_profile
 from nasbench.experiment import run_experiment
 from nasbench.plan import make_plan
 from nasbench.run import load_run
-from predictors.target_calibration import MeasuredRow, TargetCalibration, fit_target
+from predictors.calibration import Calibration, MeasuredRow, fit_target
 from search_spaces import UserError
 from search_spaces.reference import reference_network
 
@@ -90,11 +90,11 @@ def test_the_users_calibration_is_frozen_in_the_run(parts: Path) -> None:
     names = ("resnet18", "mobilenet_v2", "squeezenet1_1")
     rows = [MeasuredRow(network=n, latency_ms=ms) for n, ms in zip(names, (10.0, 6.0, 5.0), strict=True)]
     calibration = fit_target(target, rows, [reference_network(n).workload() for n in names])
-    file = user_data_dir() / "calibrations" / "targets" / "jetson_nano-fp16-maxn.json"
+    file = user_data_dir() / "calibrations" / "jetson_nano-fp16-maxn.json"
     calibration.save(file)
     path = parts / "run"
     run_experiment(config(devices=["jetson_nano"]), path, where=parts)
-    assert TargetCalibration.load(path / "calibration" / "jetson_nano-fp16-maxn.json") == calibration
+    assert Calibration.load(path / "calibration" / "jetson_nano-fp16-maxn.json") == calibration
     assert load_run(path).front()["latency_ms"].notna().all()
 
 

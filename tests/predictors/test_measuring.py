@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 
 from hardware_profiles import Artifact, Converter, Measurement, Meter, Protocol, Target, load_target
-from predictors import Calibration, calibrate, predictor_for
-from predictors import calibration as module
+from predictors import Calibration, calibrate, fit_target, predictor_for
+from predictors import measuring as module
 from search_spaces import MobileNetV3Space, UserError, load_space
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_cache_file_is_named_and_measured_anew(
         Calibration.load(path)
     with pytest.warns(UserWarning, match=f"{path.name}.*Measuring again"):
         again = calibrate(host, small_space, 12, cache=tmp_path)
-    assert again.model == first.model
+    assert again.models == first.models
     assert Calibration.load(path) == again
 
 
@@ -121,7 +121,7 @@ def test_a_frozen_calibration_predicts_to_the_same_bits(
     loaded = Calibration.load(tmp_path / "frozen.json")
     assert loaded == calibration
     archs = small_space.sample(40, np.random.default_rng(0))
-    a, b = (c.predictor().bind(small_space).predict(archs) for c in (calibration, loaded))
+    a, b = (c.predictor(host).bind(small_space).predict(archs) for c in (calibration, loaded))
     assert (a.mean == b.mean).all()
     assert (a.std == b.std).all()
     assert (predictor_for("host", "latency_ms", loaded).bind(small_space).predict(archs).mean == a.mean).all()
@@ -136,9 +136,13 @@ def test_files_that_are_no_calibrations_are_refused(
     with pytest.raises(UserError, match=r"c.json: cannot read"):
         Calibration.load(path)
     good = json.loads(calibrate(host, small_space, 12, cache=tmp_path / "cache").model_dump_json())
+    model = good["models"]["latency_ms"]
     for change, message in [
-        ({"format": 99}, "format 99, this version reads 2"),
-        ({"model": {**good["model"], "groups": ["a"]}}, "another version"),
+        ({"format": 99}, "format 99, this version reads 3"),
+        ({"models": {"latency_ms": {**model, "numbers": {**model["numbers"], "groups": ["a"]}}}}, "another version"),
+        ({"models": {"latency_ms": {**model, "method": "scale"}}}, "numbers of 'scale' are damaged: 'factor'"),
+        ({"models": {"latency_ms": {**model, "method": "roofline"}}}, "numbers of 'roofline' are damaged"),
+        ({"models": {"latency": model}}, "unknown metric 'latency'"),
         ({"seconds": {"measure": "long"}}, r"seconds.measure: .*got 'long'"),
         ({"targt": "x"}, r"unknown key 'targt'.*'target'"),
     ]:
@@ -172,11 +176,11 @@ def test_several_spaces_are_fitted_together(
     other = load_space("mobilenet_v3_small", resolutions=[*range(16, 80, 4)])
     progress: list[tuple[str, int, int]] = []
     calibration = calibrate(host, [small_space, other], 17, cache=tmp_path, progress=lambda *a: progress.append(a))
-    assert [n.family for n in calibration.networks] == ["small"] * 9 + [other.name] * 8
+    assert [r.family for r in calibration.rows] == ["small"] * 9 + [other.name] * 8
     assert progress[0] == ("convert", 1, 17)
     assert progress[-2:] == [("convert", 17, 17), ("measure", 2, 2)]
-    for network in calibration.networks[:3]:
-        assert small_space.decode(small_space.encode(network.architecture)) == network.architecture
+    indices = [[int(i) for i in r.network.rpartition(":")[2].split(".")] for r in calibration.rows[:3]]
+    assert (small_space.check(np.array(indices)) == indices).all()
 
 
 def test_networks_that_fail_are_left_out_and_told(
@@ -184,13 +188,29 @@ def test_networks_that_fail_are_left_out_and_told(
 ) -> None:
     fake.failures = 3
     calibration = calibrate(host, small_space, 12, cache=tmp_path)
-    assert calibration.quality["failed"] == 3
-    assert calibration.quality["networks"] == 9
-    assert [n.latency_ms is None for n in calibration.networks] == [True] * 3 + [False] * 9
-    assert calibration.networks[0].note == "broken"
+    assert len(calibration.rows) == calibration.models["latency_ms"].quality["networks"] == 9
+    assert list(calibration.failures.values()) == ["broken"] * 3
+    assert not calibration.failures.keys() & {r.network for r in calibration.rows}
     fake.failures = 6
     with pytest.raises(UserError, match=r"host:fp32: 6 of 13 networks could not be measured: broken"):
         calibrate(host, small_space, 13, cache=tmp_path)
+
+
+def test_disturbed_measurements_are_told_with_every_prediction(
+    fake: type[FakeMeter], host: Target, small_space: MobileNetV3Space, tmp_path: Path
+) -> None:
+    calibration = calibrate(host, small_space, 12, cache=tmp_path)
+    assert calibration.warning == ""
+    rows = [r.model_copy(update={"throttled": i < 4}) for i, r in enumerate(calibration.rows)]
+    workloads = [small_space.workload(_arch(small_space, r.network)) for r in rows]
+    for method in ("scale", "operator_model"):
+        disturbed = fit_target(host, rows, workloads, method=method)  # type: ignore[arg-type]
+        assert "4 of 12 calibration measurements were disturbed" in disturbed.warning
+    assert "4 of 12" in disturbed.predictor(host).predict(workloads[:1]).warning
+
+
+def _arch(space: MobileNetV3Space, name: str) -> Any:
+    return np.array([int(i) for i in name.rpartition(":")[2].split(".")], dtype=space.dtype)
 
 
 def test_calibrating_what_cannot_be_measured_or_fitted_is_refused(
@@ -198,15 +218,19 @@ def test_calibrating_what_cannot_be_measured_or_fitted_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="not the machine we run on"):
         calibrate(load_target("jetson_nano"), small_space, cache=tmp_path)
+    with pytest.raises(UserError, match="two networks are called 'small:"):
+        calibrate(host, [small_space, small_space], 16, cache=tmp_path)
     with pytest.raises(UserError, match=r"calibration.networks: 4 .*at least 8"):
         calibrate(host, small_space, 4, cache=tmp_path)
 
 
 def test_a_real_calibration_on_this_machine(host: Target, small_space: MobileNetV3Space, tmp_path: Path) -> None:
     calibration = calibrate(host, small_space, 8, cache=tmp_path)
-    assert calibration.quality["failed"] == 0
-    assert calibration.protocol["runtime_version"] == onnxruntime.__version__
-    assert all(n.latency_ms and n.latency_ms <= n.median_ms for n in calibration.networks)
-    estimate = calibration.predictor().bind(small_space).predict(small_space.sample(20, np.random.default_rng(0)))
+    assert not calibration.failures
+    assert calibration.protocol is not None
+    assert calibration.protocol.runtime_version == onnxruntime.__version__
+    assert all(r.median_ms is not None and r.latency_ms <= r.median_ms for r in calibration.rows)
+    assert calibration.seconds.keys() == {"convert", "measure"}
+    estimate = calibration.predictor(host).bind(small_space).predict(small_space.sample(20, np.random.default_rng(0)))
     assert (estimate.mean > 0).all()
     assert (estimate.std > 0).all()

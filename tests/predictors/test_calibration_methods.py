@@ -8,7 +8,7 @@ import pytest
 from hardware_profiles import Target, load_target
 from predictors import Roofline
 from predictors.base import Array
-from predictors.target_calibration import MeasuredRow, TargetCalibration, fit_target
+from predictors.calibration import Calibration, MeasuredRow, fit_target
 from search_spaces import UserError, Workload, load_space
 from search_spaces.reference import reference_network
 
@@ -70,7 +70,7 @@ def test_a_saved_calibration_predicts_the_same(method: str, workloads: list[Work
     calibration = fit_target(target, rows(truth(target, workloads), energy=True), workloads, method=method)  # type: ignore[arg-type]
     assert calibration.models["latency_ms"].method == method
     calibration.save(tmp_path / "c.json")
-    loaded = TargetCalibration.load(tmp_path / "c.json")
+    loaded = Calibration.load(tmp_path / "c.json")
     assert loaded == calibration
     space = load_space("quickstart")
     archs = space.sample(50, np.random.default_rng(0))
@@ -134,7 +134,7 @@ def test_methods_are_compared_by_errors_of_the_same_networks_left_out(workloads:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 7, "rows": []}', "calibration format 7, this version reads 1; delete it and calibrate again"),
+        ('{"format": 7, "rows": []}', "calibration format 7, this version reads 3; delete it and calibrate again"),
         ('{"target": "jetson_nano:fp32"}', "key 'created' is missing .*is damaged: delete it and calibrate again"),
         ("[1]", "is damaged"),
         ("{", "is damaged"),
@@ -144,4 +144,4 @@ def test_a_file_of_another_version_is_told_from_a_damaged_one(text: str, message
     path = tmp_path / "c.json"
     path.write_text(text)
     with pytest.raises(UserError, match=f"c.json: .*{message}"):
-        TargetCalibration.load(path)
+        Calibration.load(path)
