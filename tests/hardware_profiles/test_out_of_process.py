@@ -136,7 +136,7 @@ def test_a_command_that_misbehaves_costs_its_own_network_only(fake: Path, tmp_pa
     for name, message in expected.items():
         m = results[name]
         assert message in m.error, name
-        assert m.error.startswith(f"{name}.onnx: ")
+        assert m.error.startswith(f"{m.artifact.path}: ")
         assert len(m.samples_ms) == 0
         assert m.latency_ms != m.latency_ms
     assert seen[-1] == (len(names), len(names))

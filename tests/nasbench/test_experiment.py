@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import tomli_w
 
-from hardware_profiles import load_profile
+from hardware_profiles import load_profile, load_target
 from nasbench.archive import Archive, arch_row
 from nasbench.config import load_config
 from nasbench.experiment import run_experiment
@@ -198,7 +198,8 @@ def test_an_impossible_limit_is_answered_with_the_tightest(
     from predictors import Calibration
 
     space = load_space(str(tiny_experiment.parent / "space.toml"), 1, 4)
-    predictor = Calibration.load(finished_run / "calibration" / "host-fp32.json").predictor().bind(space)
+    calibration = Calibration.load(finished_run / "calibration" / "host-fp32.json")
+    predictor = calibration.predictor(load_target("host")).bind(space)
     archs = space.canonical(np.array(list(np.ndindex(*space.cardinalities)), dtype=space.dtype))
     tightest = predictor.predict(np.unique(archs, axis=0)).mean.min()
     numbers = [float(n) for n in re.findall(r"\d+\.?\d*(?:e-?\d+)?", result.stderr)]
