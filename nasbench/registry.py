@@ -37,7 +37,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "regularized_evolution": "nasbench.strategies.regularized_evolution:RegularizedEvolution",
         "nsga2": "nasbench.strategies.nsga2:NSGA2",
         "optuna": "nasbench.strategies.optuna_strategy:OptunaStrategy",
+        "darts": "nasbench.strategies.darts:DARTS",
+        "gdas": "nasbench.strategies.gumbel:GDAS",
         "gumbel": "nasbench.strategies.gumbel:GumbelSearch",
+        "proxylessnas": "nasbench.strategies.proxylessnas:ProxylessNAS",
     },
     "stage": {
         "finetune": "nasbench.stages.finetune:FineTune",

@@ -1,209 +1,44 @@
-"""Gradient search with Gumbel-softmax path weights."""
+"""Gradient search with Gumbel-softmax path weights, soft and hard."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from nasbench.evaluators.base import Proposals
-from nasbench.objectives import Objective, violations
-from nasbench.strategies.base import GradientStrategy
-from nasbench.tasks.base import Split, Task
-from nasbench.variation import first_of_each
-from predictors.base import BoundPredictor
-from search_spaces import SearchSpace, UserError
-from search_spaces.base import Archs
-from search_spaces.supernet import MixtureSupernet
+from nasbench.strategies.gradient import GradientSearch, Sample
 
 
-class GumbelSearch(GradientStrategy):
-    """Differentiable search over knob probabilities, after FBNet (Wu et al., CVPR 2019).
+class GumbelSearch(GradientSearch):
+    """FBNet's search (Wu et al., CVPR 2019): Gumbel-softmax samples of all paths, ever sharper.
 
-    Every knob has a vector of logits. The paths of the mixture supernet are weighted with a Gumbel-softmax sample of
-    them (Jang et al., ICLR 2017), whose temperature falls from epoch to epoch, so that the mixture becomes a choice. An
-    epoch trains the weights on the first half of the training images, then, after a warm-up, the logits on the second
-    half. The logits' loss is the task's plus the cost that the predictors expect under independent choices:
-    `limit_weight` times the relative excess where an objective has a limit, else `cost_weight` times its logarithm, as
-    FBNet's loss has it. A limit's quantile counts when proposals are ordered; in the loss it is the mean.
-
-    Args:
-        epochs: passes over the training images, warm-up included.
-        warmup_epochs: passes that train the weights alone.
-        batch_size: images a step.
-        lr: peak learning rate of the weights (SGD with momentum 0.9, half cosine).
-        path_lr: learning rate of the logits (Adam).
-        temperature: of the first and of the last epoch, with geometric steps between.
-        cost_weight: of costs without a limit.
-        limit_weight: of costs with one.
-        proposals: architectures to hand over: the most likely one, and distinct samples.
-
-    Attributes:
-        history: per epoch `loss` (of the weights), `path_loss`, `temperature`, `entropy` (mean over knobs, 1 at the
-            start) and the expected costs by objective name.
-        probabilities: per knob, those of its choices; after `run`.
+    The temperature falls from epoch to epoch, so that the mixture becomes a choice. All paths run.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        seed: int = 0,
-        *,
-        epochs: int = 20,
-        warmup_epochs: int = 2,
-        batch_size: int = 64,
-        lr: float = 0.1,
-        path_lr: float = 0.05,
-        temperature: tuple[float, float] = (5.0, 0.5),
-        cost_weight: float = 0.2,
-        limit_weight: float = 5.0,
-        proposals: int = 32,
-    ) -> None:
-        super().__init__(space, seed)
-        if epochs <= warmup_epochs or warmup_epochs < 0:
-            raise UserError(f"strategy.epochs: must be above warmup_epochs ({warmup_epochs}), got {epochs}")
-        if min(temperature) <= 0:
-            raise UserError(f"strategy.temperature: both must be above 0, got {temperature}")
-        if batch_size < 2:
-            raise UserError(f"strategy.batch_size: must be at least 2, got {batch_size}")
-        if proposals < 1:
-            raise UserError(f"strategy.proposals: must be at least 1, got {proposals}")
-        self.epochs, self.warmup_epochs, self.batch_size = epochs, warmup_epochs, batch_size
-        self.lr, self.path_lr, self.temperature = lr, path_lr, temperature
-        self.cost_weight, self.limit_weight, self.proposals = cost_weight, limit_weight, proposals
-        self.history: list[dict[str, float]] = []
-        self.probabilities: list[NDArray[np.float64]] = []
+    default_temperature = (5.0, 0.5)
 
-    def run(
-        self,
-        supernet: MixtureSupernet,
-        task: Task,
-        costs: Mapping[str, BoundPredictor],
-        objectives: Sequence[Objective],
-    ) -> Proposals:
-        generator = torch.Generator().manual_seed(self.seed)
-        costly = [o for o in objectives if o.name in costs]
-        logits = [self._start(knob) for knob in range(len(self.space.knobs))]
-        train = task.split("train")
-        order = torch.randperm(len(train), generator=generator)
-        halves = order[: len(train) // 2], order[len(train) // 2 :]
-        weight_optimizer = torch.optim.SGD(supernet.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(weight_optimizer, self.epochs)
-        path_optimizer = torch.optim.Adam(logits, lr=self.path_lr, betas=(0.5, 0.999))
-        supernet.train()
-        self.history = []
-        for epoch in range(self.epochs):
-            start, end = self.temperature
-            temperature = start * (end / start) ** (epoch / max(self.epochs - 1, 1))
+    def sample(self, logits: Sequence[Tensor], temperature: float, generator: torch.Generator) -> Sample:
+        return Sample([gumbel_softmax(vector, temperature, generator) for vector in logits])
 
-            def task_loss(images: Tensor, labels: Tensor, temperature: float = temperature) -> Tensor:
-                weights = [gumbel_softmax(vector, temperature, generator) for vector in logits]
-                return task.loss(supernet(task.prepare(images), weights), labels)
 
-            losses, path_losses = [], []
-            for images, labels in self._batches(task, train, halves[0], generator):
-                loss = task_loss(images, labels)
-                weight_optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
-                weight_optimizer.step()
-                losses.append(loss.item())
-            schedule.step()
-            if epoch >= self.warmup_epochs:
-                for images, labels in self._batches(task, train, halves[1], generator):
-                    loss = task_loss(images, labels) + self._cost_loss(logits, costs, costly)
-                    path_optimizer.zero_grad()
-                    loss.backward()
-                    path_optimizer.step()
-                    path_losses.append(loss.item())
-            self.history.append(
-                {
-                    "loss": float(np.mean(losses)),
-                    "path_loss": float(np.mean(path_losses)) if path_losses else float("nan"),
-                    "temperature": temperature,
-                    "entropy": _entropy(logits),
-                    **{o.name: float(costs[o.name].expected(_softmax(logits)).detach()) for o in costly},
-                }
-            )
-        self.probabilities = [p.detach().double().numpy() for p in _softmax(logits)]
-        archs = self._most_wanted(costs, costly)
-        return Proposals(np.arange(len(archs), dtype=np.int64), archs)
+class GDAS(GradientSearch):
+    """GDAS (Dong and Yang, CVPR 2019): one path a step, drawn by the Gumbel-max trick; gradients go straight through.
 
-    def _start(self, knob: int) -> Tensor:
-        """Equal logits of the choices that the space offers; the others have no chance, now or ever."""
-        logits = torch.full((len(self.space.knobs[knob].choices),), -torch.inf)
-        logits[torch.as_tensor(self.space.menu.choices(knob))] = 0.0
-        return logits.requires_grad_()
+    Forward, the weights are one-hot; backward, they are the Gumbel-softmax that they come from (Jang et al., 2017), in
+    which the path that ran has a gradient. One path per knob runs.
+    """
 
-    def _batches(
-        self, task: Task, split: Split, rows: Tensor, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled, augmented batches; a rest of one image is left out, since batch statistics need two."""
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        for batch in rows.split(self.batch_size):
-            if len(batch) > 1:
-                seed = int(torch.randint(2**31, (), generator=generator))
-                yield task.augment(split.images[batch], seed), split.labels[batch]
+    default_temperature = (10.0, 0.1)
 
-    def _cost_loss(
-        self, logits: Sequence[Tensor], costs: Mapping[str, BoundPredictor], objectives: Sequence[Objective]
-    ) -> Tensor:
-        total = torch.zeros(())
-        for objective in objectives:
-            expected = costs[objective.name].expected(_softmax(logits))
-            sign = -1.0 if objective.maximise else 1.0
-            if objective.limit is None:
-                total = total + self.cost_weight * sign * expected.clamp_min(1e-12).log()
-            else:
-                excess = sign * (expected - objective.limit) / max(abs(objective.limit), 1e-12)
-                total = total + self.limit_weight * excess.clamp_min(0.0)
-        return total
-
-    def _most_wanted(self, costs: Mapping[str, BoundPredictor], objectives: Sequence[Objective]) -> Archs:
-        """The most likely architecture and distinct samples: those that keep all limits first, then by likelihood."""
-        rng = np.random.default_rng(self.seed)
-        columns = [rng.choice(len(p), size=64 * self.proposals, p=p / p.sum()) for p in self.probabilities]
-        best = np.array([p.argmax() for p in self.probabilities])
-        archs = first_of_each(
-            self.space.canonical(np.vstack([best, np.column_stack(columns)]).astype(self.space.dtype))
-        )
-        permitted = self.space.permits(archs)
-        if not permitted.any():  # the likely choices are permitted one by one, but not together
-            archs = first_of_each(self.space.sample(self.proposals, rng))
-            permitted = self.space.permits(archs)
-        logs = [np.log(np.maximum(p, 1e-300)) for p in self.probabilities]
-        each = np.column_stack([log[column] for log, column in zip(logs, archs.T, strict=True)])
-        likelihood = (each * self.space.active(archs)).sum(axis=1)
-        excess = np.zeros(len(archs))
-        for objective in (o for o in objectives if o.limit is not None):
-            estimate = costs[objective.name].predict(archs)
-            value = estimate.mean if objective.quantile is None else estimate.quantile(objective.quantile)
-            excess += violations(value[:, None], (objective,))[:, 0]
-        # The most likely architecture is the search's answer: among those that keep the limits it stands first.
-        likelihood[0] = np.inf
-        order = np.lexsort((-likelihood, excess))
-        return archs[order[permitted[order]][: self.proposals]]
+    def sample(self, logits: Sequence[Tensor], temperature: float, generator: torch.Generator) -> Sample:
+        soft = [gumbel_softmax(vector, temperature, generator) for vector in logits]
+        # The bracket is zero to the bit: a path that was not drawn has weight zero, and is not run.
+        return Sample([F.one_hot(s.argmax(), len(s)).to(s.dtype) + (s - s.detach()) for s in soft])
 
 
 def gumbel_softmax(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     """A differentiable sample `(choices,)` of near-one-hot weights (Jang et al., ICLR 2017, eq. 2)."""
     noise = -torch.empty_like(logits).exponential_(generator=generator).log()
     return F.softmax((logits + noise) / temperature, dim=0)
-
-
-def _softmax(logits: Sequence[Tensor]) -> list[Tensor]:
-    return [F.softmax(vector, dim=0) for vector in logits]
-
-
-def _entropy(logits: Sequence[Tensor]) -> float:
-    """Mean entropy of the knobs with a choice, relative to that of uniform choices."""
-    shares = [
-        float(-(p * p.clamp_min(1e-12).log()).sum() / np.log(len(p)))
-        for p in (q.detach() for q in _softmax(logits))
-        if len(p) > 1
-    ]
-    return float(np.mean(shares)) if shares else 0.0
