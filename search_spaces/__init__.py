@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from search_spaces.layered import Layer, LayeredSpace
     from search_spaces.loading import load_space, presets
     from search_spaces.mnasnet import MnasNetSpace
+    from search_spaces.mobile_hybrid import MobileHybridSpace
     from search_spaces.mobilenet_v3 import MobileNetV3Space
     from search_spaces.nasbench201 import NASBench201Space
     from search_spaces.onnx_reader import read_onnx
@@ -37,6 +38,7 @@ _LAZY = {
     "LayeredSpace": "layered",
     "MixtureSupernet": "supernet",
     "MnasNetSpace": "mnasnet",
+    "MobileHybridSpace": "mobile_hybrid",
     "MobileNetV3Space": "mobilenet_v3",
     "NASBench201Space": "nasbench201",
     "NormStats": "supernet",
@@ -63,9 +65,10 @@ _LAZY = {
 
 __all__ = [
     "Archs", "AutoFormerSpace", "Block", "Catalog", "ChainSpace", "Knob", "Layer", "LayeredSpace", "MixtureSupernet",
-    "MnasNetSpace", "MobileNetV3Space", "NASBench201Space", "NormStats", "Operator", "Published", "ReferenceNetwork",
-    "ResNetSpace", "SearchSpace", "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder", "calibrate",
-    "load_space", "load_weights", "nearest", "presets", "read_onnx", "reference_network", "reference_networks", "trace",
+    "MnasNetSpace", "MobileHybridSpace", "MobileNetV3Space", "NASBench201Space", "NormStats", "Operator", "Published",
+    "ReferenceNetwork", "ResNetSpace", "SearchSpace", "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder",
+    "calibrate", "load_space", "load_weights", "nearest", "presets", "read_onnx", "reference_network",
+    "reference_networks", "trace",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from search_spaces.base import SearchSpace
 from search_spaces.chain import ChainSpace
 from search_spaces.errors import UserError, nearest
 from search_spaces.mnasnet import MnasNetSpace
+from search_spaces.mobile_hybrid import MobileHybridSpace
 from search_spaces.mobilenet_v3 import MobileNetV3Space
 from search_spaces.nasbench201 import NASBench201Space
 from search_spaces.resnet import ResNetSpace
@@ -24,6 +25,7 @@ FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "autoformer": AutoFormerSpace,
     "chain": ChainSpace,
     "mnasnet": MnasNetSpace,
+    "mobile_hybrid": MobileHybridSpace,
     "mobilenet_v3": MobileNetV3Space,
     "nasbench201": NASBench201Space,
     "resnet": ResNetSpace,

@@ -28,13 +28,39 @@ class Attention(nn.Module):
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-def _encoder(width: int, heads: int, hidden: int, activation: type[nn.Module], eps: float) -> nn.Module:
+class SplitAttention(nn.Module):
+    """Multi-head self-attention whose queries, keys and values come from layers of their own.
+
+    As many parameters and multiply-accumulates as `Attention`; the leading channels of all three make a narrower one.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in (self.query(x), self.key(x), self.value(x))
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _encoder(
+    width: int,
+    heads: int,
+    hidden: int,
+    activation: type[nn.Module],
+    eps: float,
+    attention: type[nn.Module] = Attention,
+) -> nn.Module:
     """Pre-normalised attention and two-layer perceptron, each with its shortcut."""
     perceptron = nn.Sequential(
         nn.LayerNorm(width, eps), nn.Linear(width, hidden), activation(), nn.Linear(hidden, width)
     )
-    attention = nn.Sequential(nn.LayerNorm(width, eps), Attention(width, heads))
-    return nn.Sequential(Residual(attention), Residual(perceptron))
+    gather = nn.Sequential(nn.LayerNorm(width, eps), attention(width, heads))
+    return nn.Sequential(Residual(gather), Residual(perceptron))
 
 
 class VisionTransformer(nn.Module):
@@ -69,15 +95,32 @@ def deit(input_shape: InputShape, num_classes: int, *, width: int, heads: int, d
 
 
 class MobileVitBlock(nn.Module):
-    """Local features by a 3x3 convolution, global ones by transformers over the pixels of equal place in a patch."""
+    """Local features by a 3x3 convolution, global ones by transformers over the pixels of equal place in a patch.
 
-    def __init__(self, channels: int, width: int, depth: int, heads: int = 4, patch: int = 2) -> None:
+    Args:
+        width: of the tokens.
+        ratio: hidden width of the transformers' perceptrons, as a multiple of `width`.
+        attention: the attention's module, made with a width and a number of heads.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        depth: int,
+        heads: int = 4,
+        patch: int = 2,
+        ratio: float = 2,
+        attention: type[nn.Module] = Attention,
+    ) -> None:
         super().__init__()
         self.patch = patch
         self.local = nn.Sequential(
             ConvBnAct(channels, channels, 3, activation="silu"), nn.Conv2d(channels, width, 1, bias=False)
         )
-        self.encoders = nn.Sequential(*(_encoder(width, heads, 2 * width, nn.SiLU, 1e-5) for _ in range(depth)))
+        self.encoders = nn.Sequential(
+            *(_encoder(width, heads, int(ratio * width), nn.SiLU, 1e-5, attention) for _ in range(depth))
+        )
         self.norm = nn.LayerNorm(width, 1e-5)
         self.project = ConvBnAct(width, channels, activation="silu")
         self.fuse = ConvBnAct(2 * channels, channels, 3, activation="silu")

@@ -10,6 +10,7 @@ import pytest
 from search_spaces import (
     AutoFormerSpace,
     MnasNetSpace,
+    MobileHybridSpace,
     MobileNetV3Space,
     ResNetSpace,
     SearchSpace,
@@ -65,10 +66,24 @@ def tiny_vit() -> AutoFormerSpace:
     )
 
 
+HYBRID: list[dict[str, Any]] = [
+    {"widths": [8, 16], "expansions": [2, 3]},
+    {"widths": [16], "stride": 2, "depths": [1, 3], "kernels": [3, 5]},
+    {"widths": [16, 24], "stride": 2, "token_widths": [8, 16], "layers": [1, 2], "ratios": [1.5, 2]},
+]
+
+
+def tiny_hybrid(**options: Any) -> MobileHybridSpace:
+    """Convolutions and attention; at 24 pixels the attention's map has three, which patches of two do not divide."""
+    table: dict[str, Any] = {"stages": HYBRID, "resolutions": [24, 32], "final_widths": [16, 24], "stem_width": 8}
+    return MobileHybridSpace(1, 4, **{**table, **options}, heads=2, name="tiny_hybrid")
+
+
 SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny": tiny,
     "depths_only": depths_only,
     "tiny_vit": tiny_vit,
+    "tiny_hybrid": tiny_hybrid,
     "autoformer_tiny": lambda: load_space("autoformer_tiny"),
     "autoformer_base": lambda: load_space("autoformer_base", 1, 10, resolution=128),
     "quickstart": lambda: load_space("quickstart", 1, 10),
@@ -218,7 +233,9 @@ def test_references_are_canonical_and_named(space: SearchSpace) -> None:
         assert (space.canonical(space.check(arch)) == arch).all()
 
 
-@pytest.mark.parametrize("name", ["tiny", "depths_only", "tiny_resnet", "tiny_vit", "words", "elastic_chain"])
+@pytest.mark.parametrize(
+    "name", ["tiny", "depths_only", "tiny_resnet", "tiny_vit", "tiny_hybrid", "words", "elastic_chain"]
+)
 def test_size_counts_distinct_canonical_rows(name: str, examples: dict[str, Callable[[], SearchSpace]]) -> None:
     space = {**SPACES, **examples}[name]()
     rows = np.array(list(product(*(range(c) for c in space.cardinalities))), dtype=space.dtype)

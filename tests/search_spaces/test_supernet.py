@@ -13,6 +13,7 @@ from torch import Tensor
 from search_spaces import (
     AutoFormerSpace,
     MnasNetSpace,
+    MobileHybridSpace,
     MobileNetV3Space,
     ResNetSpace,
     SearchSpace,
@@ -36,6 +37,16 @@ RESNET: dict[str, Any] = {
     "stem_width": 32,
 }
 BLOCKS = [{"width": 16, "stride": 2, "depths": [1, 2]}, {"width": 24}, {"width": 24, "stride": 2, "depths": [2, 3]}]
+HYBRID: dict[str, Any] = {
+    "stages": [
+        {"widths": [8, 16], "depths": [1, 2], "kernels": [3, 5], "expansions": [2, 3]},
+        {"widths": [16, 24], "stride": 2, "token_widths": [8, 16], "layers": [1, 2], "ratios": [1.5, 2]},
+    ],
+    "stem_width": 8,
+    "final_widths": [16, 24],
+    "heads": 2,
+    "dropout": 0.0,
+}
 SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny": lambda: MobileNetV3Space(2, 5, stages=STAGES, resolutions=[9, 16], widths=[0.5, 1.0], final_width=32),
     "vit": lambda: AutoFormerSpace(
@@ -48,6 +59,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "mnasnet": lambda: MnasNetSpace(2, 5, stages=BLOCKS, resolutions=[12, 19], stem_width=16, final_width=32),
     "resnet": lambda: ResNetSpace(2, 5, **RESNET, resolutions=[20, 28], name="resnet"),
     "fbnet_32": lambda: load_space("fbnet_32", 3, 10, resolution=16, widths=[8, 8, 8, 16, 16, 16, 24], final_width=32),
+    "hybrid": lambda: MobileHybridSpace(2, 5, **HYBRID, resolutions=[12, 16]),
     "nasbench201": lambda: load_space("nasbench201", 3, 10, resolution=16, channels=8, cells=2),
 }
 
