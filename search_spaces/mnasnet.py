@@ -7,29 +7,31 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
+from search_spaces.base import Archs, Choice, Knob, Published
 from search_spaces.emitter import strided
 from search_spaces.errors import UserError, explain
-from search_spaces.layout import Layout, Position
+from search_spaces.layered import Layer, LayeredSpace
 from search_spaces.mnasnet_spec import (
     HeadSpec,
     LayerSpec,
-    NetworkSpec,
     Skip,
+    StemSpec,
     head_workload,
     layer_workload,
     stem_workload,
 )
 
 if TYPE_CHECKING:
-    from search_spaces.mnasnet_network import MnasNet
-    from search_spaces.mnasnet_supernet import SuperMnasNet
+    from torch import nn
+
+    from search_spaces.operators import Workload
 
 Positive = Annotated[int, Field(ge=1)]
+
+# What a block decides beside its depth.
+_PER_BLOCK = ("op", "kernel", "squeeze", "skip", "filters")
 
 
 class SearchedBlock(BaseModel):
@@ -123,7 +125,7 @@ class Table(BaseModel):
         return values
 
 
-class MnasNetSpace(SearchSpace):
+class MnasNetSpace(LayeredSpace):
     """Blocks that each choose their operation, kernel, squeeze-and-excitation, skip, width and number of layers.
 
     The factorized hierarchical space of Tan et al. (CVPR 2019, section 4.1): the blocks are those of MobileNetV2
@@ -137,6 +139,9 @@ class MnasNetSpace(SearchSpace):
     where it strides; `pool` is a 3x3 average; widths are rounded to the nearest multiple of 8. Inner channels of
     squeeze-and-excitation are a share of the layer's input, as in the authors' code. All knobs are always active, and
     isomorphic networks are not merged: so does the paper count.
+
+    In the supernet, regular convolutions, separable ones and inverted residuals have weights of their own; all else
+    shares leading channels, kernel centres and a block's leading layers.
 
     Knobs, only where there is a choice: `resolution`, then for every block `stage<i>.op`, `.kernel`, `.squeeze`,
     `.skip`, `.filters`, `.depth`.
@@ -213,12 +218,16 @@ class MnasNetSpace(SearchSpace):
             raise UserError(f"{name}: widths: needs one per stage, {len(self.table.stages)}, got {list(widths)}")
         self._widths = self.table.widths or tuple(stage.width for stage in self.table.stages)
         self._places = [(s, b) for s, stage in enumerate(self.table.stages) for b in range(stage.depths[-1])]
-        self._layout = self._lay_out()
+        self._names = [f"stage{s}_layer{b}" for s, b in self._places]
+        self._decisions = self._all_decisions()
+        self._knobs = tuple(Knob(n, v) for n, v in self._decisions.items() if len(v) > 1) or (
+            Knob("resolution", self.table.resolutions),
+        )
         self._references = {key: self._reference(key, r) for key, r in self.table.references.items()}
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
-        return self._layout.knobs
+        return self._knobs
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -230,16 +239,47 @@ class MnasNetSpace(SearchSpace):
         return self.table.num_classes
 
     @cached_property
-    def catalog(self) -> Catalog:
-        return Catalog(int(self._layout.first_id[-1]), self._make_block)
+    def layers(self) -> tuple[Layer, ...]:
+        """The stem with the first layer, every layer of every block, the last layer with the head."""
+        names = {knob.name for knob in self.knobs}
+        image = tuple({"resolution"} & names)
+        found = [Layer("stem", image)]
+        for (s, b), name in zip(self._places, self._names, strict=True):
+            before = () if b else (f"stage{s - 1}.filters",)
+            knobs = (*image, *before, *(f"stage{s}.{what}" for what in _PER_BLOCK))
+            depth = f"stage{s}.depth" if b >= self.table.stages[s].depths[0] else ""
+            found.append(Layer(name, tuple(k for k in knobs if k in names), depth=depth, place=b if depth else 0))
+        last = (*image, f"stage{len(self.table.stages) - 1}.filters")
+        return *found, Layer("head", tuple(k for k in last if k in names))
 
-    def blocks(self, archs: Archs) -> NDArray[np.int32]:
-        """Positions: the stem with the first layer, every layer of every block, the last layer with the head."""
-        return self._layout.blocks(archs)
+    def module(self, layer: Layer, choices: Mapping[str, Choice]) -> nn.Module:
+        from search_spaces import mnasnet_network as network
 
-    @property
-    def block_knobs(self) -> tuple[tuple[int, ...], ...]:
-        return self._layout.position_knobs
+        spec = self.spec(layer, choices)
+        if isinstance(spec, LayerSpec):
+            return network.Block(spec)
+        return network.Stem(spec) if isinstance(spec, StemSpec) else network.Head(spec)
+
+    def initialise(self, network: nn.Module) -> None:
+        from search_spaces.mnasnet_network import initialise
+
+        initialise(network)
+
+    def spec(self, layer: Layer, choices: Mapping[str, Choice]) -> StemSpec | LayerSpec | HeadSpec:
+        """One of `layers` with the given choices of its knobs, as plain data."""
+        table = self.table
+        if layer.name == "stem":
+            first = layer_spec("separable", table.stem_width, table.first_width, 3, 1, 0, "none")
+            return StemSpec(table.in_channels, table.stem_width, table.stem_stride, first)
+        if layer.name == "head":
+            cin = self._channels(len(table.stages) - 1, choices)
+            last = layer_spec("mbconv6", cin, table.last_width, 3, 1, 0, "none")
+            return HeadSpec(last, table.final_width, table.num_classes, table.dropout)
+        s, b = self._places[self._names.index(layer.name)]
+        op, kernel, squeeze, skip, _ = (self._choice(f"stage{s}.{what}", choices) for what in _PER_BLOCK)
+        cout = self._channels(s, choices)
+        cin, stride = (cout, 1) if b else (self._channels(s - 1, choices), table.stages[s].stride)
+        return layer_spec(op, cin, cout, kernel, stride, squeeze, skip)
 
     @property
     def references(self) -> dict[str, Archs]:
@@ -250,117 +290,38 @@ class MnasNetSpace(SearchSpace):
     def published(self) -> dict[str, Published]:
         return {name: Published(r.macs, r.params, r.source, r.options) for name, r in self.table.references.items()}
 
-    def spec(self, arch: Archs) -> NetworkSpec:
-        """The network that architecture `(K,)` stands for, as plain data."""
+    def _all_decisions(self) -> dict[str, tuple[Any, ...]]:
+        """Every decision with its choices, those of one choice too."""
         table = self.table
-        chosen = {knob.name: int(choice) for knob, choice in zip(self.knobs, np.asarray(arch), strict=True)}
-        return NetworkSpec(
-            resolution=table.resolutions[chosen.get("resolution", 0)],
-            in_channels=table.in_channels,
-            stem=table.stem_width,
-            stem_stride=table.stem_stride,
-            first=self._first,
-            blocks=tuple(
-                tuple(self._layer_spec(s, b, chosen) for b in range(stage.depths[chosen.get(f"stage{s}.depth", 0)]))
-                for s, stage in enumerate(table.stages)
-            ),
-            head=self.head_spec(chosen),
-        )
-
-    def build(self, arch: Archs) -> MnasNet:
-        from search_spaces.mnasnet_network import MnasNet
-
-        return MnasNet(self.spec(arch))
-
-    def supernet(self) -> SuperMnasNet:
-        from search_spaces.mnasnet_supernet import SuperMnasNet
-
-        return SuperMnasNet(self)
-
-    def shared_layer_specs(self, stage: int, layer: int) -> dict[str, LayerSpec]:
-        """By kind of operation, the layer that contains all others at this place: the supernet holds these."""
-        table = self.table
-        widest = int(np.argmax(table.filters))
-        chosen = {f"stage{s}.filters": widest for s in range(len(table.stages))}
-        found: dict[str, LayerSpec] = {}
-        for op in sorted(range(len(table.ops)), key=lambda i: _expansion(table.ops[i])):
-            largest = {"op": op, "kernel": int(np.argmax(table.kernels)), "squeeze": int(np.argmax(table.squeezes))}
-            spec = self._layer_spec(stage, layer, chosen | {f"stage{stage}.{k}": v for k, v in largest.items()})
-            found[spec.kind] = spec
+        found: dict[str, tuple[Any, ...]] = {"resolution": table.resolutions}
+        for s, stage in enumerate(table.stages):
+            offered = (table.ops, table.kernels, table.squeezes, table.skips, table.filters)
+            found |= {f"stage{s}.{what}": values for what, values in zip(_PER_BLOCK, offered, strict=True)}
+            found[f"stage{s}.depth"] = stage.depths
         return found
 
-    def _lay_out(self) -> Layout:
-        table = self.table
-        per_stage = {
-            "op": table.ops,
-            "kernel": table.kernels,
-            "squeeze": table.squeezes,
-            "skip": table.skips,
-            "filters": table.filters,
-        }
-        choices: dict[str, tuple[Any, ...]] = {"resolution": table.resolutions}
-        for s, stage in enumerate(table.stages):
-            choices |= {f"stage{s}.{what}": values for what, values in per_stage.items()}
-            choices[f"stage{s}.depth"] = stage.depths
-        layers = [
-            Position(
-                (
-                    "resolution",
-                    *(() if b else (f"stage{s - 1}.filters",)),
-                    *(f"stage{s}.{what}" for what in per_stage),
-                ),
-                depth=f"stage{s}.depth",
-                least=sum(depth <= b for depth in table.stages[s].depths),
-            )
-            for s, b in self._places
-        ]
-        last = f"stage{len(table.stages) - 1}.filters"
-        return Layout(choices, [Position(("resolution",)), *layers, Position(("resolution", last))])
-
-    def _channels(self, stage: int, chosen: Mapping[str, int]) -> int:
+    def _channels(self, stage: int, choices: Mapping[str, Choice]) -> int:
         """Output channels of a block; block -1 is the first layer."""
         if stage < 0:
             return self.table.first_width
-        ratio = self.table.filters[chosen.get(f"stage{stage}.filters", 0)]
+        ratio = self._choice(f"stage{stage}.filters", choices)
         return max(8, int(self._widths[stage] * ratio + 4) // 8 * 8)
 
-    def _layer_spec(self, s: int, b: int, chosen: Mapping[str, int]) -> LayerSpec:
-        table = self.table
-        cout = self._channels(s, chosen)
-        return layer_spec(
-            table.ops[chosen.get(f"stage{s}.op", 0)],
-            cout if b else self._channels(s - 1, chosen),
-            cout,
-            table.kernels[chosen.get(f"stage{s}.kernel", 0)],
-            1 if b else table.stages[s].stride,
-            table.squeezes[chosen.get(f"stage{s}.squeeze", 0)],
-            table.skips[chosen.get(f"stage{s}.skip", 0)],
-        )
+    def _choice(self, name: str, choices: Mapping[str, Choice]) -> Any:
+        """What is chosen, or the only choice of what is no knob."""
+        return choices[name] if name in choices else self._decisions[name][0]
 
-    @property
-    def _first(self) -> LayerSpec:
-        return layer_spec("separable", self.table.stem_width, self.table.first_width, 3, 1, 0, "none")
-
-    def head_spec(self, chosen: Mapping[str, int]) -> HeadSpec:
-        table = self.table
-        cin = self._channels(len(table.stages) - 1, chosen)
-        layer = layer_spec("mbconv6", cin, table.last_width, 3, 1, 0, "none")
-        return HeadSpec(layer, table.final_width, table.num_classes, table.dropout)
-
-    def _make_block(self, index: int) -> Block:
-        position, chosen = self._layout.locate(index)
-        table = self.table
-        size = table.resolutions[chosen.get("resolution", 0)]
-        if position == 0:
-            stem = stem_workload(table.in_channels, size, table.stem_width, table.stem_stride, self._first)
-            return Block("stem", stem)
+    def _trace(self, layer: Layer, choices: Mapping[str, Choice]) -> Workload:
+        """Written instead of traced, which takes a thirtieth of the time; there are thousands."""
+        table, spec = self.table, self.spec(layer, choices)
+        size = self._choice("resolution", choices)
+        if isinstance(spec, StemSpec):
+            return stem_workload(spec, size)
+        s, b = (len(table.stages), 0) if layer.name == "head" else self._places[self._names.index(layer.name)]
         size = strided(size, table.stem_stride)
-        s, b = self._places[position - 1] if position <= len(self._places) else (len(table.stages), 0)
         for stage in table.stages[: s + (b > 0)]:
             size = strided(size, stage.stride)
-        if s == len(table.stages):
-            return Block("head", head_workload(self.head_spec(chosen), size))
-        return Block(f"stage{s}.layer{b}", layer_workload(self._layer_spec(s, b, chosen), size))
+        return layer_workload(spec, size) if isinstance(spec, LayerSpec) else head_workload(spec, size)
 
     def _reference(self, name: str, reference: ReferenceArchitecture) -> Archs:
         """Its row, at the last resolution."""

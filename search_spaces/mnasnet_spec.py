@@ -1,4 +1,4 @@
-"""One network of the MnasNet family as plain data, and the operators that it consists of."""
+"""Layers of the MnasNet family as plain data, and the operators that they consist of."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StemSpec:
+    """A 3x3 convolution to `width` channels and the first layer."""
+
+    cin: int
+    width: int
+    stride: int
+    layer: LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
 class HeadSpec:
     """The last layer, a 1x1 convolution to `final` channels, pooling and classifier."""
 
@@ -41,24 +51,6 @@ class HeadSpec:
     final: int
     classes: int
     dropout: float
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSpec:
-    """One network: a 3x3 convolution to `stem` channels, the `first` layer, blocks of layers, the head."""
-
-    resolution: int
-    in_channels: int
-    stem: int
-    stem_stride: int
-    first: LayerSpec
-    blocks: tuple[tuple[LayerSpec, ...], ...]
-    head: HeadSpec
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """`(channels, height, width)`."""
-        return self.in_channels, self.resolution, self.resolution
 
 
 def _layer(emit: Emitter, spec: LayerSpec) -> None:
@@ -84,12 +76,12 @@ def _layer(emit: Emitter, spec: LayerSpec) -> None:
         emit.same("add", shortcut)
 
 
-def stem_workload(in_channels: int, resolution: int, stem: int, stride: int, first: LayerSpec) -> Workload:
+def stem_workload(spec: StemSpec, resolution: int) -> Workload:
     """Operators of the stem and the first layer."""
-    emit = Emitter(in_channels, resolution)
-    emit.conv(stem, 3, stride)
+    emit = Emitter(spec.cin, resolution)
+    emit.conv(spec.width, 3, spec.stride)
     emit.norm("relu")
-    _layer(emit, first)
+    _layer(emit, spec.layer)
     return emit.build()
 
 

@@ -7,12 +7,25 @@ import pytest
 import torch
 
 from search_spaces import MnasNetSpace, UserError, load_space
+from search_spaces.mnasnet_spec import LayerSpec
 
 STAGES = [{"width": 16, "stride": 2, "depths": [1, 2]}, {"width": 24}]
 
 
 def small(**options: Any) -> MnasNetSpace:
     return MnasNetSpace(2, 5, **{"stages": STAGES, "resolutions": [16], **options}, name="small")
+
+
+def layers(space: MnasNetSpace, arch: np.ndarray) -> list[list[LayerSpec]]:
+    """The layers of every searched block of an architecture."""
+    found: list[list[LayerSpec]] = [[] for _ in space.table.stages]
+    for block in space.blocks(arch[None])[0]:
+        if block >= 0:
+            layer, choices = space.place_of(int(block))
+            spec = space.spec(layer, choices)
+            if isinstance(spec, LayerSpec):
+                found[int(layer.name[5])].append(spec)
+    return found
 
 
 def test_size_is_the_papers() -> None:
@@ -41,12 +54,13 @@ def test_networks_found_have_their_published_figures() -> None:
 def test_all_layers_of_a_block_are_equal_but_for_the_first() -> None:
     space = load_space("mnasnet")
     assert isinstance(space, MnasNetSpace)
-    spec = space.spec(space.references["a1"])
-    for layers in spec.blocks:
-        assert len({(x.kind, x.hidden // x.cin, x.kernel, x.cout) for x in layers}) == 1
-        assert len(set(layers[1:])) <= 1
-        assert {x.skip for x in layers[1:]} <= {"identity"}
-        assert layers[0].skip == "none"  # another number of channels
+    found = layers(space, space.references["a1"])
+    assert [len(block) for block in found] == [2, 3, 4, 2, 3]
+    for block in found:
+        assert len({(x.kind, x.hidden // x.cin, x.kernel, x.cout) for x in block}) == 1
+        assert len(set(block[1:])) <= 1
+        assert {x.skip for x in block[1:]} <= {"identity"}
+        assert block[0].skip == "none"  # another number of channels
 
 
 def test_skips_are_where_shapes_allow_them() -> None:
@@ -54,7 +68,7 @@ def test_skips_are_where_shapes_allow_them() -> None:
     for skip, expected in (("none", ["none"] * 2), ("pool", ["pool"] * 2), ("identity", ["none", "identity"])):
         rest = {"op": "conv", "kernel": 3, "squeeze": 0, "skip": skip}
         arch = space.encode({f"stage{s}.{what}": choice for s in (0, 1) for what, choice in rest.items()})
-        assert [layers[0].skip for layers in space.spec(arch).blocks] == expected
+        assert [block[0].skip for block in layers(space, arch)] == expected
         assert space.build(arch).eval()(torch.zeros(1, 2, 16, 16)).shape == (1, 5)
 
 
@@ -64,20 +78,15 @@ def test_widths_are_told_apart_by_every_filter_ratio() -> None:
     archs = np.tile(space.references["largest"], (3, 1))
     for s in range(5):
         archs[:, [k.name for k in space.knobs].index(f"stage{s}.filters")] = range(3)
-    widths = [[layers[0].cout for layers in space.spec(arch).blocks] for arch in archs]
+    widths = [[block[0].cout for block in layers(space, arch)] for arch in archs]
     assert widths == [[16, 24, 48, 72, 120], [24, 32, 64, 96, 160], [32, 40, 80, 120, 200]]
 
 
-def test_operations_share_weights_by_kind() -> None:
-    supernet = small().supernet()
-    shared = {name.split(".")[4] for name, _ in supernet.named_parameters() if name.startswith("largest.stages.0.0")}
-    assert shared == {"conv", "separable", "mbconv"}
-    assert supernet.get_parameter("largest.stages.0.1.mbconv.depthwise.conv.weight").shape == (6 * 24, 1, 5, 5)
-
-
-def test_there_is_no_mixture_supernet_and_it_says_so() -> None:
-    with pytest.raises(UserError, match="no mixture supernet"):
-        small().mixture_supernet()
+def test_kinds_of_operations_have_weights_of_their_own() -> None:
+    names = [name.split(".") for name, _ in small().supernet().named_parameters()]
+    assert {name[3] for name in names if name[1] == "stage0_layer0"} == {"conv", "separable", "mbconv"}
+    weight = small().supernet().get_parameter("largest.stage0_layer1.shared.mbconv.depthwise.conv.weight")
+    assert weight.shape == (6 * 24, 1, 5, 5)  # 16 * 1.25 rounded, of expansion 6
 
 
 @pytest.mark.parametrize(

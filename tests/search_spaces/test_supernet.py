@@ -36,7 +36,14 @@ RESNET: dict[str, Any] = {
     "expansions": [0.25, 0.5],
     "stem_width": 32,
 }
-BLOCKS = [{"width": 16, "stride": 2, "depths": [1, 2]}, {"width": 24}, {"width": 24, "stride": 2, "depths": [2, 3]}]
+BLOCKS: dict[str, Any] = {
+    "stages": [{"width": 16, "stride": 2, "depths": [1, 2]}, {"width": 24, "stride": 2}],
+    "ops": ["conv", "mbconv3"],
+    "filters": [0.5, 1.0],
+    "stem_width": 16,
+    "final_width": 32,
+    "last_width": 16,
+}
 HYBRID: dict[str, Any] = {
     "stages": [
         {"widths": [8, 16], "depths": [1, 2], "kernels": [3, 5], "expansions": [2, 3]},
@@ -56,7 +63,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "quickstart": lambda: load_space("quickstart", 1, 10),
     "mobile96": lambda: load_space("mobile96", 3, 10, resolutions=[32, 40]),
     "ofa_mobilenet_v3": lambda: load_space("ofa_mobilenet_v3", 3, 10, resolutions=[32]),
-    "mnasnet": lambda: MnasNetSpace(2, 5, stages=BLOCKS, resolutions=[12, 19], stem_width=16, final_width=32),
+    "mnasnet": lambda: MnasNetSpace(2, 5, **BLOCKS, resolutions=[12, 19]),
     "resnet": lambda: ResNetSpace(2, 5, **RESNET, resolutions=[20, 28], name="resnet"),
     "fbnet_32": lambda: load_space("fbnet_32", 3, 10, resolution=16, widths=[8, 8, 8, 16, 16, 16, 24], final_width=32),
     "hybrid": lambda: MobileHybridSpace(2, 5, **HYBRID, resolutions=[12, 16]),
@@ -66,7 +73,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
 
 EXAMPLES = ("every_block", "elastic_chain", "signals", "words")  # see conftest.py
 # Those that mixture supernets exist for.
-MIXTURES = tuple(name for name in (*SPACES, *EXAMPLES) if name not in ("mnasnet", "resnet"))
+MIXTURES = tuple(name for name in (*SPACES, *EXAMPLES) if name != "resnet")
 
 
 @pytest.fixture(params=[*SPACES, *EXAMPLES], scope="module")
@@ -240,8 +247,8 @@ def test_mixture_gives_gradients_to_all_weights(space: SearchSpace) -> None:
     F.cross_entropy(mixture(images(space, 4), weights), torch.arange(4)).backward()
     for knob, weight in zip(space.knobs, weights, strict=True):
         assert weight.grad is not None
-        # Nothing computed, nothing learned: of a path that is no path.
-        expected = [choice != "none" for choice in knob.choices]
+        # Nothing computed, nothing learned: of a path that is no path (but not of a layer that has no skip).
+        expected = [choice != "none" or knob.name.endswith(".skip") for choice in knob.choices]
         assert weight.grad.bool().tolist() == expected, knob.name
     assert all(p.grad is not None for p in mixture.parameters())
 
