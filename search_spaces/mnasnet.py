@@ -22,13 +22,12 @@ from search_spaces.mnasnet_spec import (
     layer_workload,
     stem_workload,
 )
+from search_spaces.mobilenet_v3_table import Positive, ascending
 
 if TYPE_CHECKING:
     from torch import nn
 
     from search_spaces.operators import Workload
-
-Positive = Annotated[int, Field(ge=1)]
 
 # What a block decides beside its depth.
 _PER_BLOCK = ("op", "kernel", "squeeze", "skip", "filters")
@@ -52,9 +51,7 @@ class SearchedBlock(BaseModel):
     @field_validator("depths")
     @classmethod
     def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if not values or list(values) != sorted(set(values)):
-            raise ValueError("choices must be at least one, distinct and in ascending order")
-        return values
+        return ascending(values)
 
 
 class ReferenceArchitecture(BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +16,7 @@ from search_spaces.emitter import strided
 from search_spaces.errors import UserError, explain
 from search_spaces.layout import Layout, Position
 from search_spaces.mobilenet_v3_spec import make_divisible
+from search_spaces.mobilenet_v3_table import Positive, ascending
 from search_spaces.resnet_spec import (
     BottleneckSpec,
     NetworkSpec,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from search_spaces.resnet_network import ResNet
     from search_spaces.resnet_supernet import SuperResNet
 
-Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0)]
 
 
@@ -52,7 +51,7 @@ class Stage(BaseModel):
     @field_validator("depths")
     @classmethod
     def _choices(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        return _ascending(values)
+        return ascending(values)
 
 
 class ReferenceArchitecture(BaseModel):
@@ -98,7 +97,7 @@ class Table(BaseModel):
     @field_validator("resolutions", "widths", "expansions", "stem_depths")
     @classmethod
     def _choices(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return _ascending(values)
+        return ascending(values)
 
 
 class ResNetSpace(SearchSpace):
@@ -344,9 +343,3 @@ class ResNetSpace(SearchSpace):
         if "resolution" in knobs:
             wanted["resolution"] = knobs["resolution"].choices[-1]
         return self.encode({key: value for key, value in wanted.items() if key in knobs})
-
-
-def _ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not values or any(a >= b for a, b in pairwise(values)):
-        raise ValueError("choices must be at least one, distinct and in ascending order")
-    return values

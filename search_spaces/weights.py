@@ -2,27 +2,25 @@
 
 Known names, told apart by a key of the file, per family of spaces:
 
-=============  =====================================  ==========================================================
+=============  =====================================  ============================================================
 family         names                                  a file that has them
-=============  =====================================  ==========================================================
+=============  =====================================  ============================================================
 mobilenet_v3   once-for-all (`OFAMobileNetV3`)        `ofa_mbv3_d234_e346_k357_w1.0`, `..._w1.2`
 mobilenet_v3   torchvision (`mobilenet_v3_large`)     `MobileNet_V3_Large_Weights`, `MobileNet_V3_Small_Weights`
 mobilenet_v3   timm (`mobilenetv3_large_100`)         `timm/mobilenetv3_large_100.ra_in1k`
 resnet         once-for-all (`OFAResNets`)            `ofa_resnet50_d0-1-2_e0.2-0.25-0.35_w0.65-0.8-1.0`
+autoformer     Cream (`Vision_TransformerSuper`)      `supernet-tiny.pth`, `supernet-small.pth`, `supernet-base.pth`
 any            this project's                         `save_file(supernet.state_dict(), ...)`, or a network's
-=============  =====================================  ==========================================================
+=============  =====================================  ============================================================
 
 Others are given by `names`. Checkpoints of torch are converted once, without running what may be in them:
-`save_file(torch.load(file, weights_only=True)["state_dict"], "weights.safetensors")`.
+`save_file(torch.load(file, weights_only=True)["state_dict"], "weights.safetensors")`; AutoFormer's have `["model"]`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,35 +29,9 @@ from torch import Tensor
 
 from search_spaces.base import SearchSpace
 from search_spaces.errors import UserError, nearest
-from search_spaces.mobilenet_v3 import MobileNetV3Space
-from search_spaces.resnet import ResNetSpace
 from search_spaces.shared_layers import WeightSharingSupernet, norm_names
 from search_spaces.supernet import NormStats
-
-# Of torch's normalisation layers, and so of every network here.
-EPS = 1e-5
-
-Names = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How a code base names the modules of one family's largest network.
-
-    Args:
-        marks: a key that files with these names have and others have not, once `clean`.
-        family: class of the spaces.
-        names: for a space, name of each module or parameter in the file -> name in the supernet's `largest`, or, for
-            parameters, in the supernet.
-        clean: makes one of several spellings of a key.
-        eps: that the network's normalisation adds to variances.
-    """
-
-    marks: str
-    family: type[SearchSpace]
-    names: Callable[[Any], Names]
-    clean: Callable[[str], str] = str
-    eps: float = EPS
+from search_spaces.weight_names import EPS, NAMINGS, Naming
 
 
 def load_weights(
@@ -90,6 +62,8 @@ def load_weights(
     naming = _find(supernet.space, state) if names is None else None
     clean = str if naming is None else naming.clean
     names = names or ({} if naming is None else naming.names(supernet.space))
+    if naming is not None and naming.convert is not None:
+        state = naming.convert(supernet.space, state)
     parameters = dict(supernet.named_parameters())
     kept = tuple(f"largest.{module}." for module in keep)
     for module in kept:
@@ -176,96 +150,3 @@ def _unexpected(name: str, space: SearchSpace, parameters: Mapping[str, Tensor])
     known = " or ".join(naming.marks for naming in NAMINGS if isinstance(space, naming.family))
     by_key = f"; other code's files are known by a key {known}" if known else ""
     return f"{space.name} has no {short}. {guess} Give names for files of other code{by_key}"
-
-
-def _mobilenet_blocks(space: MobileNetV3Space) -> list[tuple[int, int, str]]:
-    """Stage, block and name of every block of the largest network."""
-    return [(s, b, f"stages.{s}.{b}") for s, stage in enumerate(space.table.stages) for b in range(stage.depths[-1])]
-
-
-def _norm_pair(names: Names, theirs: str, norm: str, ours: str) -> None:
-    names |= {theirs: f"{ours}.conv", norm: f"{ours}.norm"}
-
-
-def once_for_all_mobilenet(space: MobileNetV3Space) -> Names:
-    """`OFAMobileNetV3` of mit-han-lab/once-for-all, `ofa/imagenet_classification/elastic_nn/networks/ofa_mbv3.py`."""
-    names: Names = {"feature_mix_layer.conv": "head.features", "classifier.linear": "head.classifier"}
-    _norm_pair(names, "first_conv.conv", "first_conv.bn", "stem")
-    _norm_pair(names, "final_expand_layer.conv", "final_expand_layer.bn", "head.final")
-    for index, (s, b, ours) in enumerate(_mobilenet_blocks(space)):
-        theirs = f"blocks.{index}.conv"
-        for part, own in (("inverted_bottleneck", "expand"), ("depth_conv", "depthwise"), ("point_linear", "project")):
-            _norm_pair(names, f"{theirs}.{part}.conv", f"{theirs}.{part}.bn", f"{ours}.{own}")
-        for part in ("reduce", "expand"):
-            names[f"{theirs}.depth_conv.se.fc.{part}"] = f"{ours}.se.{part}"
-        for large in space.table.stages[s].kernels:
-            for small in space.table.stages[s].kernels:
-                step = f"{large}to{small}"
-                names[f"{theirs}.depth_conv.conv.{step}_matrix"] = f"transforms.{s}_{b}.{step}"
-    return names
-
-
-def torchvision_mobilenet(space: MobileNetV3Space) -> Names:
-    """`MobileNetV3` of pytorch/vision, `torchvision/models/mobilenetv3.py`."""
-    names: Names = {"classifier.0": "head.features", "classifier.3": "head.classifier"}
-    _norm_pair(names, "features.0.0", "features.0.1", "stem")
-    largest = space.spec((space.cardinalities - 1).astype(space.dtype))
-    blocks = _mobilenet_blocks(space)
-    for index, (s, b, ours) in enumerate(blocks, start=1):
-        spec, theirs, part = largest.stages[s][b], f"features.{index}.block", 0
-        for own, there in (("expand", spec.expand), ("depthwise", True), ("se", spec.squeeze), ("project", True)):
-            if not there:
-                continue
-            if own == "se":
-                names |= {f"{theirs}.{part}.fc1": f"{ours}.se.reduce", f"{theirs}.{part}.fc2": f"{ours}.se.expand"}
-            else:
-                _norm_pair(names, f"{theirs}.{part}.0", f"{theirs}.{part}.1", f"{ours}.{own}")
-            part += 1
-    _norm_pair(names, f"features.{len(blocks) + 1}.0", f"features.{len(blocks) + 1}.1", "head.final")
-    return names
-
-
-def timm_mobilenet(space: MobileNetV3Space) -> Names:
-    """`MobileNetV3` of huggingface/pytorch-image-models, `timm/models/mobilenetv3.py`."""
-    names: Names = {"conv_head": "head.features", "classifier": "head.classifier"}
-    _norm_pair(names, "conv_stem", "bn1", "stem")
-    largest = space.spec((space.cardinalities - 1).astype(space.dtype))
-    for s, b, ours in _mobilenet_blocks(space):
-        theirs = f"blocks.{s}.{b}"
-        convs = ("conv_pw", "conv_dw", "conv_pwl") if largest.stages[s][b].expand else ("conv_dw", "conv_pw")
-        parts = ("expand", "depthwise", "project")[-len(convs) :]
-        for number, (conv, own) in enumerate(zip(convs, parts, strict=True), start=1):
-            _norm_pair(names, f"{theirs}.{conv}", f"{theirs}.bn{number}", f"{ours}.{own}")
-        names |= {f"{theirs}.se.conv_{part}": f"{ours}.se.{part}" for part in ("reduce", "expand")}
-    last = len(space.table.stages)
-    _norm_pair(names, f"blocks.{last}.0.conv", f"blocks.{last}.0.bn1", "head.final")
-    return names
-
-
-def once_for_all_resnet(space: ResNetSpace) -> Names:
-    """`OFAResNets` of mit-han-lab/once-for-all, `ofa/imagenet_classification/elastic_nn/networks/ofa_resnets.py`."""
-    names: Names = {"classifier.linear": "head.classifier"}
-    _norm_pair(names, "input_stem.0.conv", "input_stem.0.bn", "stem.first")
-    _norm_pair(names, "input_stem.1.conv", "input_stem.1.conv.bn", "stem.middle")
-    _norm_pair(names, "input_stem.2.conv", "input_stem.2.bn", "stem.last")
-    places = [(s, b) for s, stage in enumerate(space.table.stages) for b in range(stage.depths[-1])]
-    parts = {"conv1": "reduce", "conv2": "spatial", "conv3": "expand", "downsample": "shortcut.project"}
-    for index, (s, b) in enumerate(places):
-        for part, own in parts.items():
-            theirs = f"blocks.{index}.{part}"
-            _norm_pair(names, f"{theirs}.conv", f"{theirs}.bn", f"stages.{s}.{b}.{own}")
-    return names
-
-
-def _once_for_all_key(key: str) -> str:
-    """Elastic layers wrap plain ones (`conv.conv.weight`, `bn.bn.bias`), and older files name the block differently."""
-    key = key.replace(".mobile_inverted_conv.", ".conv.")
-    return re.sub(r"\.(conv|bn|linear)(?:\.\1)+(?=\.)", r".\1", key)
-
-
-NAMINGS = (
-    Naming("first_conv.conv.weight", MobileNetV3Space, once_for_all_mobilenet, _once_for_all_key),
-    Naming("features.0.0.weight", MobileNetV3Space, torchvision_mobilenet, eps=1e-3),
-    Naming("conv_stem.weight", MobileNetV3Space, timm_mobilenet),
-    Naming("input_stem.0.conv.weight", ResNetSpace, once_for_all_resnet, _once_for_all_key),
-)

@@ -25,6 +25,9 @@ def test_published_networks(name: str, params: int, macs: int) -> None:
     workload = space.workload(arch)
     assert (workload.params, workload.macs) == (params, macs)
     assert sum(p.numel() for p in space.build(arch).parameters()) == params
+    published = space.published[name]
+    assert (published.params, published.macs) == (params, f"{macs / 1e9:.2f}B")
+    assert (space.references[name] == arch).all()
 
 
 def test_large_follows_the_table_of_the_paper() -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from search_spaces import MobileNetV3Space, ResNetSpace, UserError, load_space, load_weights
+from search_spaces import AutoFormerSpace, MobileNetV3Space, NormStats, ResNetSpace, UserError, load_space, load_weights
 from search_spaces.shared_layers import WeightSharingSupernet
 
 State = dict[str, Tensor]
@@ -194,6 +194,64 @@ def once_for_all_resnet() -> Made:
     return space.supernet(), file.state, forward
 
 
+def cream_autoformer() -> Made:
+    """`supernet_transformer.py` at the largest sizes that the space searches, in a supernet that is wider still."""
+    file = File()
+    whole, width, heads, head, hidden, reach, grid = 32, 24, 2, 8, 48, 3, 4
+    tokens = grid**2 + 1
+
+    def layer(x: Tensor, name: str, out: int, full: tuple[int, int], rows: Tensor | None = None) -> Tensor:
+        weight, bias = file.get(f"{name}.weight", *full), file.get(f"{name}.bias", full[0])
+        rows = torch.arange(out) if rows is None else rows
+        return F.linear(x, weight[rows, : x.shape[-1]], bias[rows])
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(
+            x, (width,), file.get(f"{name}.weight", whole)[:width], file.get(f"{name}.bias", whole)[:width]
+        )
+
+    def relative(name: str) -> Tensor:
+        """The embedding of every pair of tokens `(query, key, head)`."""
+        patch = torch.arange(grid**2)
+        total = torch.zeros(tokens, tokens, head)
+        for table, place in (("v", patch // grid), ("h", patch % grid)):
+            distance = (place[None] - place[:, None]).clamp(-reach, reach) + reach + 1
+            total = (
+                total + file.get(f"{name}.embeddings_table_{table}", 2 * reach + 2, head)[F.pad(distance, (1, 0, 1, 0))]
+            )
+        return total
+
+    def attention(x: Tensor, name: str) -> Tensor:
+        rows = torch.cat([torch.arange(3 * heads * head)[part::3] for part in range(3)])  # queries, keys, values
+        qkv = layer(x, f"{name}.qkv", 0, (3 * whole, whole), rows).unflatten(-1, (3, heads, head))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        logits = q @ k.transpose(-1, -2) + torch.einsum("bhqd,qkd->bhqk", q, relative(f"{name}.rel_pos_embed_k"))
+        weights = (logits * head**-0.5).softmax(-1)
+        y = weights @ v + torch.einsum("bhqk,qkd->bhqd", weights, relative(f"{name}.rel_pos_embed_v"))
+        return layer(y.transpose(1, 2).flatten(2), f"{name}.proj", width, (whole, whole))
+
+    def forward(x: Tensor) -> Tensor:
+        weight, bias = (
+            file.get("patch_embed_super.proj.weight", whole, 3, 8, 8),
+            file.get("patch_embed_super.proj.bias", whole),
+        )
+        x = F.conv2d(x, weight[:width], bias[:width], 8).flatten(2).transpose(1, 2)
+        first = file.get("cls_token", 1, 1, whole)[..., :width].expand(len(x), -1, -1)
+        x = torch.cat([first, x], 1) + file.get("pos_embed", 1, tokens, whole)[..., :width]
+        for i in range(2):
+            x = x + attention(norm(x, f"blocks.{i}.attn_layer_norm"), f"blocks.{i}.attn")
+            y = layer(norm(x, f"blocks.{i}.ffn_layer_norm"), f"blocks.{i}.fc1", hidden, (2 * whole, whole))
+            x = x + layer(F.gelu(y), f"blocks.{i}.fc2", width, (whole, 2 * whole))
+        return layer(norm(x, "norm")[:, 1:].mean(1), "head", 10, (10, whole))
+
+    space = AutoFormerSpace(
+        3, 10, widths=[16, width], depths=[1, 2], heads=[1, heads], ratios=[1.5, 2], resolution=32, patch=8,
+        head_width=head, max_relative_position=reach,
+    )  # fmt: skip
+    forward(torch.zeros(1, 3, 32, 32))
+    return space.supernet(), file.state, forward
+
+
 FILES: dict[str, Callable[[], Made]] = {
     "once_for_all_mobilenet": once_for_all_mobilenet,
     "once_for_all_mobilenet_old": lambda: once_for_all_mobilenet(old=True),
@@ -201,6 +259,7 @@ FILES: dict[str, Callable[[], Made]] = {
     "torchvision_large": torchvision_large,
     "timm_large": timm_large,
     "once_for_all_resnet": once_for_all_resnet,
+    "cream_autoformer": cream_autoformer,
 }
 
 
@@ -214,18 +273,21 @@ def save(state: State, folder: Path) -> Path:
 def test_published_weights_compute_what_their_own_code_does(make: Callable[[], Made], tmp_path: Path) -> None:
     supernet, state, forward = make()
     stats = load_weights(supernet, save(state, tmp_path))
-    assert stats is not None
-    arch = supernet.space.references["largest"]
+    assert (stats is not None) == any(key.endswith("running_mean") for key in state)
+    arch = supernet.space.canonical((supernet.space.cardinalities - 1)[None])[0]
+    stats = stats or NormStats({}, {})
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = forward(x)
         assert torch.allclose(supernet(x, arch, stats), expected, atol=1e-3 * float(expected.abs().max()))
         network = supernet.extract(arch, stats)
         assert torch.allclose(network(x), expected, atol=1e-3 * float(expected.abs().max()))
-    # Every number of the file is somewhere in the supernet or in its statistics.
+    assert len(stats.mean) == len(stats.var) == sum(key.endswith("running_mean") for key in state)
+    if make is cream_autoformer:  # wider than what is searched
+        return
+    # Every number of the file is somewhere in the supernet.
     values = [v for key, v in state.items() if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert sum(v.numel() for v in values) == sum(p.numel() for p in supernet.parameters())
-    assert len(stats.mean) == len(stats.var) == sum(key.endswith("running_mean") for key in state)
 
 
 def test_a_supernets_own_weights_and_a_networks_load(tmp_path: Path) -> None:
@@ -294,6 +356,17 @@ def test_learned_kernels_are_never_dropped(tmp_path: Path) -> None:
     plain, _, _ = once_for_all_mobilenet(kernel_transform=False)
     with pytest.raises(UserError, match="kernel_transform = true"):
         load_weights(plain, save(state, tmp_path))
+
+
+def test_autoformers_classes_and_positions_are_not_cropped(tmp_path: Path) -> None:
+    supernet, state, _ = cream_autoformer()
+    for key, axis, name in (("head.bias", 0, "head.classifier.bias"), ("pos_embed", 1, "embedding.positions")):
+        longer = {**state, key: torch.cat([state[key], state[key]], axis)}
+        with pytest.raises(UserError, match=rf"{name}: shape .*, but largest\.{name} has"):
+            load_weights(supernet, save(longer, tmp_path))
+    del state["blocks.0.attn.rel_pos_embed_v.embeddings_table_h"]
+    with pytest.raises(UserError, match=r"nothing in it for largest\.layers\.0\.attention\.value_positions"):
+        load_weights(supernet, save(state, tmp_path))
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
