@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nasbench.devices_cli import app as devices_app
+from nasbench.spaces_cli import app as spaces_app
 from nasbench.tables import table
 from search_spaces.errors import UserError
 
@@ -96,30 +97,6 @@ def runs(
 
 
 @app.command()
-def spaces(name: Annotated[str | None, typer.Argument(help="Show this space.")] = None) -> None:
-    """List search spaces, or show one."""
-    from search_spaces import load_space, presets
-
-    if name is None:
-        table(("space", "what it is"), presets().items())
-        return
-    space = load_space(name)
-    print(f"{space.name}: {space.size:,} architectures, {len(space.knobs)} knobs, input {space.input_shape}")
-    table(("knob", "choices"), [(k.name, ", ".join(map(str, k.choices))) for k in space.knobs])
-    rows = []
-    for reference, arch in space.references.items():
-        workload = space.workload(arch)
-        rows.append((reference, f"{workload.macs / 1e6:.2f}", f"{workload.params / 1e6:.3f}"))
-    table(("reference", "M MACs", "M parameters"), rows)
-    for reference, published in space.published.items():
-        figures = [f"{value} {what}" for value, what in ((published.macs, "MACs"), (published.params, "parameters"))
-                   if value is not None]  # fmt: skip
-        options = f", with {', '.join(f'{k} = {v}' for k, v in published.options.items())}" if published.options else ""
-        if figures:
-            print(f"published of {reference}{options}: {', '.join(figures)} ({published.source})")
-
-
-@app.command()
 def strategies() -> None:
     """List search strategies and their keys."""
     _components("strategy")
@@ -132,6 +109,7 @@ def stages() -> None:
 
 
 app.add_typer(devices_app, name="devices")
+app.add_typer(spaces_app, name="spaces")
 
 
 @app.command()

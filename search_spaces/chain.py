@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from search_spaces.base import Archs, Choice, Knob, Published
@@ -201,8 +203,8 @@ class ChainSpace(LayeredSpace):
 
     @property
     def references(self) -> dict[str, Archs]:
-        """Those of the table, or the two ends where it has none."""
-        return dict(self._references) or super().references
+        """Those of the table, or the two ends where it has none: the least and the most of everything."""
+        return dict(self._references) or self._ends
 
     @property
     def published(self) -> dict[str, Published]:
@@ -262,6 +264,26 @@ class ChainSpace(LayeredSpace):
         cout = self._width(stage, choices)
         return (block, self._width(stage - 1, choices), cout, self._stride(stage, choices)) if first else (
             block, cout, cout, 1)  # fmt: skip
+
+    @cached_property
+    def _ends(self) -> dict[str, Archs]:
+        """Stages and input at their least and most; then each layer's block by multiply-accumulates and parameters."""
+        ends = {}
+        for name, most in (("smallest", False), ("largest", True)):
+            row = np.array(
+                [(len(k.choices) - 1) * (most != k.name.endswith(".stride")) for k in self.knobs], dtype=self.dtype
+            )
+            index = {k.name: i for i, k in enumerate(self.knobs)}
+            for position, layer in enumerate(self.layers):
+                if layer.paths:
+                    costs = []
+                    for choice in range(len(self.offered(layer))):
+                        row[index[layer.name]] = choice
+                        block = self.catalog[self.block_of(position, [int(row[index[n]]) for n in layer.knobs])]
+                        costs.append((block.workload.macs, block.workload.params))
+                    row[index[layer.name]] = costs.index(max(costs) if most else min(costs))
+            ends[name] = self.canonical(row[None])[0]
+        return ends
 
     def _lay_out(self) -> None:
         """Knobs and layers from the table."""

@@ -8,7 +8,6 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.base import Archs, Choice
@@ -25,16 +24,10 @@ from search_spaces.shared_modules import (
     share,
     total,
 )
-from search_spaces.supernet import MixtureSupernet, dropout
+from search_spaces.supernet import MixtureSupernet, dropout, fit
 
 if TYPE_CHECKING:
     from search_spaces.layered import Layer, LayeredSpace
-
-
-def fit(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """Images `(batch, channels, height, width)` at the size of `(channels, height, width)`, bilinear."""
-    size = tuple(shape[1:])
-    return images if images.shape[-2:] == size else F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
 def path_name(layer: Layer, choices: dict[str, Choice]) -> str:

@@ -49,6 +49,23 @@ def presets() -> dict[str, str]:
     return {name: str(tomllib.loads(text)["description"]) for name, text in _tables().items()}
 
 
+def preset_text(name: str) -> str:
+    """The TOML text of a shipped space.
+
+    Raises:
+        UserError: no space of that name.
+    """
+    if name not in _tables():
+        raise UserError(f"unknown space {name!r}. {nearest(name, _tables())}")
+    return _tables()[name]
+
+
+def template(name: str) -> str:
+    """The commented TOML text of a new chain of blocks, with all there is to choose; `name` stands in its comments."""
+    text = (files("search_spaces") / "templates" / "chain.toml").read_text(encoding="utf-8")
+    return text.replace("{name}", name)
+
+
 def load_space(
     name: str | Path, in_channels: int | None = None, num_classes: int | None = None, **overrides: Any
 ) -> SearchSpace:

@@ -33,9 +33,16 @@ class NormStats:
 
 def resize(images: Tensor, resolution: int) -> Tensor:
     """Images `(batch, channels, height, width)` at `resolution` pixels, bilinear; unchanged where they fit already."""
-    if images.shape[-2:] == (resolution, resolution):
-        return images
-    return F.interpolate(images, (resolution, resolution), mode="bilinear", align_corners=False)
+    return fit(images, (images.shape[1], resolution, resolution))
+
+
+def fit(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """Images `(batch, channels, height, width)` at the size of `(channels, height, width)`, bilinear.
+
+    Unchanged where they fit already. Windows of signals, of height 1, are resampled along their length.
+    """
+    size = tuple(shape[1:])
+    return images if images.shape[-2:] == size else F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
 class Supernet(nn.Module, ABC):

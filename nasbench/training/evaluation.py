@@ -12,19 +12,19 @@ from nasbench.training.precision import device_of
 from nasbench.training.workers import in_parts
 from search_spaces.base import Archs
 from search_spaces.errors import UserError
-from search_spaces.supernet import Supernet, calibrate, resize
+from search_spaces.supernet import Supernet, calibrate, fit
 
 
 def fit_size(images: Tensor, input_shape: Sequence[int]) -> Tensor:
     """Images `(n, c, h, w)` at the size of a network's `(c, height, width)`, as a supernet resizes them.
 
     Raises:
-        UserError: the network wants other channels, or images that are not square.
+        UserError: the network wants other channels, or one takes windows of signals (height 1) and the other images.
     """
-    channels, height, width = input_shape
-    if channels != images.shape[1] or height != width:
-        raise UserError(f"a network for {tuple(input_shape)} cannot take square images of {images.shape[1]} channels")
-    return resize(images, height)
+    channels, height, _ = input_shape
+    if channels != images.shape[1] or (height == 1) != (images.shape[2] == 1):
+        raise UserError(f"a network for {tuple(input_shape)} cannot take images of {tuple(images.shape[1:])}")
+    return fit(images, input_shape)
 
 
 def fixed_subset(split: Split, count: int, seed: int) -> Split:

@@ -316,9 +316,9 @@ def test_help_is_answered_without_torch(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["spaces"], ["quickstart", "mobile96"]),
-        (["spaces", "ofa_mobilenet_v3"], ["21,758,655,492,572,485,851"]),
+        (["spaces", "show", "ofa_mobilenet_v3"], ["21,758,655,492,572,485,851"]),
         (
-            ["spaces", "fbnet"],
+            ["spaces", "show", "fbnet"],
             ["984,770,902,183,611,232,881", "fbnet_a, with final_width = 1504: 249M"],
         ),
         (["strategies"], ["nsga2", "population_size"]),
@@ -344,7 +344,7 @@ def test_commands_name_what_is_wrong(tmp_path: Path, finished_run: Path) -> None
         (["run", "quickstrat"], "quickstart"),
         (["runs", tmp_path], "no run there"),
         (["report", tmp_path], "no run there"),
-        (["spaces", "mobile69"], "mobile96"),
+        (["spaces", "show", "mobile69"], "mobile96"),
         (["devices", "show", "jetson_nan"], "jetson_nano"),
         (["predict", "--target", "host"], "--space"),
         (["run", "quickstart", "--output", finished_run], "--resume"),

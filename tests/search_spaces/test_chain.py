@@ -115,6 +115,65 @@ def test_what_makes_no_sense_is_named(options: dict[str, Any], words: list[str])
         assert re.search(re.escape(word), str(error.value)), str(error.value)
 
 
+def test_signals_are_convolved_along_their_length_alone() -> None:
+    space = load_space("sensor_1d", 6, 7, resolution=100)
+    assert space.input_shape == (6, 1, 100)
+    for arch in (space.references["smallest"], space.references["largest"], *space.sample(3, np.random.default_rng(0))):
+        for operator in space.workload(arch).operators:
+            assert all(shape.shape[1] == 1 for shape in operator.inputs if len(shape.shape) == 3)
+            if operator.kind in ("conv2d", "depthwise_conv2d"):
+                assert operator.kernel[0] == operator.stride[0] == 1
+        network = space.build(arch).eval()
+        assert network(torch.zeros(2, 6, 1, 100)).shape == (2, 7)
+
+
+def test_lists_are_knobs_and_the_ends_are_the_ends() -> None:
+    space = chain(
+        stages=[{"width": [8, 16], "layers": [1, 3], "stride": [1, 2]}, {"width": 24, "stride": 2}], resolution=[8, 12]
+    )
+    assert [knob.name for knob in space.knobs] == [
+        "resolution", "stage0.stride", "stage0.width", "stage0.depth", "layer1", "layer2"
+    ]  # fmt: skip
+    archs = np.stack(np.meshgrid(*(np.arange(c) for c in space.cardinalities), indexing="ij"), axis=-1).reshape(-1, 6)
+    macs = [space.workload(arch).macs for arch in space.canonical(archs)]
+    ends = [space.workload(space.references[name]).macs for name in ("smallest", "largest")]
+    assert ends == [min(macs), max(macs)]
+
+
+def test_a_block_with_lists_is_one_block_per_combination() -> None:
+    block = {"type": "inverted_residual", "kernel": [3, 5], "expansion": [2, 4]}
+    apart = {
+        f"mb_kernel{kernel}_expansion{expansion}": {
+            "type": "inverted_residual",
+            "kernel": kernel,
+            "expansion": expansion,
+        }
+        for kernel in (3, 5)
+        for expansion in (2, 4)
+    }
+    together, written = chain(blocks={"mb": block}), chain(blocks=apart)
+    assert together.knobs == written.knobs
+    arch = together.references["largest"]
+    assert together.workload(arch) == written.workload(arch)
+
+
+def test_attention_lets_every_pixel_see_every_other() -> None:
+    block = {"type": "attention", "head_width": 4, "expansion": 0}
+    space = chain(blocks={"a": block}, stages=[{"width": 16}])
+    layer = space.build(space.references["largest"]).layer0.eval()
+    x = torch.randn(1, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[..., 3, 3] += 5.0
+    assert not torch.isclose(layer(x)[..., 0, 0], layer(changed)[..., 0, 0]).all()
+
+
+def test_half_of_the_channels_pass_a_shuffle_unit() -> None:
+    space = chain(blocks={"s": {"type": "shuffle"}}, stages=[{"width": 16}])
+    layer = space.build(space.references["largest"]).layer0.eval()
+    x = torch.randn(1, 16, 4, 4)
+    assert torch.equal(layer(x)[:, ::2], x[:, :8])
+
+
 def test_a_file_without_blocks_says_so(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('family = "chain"\n[[stages]]\nwidth = 16\n')

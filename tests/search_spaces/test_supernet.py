@@ -21,9 +21,8 @@ from search_spaces import (
     calibrate,
     load_space,
 )
-from search_spaces.layered_supernet import fit
 from search_spaces.shared_layers import WeightSharingSupernet
-from search_spaces.supernet import MixtureSupernet
+from search_spaces.supernet import MixtureSupernet, fit
 
 STAGES = [
     {"width": 8, "expansions": [1], "se": True},
@@ -67,6 +66,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "resnet": lambda: ResNetSpace(2, 5, **RESNET, resolutions=[20, 28], name="resnet"),
     "fbnet_32": lambda: load_space("fbnet_32", 3, 10, resolution=16, widths=[8, 8, 8, 16, 16, 16, 24], final_width=32),
     "hybrid": lambda: MobileHybridSpace(2, 5, **HYBRID, resolutions=[12, 16]),
+    "sensor_1d": lambda: load_space("sensor_1d", 6, 7, resolution=40, dropout=0.0),
     "nasbench201": lambda: load_space("nasbench201", 3, 10, resolution=16, channels=8, cells=2),
 }
 
