@@ -49,6 +49,7 @@ bench: .venv/installed-full
 	$(BIN)/python -m benchmarks.supernet_step
 	$(BIN)/python -m benchmarks.host_latency
 	$(BIN)/python -m benchmarks.device_profiles
+	$(BIN)/python -m benchmarks.calibration_intervals
 	$(BIN)/python -m benchmarks.bind
 	test -z "$$NASBENCH_DATA" || $(BIN)/python -m benchmarks.few_shot
 	test -z "$$NASBENCH_DATA" || $(BIN)/python -m benchmarks.jetson_nano

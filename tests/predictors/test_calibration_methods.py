@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hardware_profiles import Target, load_target
+from hardware_profiles import Target, load_profile, load_target
 from predictors import Roofline
 from predictors.base import Array
 from predictors.calibration import Calibration, MeasuredRow, fit_target
+from predictors.calibration_methods import _chosen_errors, interval_factor
+from predictors.roofline_fitting import sample
 from search_spaces import UserError, Workload, load_space
 from search_spaces.reference import reference_network
 
@@ -145,3 +147,47 @@ def test_a_file_of_another_version_is_told_from_a_damaged_one(text: str, message
     path.write_text(text)
     with pytest.raises(UserError, match=f"c.json: .*{message}"):
         Calibration.load(path)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 20])
+def test_the_interval_of_a_handful_holds_nine_in_ten_new_networks(n: int) -> None:
+    rng = np.random.default_rng(n)
+    for errors, new in (
+        (rng.standard_normal((4000, n)), rng.standard_normal(4000)),
+        (rng.standard_t(4, (4000, n)), rng.standard_t(4, 4000)),
+    ):
+        factors = np.array([interval_factor(np.abs(row), n) for row in errors])
+        assert np.mean(np.abs(new) <= 1.645 * factors) >= 0.885
+
+
+def test_choosing_among_methods_by_luck_does_not_narrow_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    best, honest = [], []
+    for _ in range(300):
+        logs = list(rng.standard_normal((3, 6)))
+        best.append(min(np.mean(np.abs(errors)) for errors in logs))
+        honest.append(np.mean(np.abs(_chosen_errors(logs))))
+    expected = np.sqrt(2 / np.pi)  # of the absolute value of a standard normal
+    assert np.mean(best) < 0.9 * expected
+    assert np.mean(honest) > 0.98 * expected
+
+
+def test_eight_published_networks_give_intervals_that_hold_the_others() -> None:
+    target = bare("jetson_agx_xavier")
+    data = sample(load_profile("jetson_agx_xavier").target())
+    square = [i for i, name in enumerate(data.names) if name.partition("@")[2].isdigit()]
+    published = [
+        MeasuredRow(network=data.names[i], family=data.families[i], latency_ms=float(data.latency_ms[i]))
+        for i in square
+    ]
+    heads = [row.network.partition("@") for row in published]
+    works = [reference_network(name, resolution=int(size)).workload() for name, _, size in heads]
+    measured = np.array([row.latency_ms for row in published])
+    inside = []
+    for draw in range(4):
+        order = np.random.default_rng(draw).permutation(len(works))
+        some, rest = order[:8], order[8:]
+        calibration = fit_target(target, [published[i] for i in some], [works[i] for i in some])
+        estimate = calibration.predictor(target).predict([works[i] for i in rest])
+        inside.append((estimate.quantile(0.05) <= measured[rest]) & (measured[rest] <= estimate.quantile(0.95)))
+    assert np.concatenate(inside).mean() >= 0.85
