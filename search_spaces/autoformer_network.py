@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from search_spaces.autoformer_spec import NetworkSpec
 from search_spaces.operators import Workload
+from search_spaces.relative_attention import attend
 from search_spaces.shared_layers import Drop, bias, crop, linear
 from search_spaces.tracing import trace
 
@@ -120,24 +121,9 @@ class Attention(nn.Module):
         """What the heads gather for normalised tokens `(positions * batch, width)`, `(..., heads * head width)`."""
         qkv = linear(self.qkv, x, heads * 3 * self.head_width)
         qkv = qkv.view(self.positions.positions, -1, 3, self.head_width)
-        return self._attend(*qkv.unbind(2)).reshape(x.shape[0], heads * self.head_width)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values `(positions, batch * heads, head width)` to what the tokens gather, alike.
-
-        Logits are `q (k + r)`, results `a (v + r)`. Instead of one `r` per pair of tokens, queries are multiplied with
-        the embeddings of rows and columns, and the products spread over their members; weights are summed over the
-        members, and the sums multiplied with the embeddings.
-        """
-        members = self.positions.members.to(q.dtype)
         keys = self.positions.embeddings(self.key_positions)
         values = self.positions.embeddings(self.value_positions)
-        scale = self.head_width**-0.5
-        spread = torch.matmul(torch.bmm(q, keys.transpose(1, 2)).transpose(0, 1), members.t())
-        logits = torch.baddbmm(spread, q.transpose(0, 1), k.permute(1, 2, 0), beta=scale, alpha=scale)
-        weights = logits.softmax(-1)
-        gathered = torch.bmm(weights, v.transpose(0, 1)).transpose(0, 1)
-        return torch.baddbmm(gathered, torch.matmul(weights, members).transpose(0, 1), values)
+        return attend(qkv, keys, values, self.positions.members).reshape(x.shape[0], heads * self.head_width)
 
 
 class Perceptron(nn.Module):

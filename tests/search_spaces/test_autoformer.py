@@ -12,6 +12,7 @@ from torch import Tensor
 
 from search_spaces import AutoFormerSpace, UserError, load_space
 from search_spaces.autoformer_network import Attention, RelativePositions
+from search_spaces.relative_attention import attend
 
 PRESETS = ("autoformer_tiny", "autoformer_small", "autoformer_base")
 
@@ -80,6 +81,27 @@ def test_attention_follows_its_definition() -> None:
     expected = x + layer.project(y.permute(2, 0, 1, 3).reshape(n * batch, heads * d))
     positions.members = positions.members.double()
     assert torch.allclose(layer(x, heads, lambda y, rate: y), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradients_of_the_attention_are_right(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    positions = RelativePositions(3, 1)
+    n, groups = positions.members.shape
+    members = positions.members.to(dtype)
+    qkv, keys, values = (torch.randn(shape, dtype=dtype) for shape in ((n, 4, 3, 8), (n, groups, 8), (n, groups, 8)))
+    results = []
+    for plain in (True, False):
+        parts = [t.clone().requires_grad_() for t in (qkv, keys, values)]
+        with pytest.MonkeyPatch.context() as patch:
+            if plain:
+                patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            y = attend(*parts, members)
+        gradient = torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y)
+        results.append([y, *torch.autograd.grad(y, parts, gradient)])
+    for expected, given in zip(*results, strict=True):
+        torch.testing.assert_close(given, expected)
+    assert results[0][0].grad_fn.name() != results[1][0].grad_fn.name()
 
 
 def test_a_subnet_uses_leading_heads() -> None:
