@@ -246,7 +246,13 @@ def make_space(config: Config, task: Task, where: Path | None) -> SearchSpace:
         space_class = resolve("space", section.name, where)
     except UserError as error:
         raise UserError(f"{error} Presets: {', '.join(presets())}.") from error
-    space: SearchSpace = space_class(*shape, **options(space_class, section.options, "space"))
+    given = options(space_class, section.options, "space")
+    if section.name == "elastic":
+        if isinstance(given["network"], str):
+            given["network"] = resolve("network", given["network"], where)
+        if given["weights"]:
+            section.__pydantic_extra__["weights"] = given["weights"] = str(_find(given["weights"], where))  # type: ignore[index]
+    space: SearchSpace = space_class(*shape, **given)
     if not isinstance(space, SearchSpace):
         raise UserError(f"space.name = {section.name!r} is no SearchSpace")
     return space

@@ -25,6 +25,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "npz": "nasbench.tasks.arrays:NpzArrays",
     },
     "space": {
+        "elastic": "search_spaces:elastic_space",
         "mobilenet_v3": "search_spaces:MobileNetV3Space",
     },
     "evaluator": {

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from search_spaces.autoformer import AutoFormerSpace
     from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
     from search_spaces.chain import ChainSpace
+    from search_spaces.elastic import ElasticSpace, elastic_space
     from search_spaces.errors import UserError, nearest
     from search_spaces.layered import Layer, LayeredSpace
     from search_spaces.loading import load_space, presets
@@ -33,6 +34,7 @@ _LAZY = {
     "Block": "base",
     "Catalog": "base",
     "ChainSpace": "chain",
+    "ElasticSpace": "elastic",
     "Knob": "base",
     "Layer": "layered",
     "LayeredSpace": "layered",
@@ -53,6 +55,7 @@ _LAZY = {
     "Workload": "operators",
     "WorkloadBuilder": "operators",
     "calibrate": "supernet",
+    "elastic_space": "elastic",
     "load_space": "loading",
     "load_weights": "weights",
     "nearest": "errors",
@@ -64,11 +67,11 @@ _LAZY = {
 }
 
 __all__ = [
-    "Archs", "AutoFormerSpace", "Block", "Catalog", "ChainSpace", "Knob", "Layer", "LayeredSpace", "MixtureSupernet",
-    "MnasNetSpace", "MobileHybridSpace", "MobileNetV3Space", "NASBench201Space", "NormStats", "Operator", "Published",
-    "ReferenceNetwork", "ResNetSpace", "SearchSpace", "Supernet", "Tensor", "UserError", "Workload", "WorkloadBuilder",
-    "calibrate", "load_space", "load_weights", "nearest", "presets", "read_onnx", "reference_network",
-    "reference_networks", "trace",
+    "Archs", "AutoFormerSpace", "Block", "Catalog", "ChainSpace", "ElasticSpace", "Knob", "Layer", "LayeredSpace",
+    "MixtureSupernet", "MnasNetSpace", "MobileHybridSpace", "MobileNetV3Space", "NASBench201Space", "NormStats",
+    "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace", "Supernet", "Tensor", "UserError",
+    "Workload", "WorkloadBuilder", "calibrate", "elastic_space", "load_space", "load_weights", "nearest", "presets",
+    "read_onnx", "reference_network", "reference_networks", "trace",
 ]  # fmt: skip
 
 

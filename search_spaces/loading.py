@@ -13,6 +13,7 @@ from typing import Any
 from search_spaces.autoformer import AutoFormerSpace
 from search_spaces.base import SearchSpace
 from search_spaces.chain import ChainSpace
+from search_spaces.elastic import elastic_space
 from search_spaces.errors import UserError, nearest
 from search_spaces.mnasnet import MnasNetSpace
 from search_spaces.mobile_hybrid import MobileHybridSpace
@@ -24,6 +25,7 @@ from search_spaces.resnet import ResNetSpace
 FAMILIES: dict[str, Callable[..., SearchSpace]] = {
     "autoformer": AutoFormerSpace,
     "chain": ChainSpace,
+    "elastic": elastic_space,
     "mnasnet": MnasNetSpace,
     "mobile_hybrid": MobileHybridSpace,
     "mobilenet_v3": MobileNetV3Space,

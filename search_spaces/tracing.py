@@ -123,6 +123,15 @@ class _Recorder(TorchDispatchMode):
         self._alive.append(tensor)
         self._index[id(tensor)] = self._builder.input(TensorSpec(_per_sample(tensor), tensor.element_size()))
 
+    @property
+    def count(self) -> int:
+        """Operators so far."""
+        return len(self._builder.operators)
+
+    def index_of(self, value: Any) -> int | None:
+        """Which activation a value is, or is a view of; None for what is none."""
+        return self._index.get(id(value))
+
     def workload(self, result: Any) -> Workload:
         """What was recorded, with the activations in `result` as outputs."""
         outputs = [self._index[id(leaf)] for leaf in tree_leaves(result) if id(leaf) in self._index]

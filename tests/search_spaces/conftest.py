@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from search_spaces import ChainSpace, Knob, Layer, LayeredSpace, SearchSpace
+from search_spaces import ChainSpace, ElasticSpace, Knob, Layer, LayeredSpace, SearchSpace
 from search_spaces.base import Choice
 from search_spaces.reference.blocks import ConvBnAct, classifier
 
@@ -105,7 +106,68 @@ class Words(LayeredSpace):
         return classifier(width, self.num_classes)
 
 
+class Block(nn.Module):
+    """An inverted residual with squeeze-and-excitation, as users write them."""
+
+    def __init__(self, cin: int, hidden: int, cout: int, stride: int = 1) -> None:
+        super().__init__()
+        self.residual = cin == cout and stride == 1
+        self.expand = nn.Sequential(nn.Conv2d(cin, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.PReLU(hidden))
+        self.depthwise = nn.Conv2d(hidden, hidden, 5, stride, 2, groups=hidden, bias=False)
+        self.norm = nn.BatchNorm2d(hidden)
+        self.squeeze, self.excite = nn.Conv2d(hidden, 6, 1), nn.Conv2d(6, hidden, 1)
+        self.project = nn.Sequential(nn.Conv2d(hidden, cout, 1, bias=False), nn.BatchNorm2d(cout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.depthwise(self.expand(x))))
+        y = y * torch.sigmoid(self.excite(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        y = self.project(y)
+        return x + y if self.residual else y
+
+
+class ElasticNetwork(nn.Module):
+    """Residual blocks, one after an activation; a concatenation; a shuffle; a branch on sizes; a flattened map."""
+
+    def __init__(self, in_channels: int = 2, num_classes: int = 5, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 10, 3, 2, 1, bias=False), nn.BatchNorm2d(10), nn.ReLU())
+        self.blocks = nn.ModuleList([Block(10, 16, 10), Block(10, 12, 12, 2), Block(12, 16, 12)])
+        self.wide, self.up = nn.Conv2d(12, 10, 3, padding=1), nn.ConvTranspose2d(10, 8, 2, 2)
+        self.narrow = nn.Conv2d(12, 4, 1)
+        self.mix = nn.Conv2d(22, 12, 3, padding=1, padding_mode="circular")
+        self.norm = nn.BatchNorm2d(22)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        self.drop = nn.Dropout(dropout)
+        self.hidden, self.norm1d, self.head = nn.Linear(12 * 9, 14), nn.BatchNorm1d(14), nn.Linear(14, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        wide = torch.relu(self.wide(x))
+        up = torch.nn.functional.avg_pool2d(self.up(wide), 2)
+        x = torch.cat([wide, up, self.narrow(x)], 1)
+        if x.shape[-1] > 8:  # known, although the number of channels is not
+            raise ValueError("too large")
+        x = torch.relu(self.mix(self.norm(x)))
+        batch, channels, height, width = x.shape
+        x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+        x = self.drop(self.hidden(self.grouped(x).flatten(1)))
+        return self.head(torch.relu(self.norm1d(x)))
+
+
+def elastic_network() -> SearchSpace:
+    torch.manual_seed(0)
+    return ElasticSpace(ElasticNetwork(), (2, 12, 12), ratios=(0.3, 0.5, 1.0), multiple=2)
+
+
 @pytest.fixture(scope="session")
 def examples() -> dict[str, Callable[[], SearchSpace]]:
     """By name."""
-    return {"every_block": every_block, "elastic_chain": elastic_chain, "signals": signals, "words": Words}
+    return {
+        "every_block": every_block,
+        "elastic_chain": elastic_chain,
+        "signals": signals,
+        "words": Words,
+        "elastic_network": elastic_network,
+    }

@@ -9,6 +9,7 @@ import pytest
 
 from search_spaces import (
     AutoFormerSpace,
+    ElasticSpace,
     MnasNetSpace,
     MobileHybridSpace,
     MobileNetV3Space,
@@ -16,6 +17,7 @@ from search_spaces import (
     SearchSpace,
     UserError,
     load_space,
+    reference_network,
     trace,
 )
 
@@ -79,6 +81,12 @@ def tiny_hybrid(**options: Any) -> MobileHybridSpace:
     return MobileHybridSpace(1, 4, **{**table, **options}, heads=2, name="tiny_hybrid")
 
 
+def elastic_reference(name: str) -> SearchSpace:
+    """A published network made elastic."""
+    reference = reference_network(name, resolution=32, num_classes=4)
+    return ElasticSpace(reference.build(), reference.input_shape)
+
+
 SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny": tiny,
     "depths_only": depths_only,
@@ -94,6 +102,8 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "fbnet": lambda: load_space("fbnet"),
     "fbnet_32": lambda: load_space("fbnet_32", 3, 100),
     "proxylessnas": lambda: load_space("proxylessnas"),
+    "elastic_concatenations": lambda: elastic_reference("squeezenet1_1"),
+    "elastic_residuals": lambda: elastic_reference("mobilenet_v3_small"),
     "tiny_resnet": tiny_resnet,
     "tiny_mnasnet": tiny_mnasnet,
     "mnasnet": lambda: load_space("mnasnet"),
@@ -104,7 +114,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
 }
 
 
-EXAMPLES = ("every_block", "elastic_chain", "signals", "words")  # see conftest.py
+EXAMPLES = ("every_block", "elastic_chain", "signals", "words", "elastic_network")  # see conftest.py
 
 
 @pytest.fixture(params=[*SPACES, *EXAMPLES], scope="module")

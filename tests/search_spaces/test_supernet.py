@@ -71,9 +71,9 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
 }
 
 
-EXAMPLES = ("every_block", "elastic_chain", "signals", "words")  # see conftest.py
+EXAMPLES = ("every_block", "elastic_chain", "signals", "words", "elastic_network")  # see conftest.py
 # Those that mixture supernets exist for.
-MIXTURES = tuple(name for name in (*SPACES, *EXAMPLES) if name != "resnet")
+MIXTURES = tuple(name for name in (*SPACES, *EXAMPLES) if name not in ("resnet", "elastic_network"))
 
 
 @pytest.fixture(params=[*SPACES, *EXAMPLES], scope="module")
