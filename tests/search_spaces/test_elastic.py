@@ -113,6 +113,33 @@ def test_the_most_important_channels_are_kept_in_their_order() -> None:
     assert extracted.first.body[0][0].out_channels == extracted.first.body[1].in_channels == 4
 
 
+def test_gradients_are_those_of_the_extracted_network() -> None:
+    space = space_of(small())
+    supernet = space.supernet().double().eval()  # without dropout; the batch still normalises
+    x, labels = images(8).double(), torch.arange(8) % 4
+    for arch in space.sample(4, np.random.default_rng(0)):
+        network = supernet.extract(arch, calibrate(supernet, arch, x)).double().train()
+        network.drop.eval()
+        F.cross_entropy(network(x), labels).backward()
+        supernet.zero_grad(set_to_none=True)
+        F.cross_entropy(supernet(x, arch), labels).backward()
+        cuts = space.cuts(arch)
+        own = dict(network.named_parameters())
+        for name, parameter in supernet.largest.named_parameters():
+            if name not in own:
+                assert parameter.grad is None
+                continue
+            columns, rows = cuts.get(name.rpartition(".")[0], (None, None))
+            expected = torch.zeros_like(parameter)
+            places = expected[rows if rows is not None else slice(None)].clone()
+            if columns is not None and parameter.dim() > 1:
+                places[:, columns] = own[name].grad
+            else:
+                places = own[name].grad
+            expected[rows if rows is not None else slice(None)] = places
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-8, atol=1e-10)
+
+
 def test_widths_are_nested() -> None:
     space = space_of(small(), ratios=(0.25, 0.5, 0.75, 1))
     for kept in space._ranked.values():

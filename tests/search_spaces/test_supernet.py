@@ -149,6 +149,8 @@ def test_statistics_of_one_batch_give_the_result_of_training(
 
 
 def test_gradients_are_those_of_the_extracted_network(space: SearchSpace, supernet: WeightSharingSupernet) -> None:
+    if space.name == "elastic":
+        pytest.skip("keeps the most important channels, not the leading ones: test_elastic.py tests its gradients")
     # In double precision: 22 layers of activations that cut off multiply what is rounded differently.
     supernet = copy.deepcopy(supernet).double()
     x, labels = images(space, 8).double(), torch.arange(8) % 4
