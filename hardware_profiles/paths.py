@@ -15,6 +15,9 @@ import platformdirs
 
 from search_spaces.errors import UserError
 
+# Nothing that is written under a lock takes longer.
+LOCK_TIMEOUT_S = 60
+
 
 def user_data_dir() -> Path:
     """Directory of the user's own profiles, calibrations and caches: `$NASBENCH_HOME`, else the platform's place.
@@ -50,6 +53,28 @@ def atomic(path: Path) -> Iterator[Path]:
         raise UserError(f"{path}: cannot write it: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold back other processes that add to the file `path` while it is read, changed and written; by a lock beside it.
+
+    Raises:
+        UserError: the lock cannot be written, or another process holds it for a minute.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=LOCK_TIMEOUT_S):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"{path}: another process has been writing it for {LOCK_TIMEOUT_S} s ({lock} is held)"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

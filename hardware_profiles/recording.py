@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hardware_profiles.meter import Artifact, Measurement, Meter, OperatorTime, Protocol
 from hardware_profiles.out_of_process import OutOfProcessMeter, file_digest
+from hardware_profiles.paths import locked
 from hardware_profiles.profile import Target
 from hardware_profiles.records import KeptRecord, Record
 from search_spaces.errors import UserError, nearest
@@ -82,7 +83,7 @@ class RecordingMeter(Meter):
     def __init__(self, meter: Meter, path: Path) -> None:
         self.meter = meter
         self.path = path
-        self.before = Recording.load(path) if path.exists() else Recording()
+        _existing(path)
 
     def measure(self, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
         """As the other meter; failed measurements are passed on, not recorded."""
@@ -101,12 +102,18 @@ class RecordingMeter(Meter):
                 )
                 for c in self.meter.transcript
             )
-        self.before = Recording(
-            measurements=self.before.measurements + new,
-            commands=self.before.commands + ((commands,) if commands else ()),
-        )
-        self.before.save(self.path)
+        with locked(self.path):  # another process may have added to it meanwhile
+            before = _existing(self.path)
+            Recording(
+                measurements=before.measurements + new,
+                commands=before.commands + ((commands,) if commands else ()),
+            ).save(self.path)
         return measured
+
+
+def _existing(path: Path) -> Recording:
+    """What a file holds; an empty recording where there is none."""
+    return Recording.load(path) if path.exists() else Recording()
 
 
 class ReplayMeter(Meter):

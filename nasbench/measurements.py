@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hardware_profiles import Measurement, Meter, Target, meter_for
 from hardware_profiles.measuring import Progress, convert_and_measure, measuring_progress
-from hardware_profiles.paths import read_csv, write_text
+from hardware_profiles.paths import locked, read_csv, write_text
 from nasbench.networks import NamedNetwork, space_network
 from predictors.calibration import MeasuredRow
 from search_spaces import SearchSpace, UserError, nearest
@@ -73,42 +73,41 @@ def measure_networks(
 def append_measurements(path: Path, target: Target, measured: Sequence[Measured]) -> int:
     """Add measurements to a CSV file, which is made where there is none; written whole or not at all.
 
+    Several processes may add to one file at a time.
+
     Returns:
         How many were added; failed ones are not.
 
     Raises:
-        UserError: the file is there and is no such table.
+        UserError: the file is there and is no such table, or another process holds it.
     """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    rows = [_csv_row(one, target, now) for one in measured if one.measurement is not None]
     text = io.StringIO()
-    before = ""
-    if path.exists():
-        before = _read_text(path)
+    with locked(path):
+        before = _read_text(path) if path.exists() else ""
         header = next(csv.reader(io.StringIO(before)), [])
-        if tuple(header) != COLUMNS:
+        if before and tuple(header) != COLUMNS:
             raise UserError(
                 f"{path}: its columns are not those of measurements ({', '.join(COLUMNS[:4])}, ...); name another file"
             )
-    writer = csv.writer(text, lineterminator="\n")
-    if not before:
-        writer.writerow(COLUMNS)
-    count = 0
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    for one in measured:
-        m = one.measurement
-        if m is None:
-            continue
-        count += 1
-        p = m.protocol
-        energy = "" if m.energy_mj is None else f"{m.energy_mj:.6g}"
-        writer.writerow(
-            [one.network.name, target.name, f"{m.latency_ms:.6g}", energy, m.peak_memory_bytes or "",
-             str(m.throttled).lower(), p.runtime, p.runtime_version, p.precision, p.threads, p.batch, p.passes,
-             p.repeats, p.statistic, p.host, now, " ".join(m.note.split())]
-        )  # fmt: skip
-    if before and not before.endswith("\n"):
-        before += "\n"
-    write_text(path, before + text.getvalue())
-    return count
+        if before and not before.endswith("\n"):
+            before += "\n"
+        csv.writer(text, lineterminator="\n").writerows(rows if before else [COLUMNS, *rows])
+        write_text(path, before + text.getvalue())
+    return len(rows)
+
+
+def _csv_row(one: Measured, target: Target, now: str) -> list[object]:
+    m = one.measurement
+    assert m is not None
+    p = m.protocol
+    energy = "" if m.energy_mj is None else f"{m.energy_mj:.6g}"
+    return [
+        one.network.name, target.name, f"{m.latency_ms:.6g}", energy, m.peak_memory_bytes or "",
+        str(m.throttled).lower(), p.runtime, p.runtime_version, p.precision, p.threads, p.batch, p.passes, p.repeats,
+        p.statistic, p.host, now, " ".join(m.note.split()),
+    ]  # fmt: skip
 
 
 def read_measurements(

@@ -85,6 +85,15 @@ se = true
 activation = "hard_swish"
 """
 
+
+@pytest.fixture
+def tiny_space(tmp_path: Path) -> Path:
+    """The file of a space of tiny networks."""
+    path = tmp_path / "space.toml"
+    path.write_text(TINY_SPACE)
+    return path
+
+
 TINY_EXPERIMENT = """
 name = "tiny"
 seed = 3

@@ -57,6 +57,15 @@ def test_a_device_that_is_gone_gives_its_measurements_back(
         ReplayMeter(path).measure(artifacts, Target(board.profile, "q"))
 
 
+def test_two_meters_record_into_one_file(artifacts: list[Artifact], board: Target, tmp_path: Path) -> None:
+    path = tmp_path / "recording.json"
+    one, other = RecordingMeter(meter_for(board), path), RecordingMeter(meter_for(board), path)
+    one.measure(artifacts[:1], board)
+    other.measure(artifacts[1:2], board)
+    one.measure(artifacts[2:3], board)
+    assert [m.artifact for m in Recording.load(path).measurements] == [a.path.name for a in artifacts[:3]]
+
+
 def test_a_runtime_in_this_process_is_recorded_too(artifacts: list[Artifact], host: Target, tmp_path: Path) -> None:
     path = tmp_path / "recording.json"
     (measured,) = RecordingMeter(OnnxRuntimeMeter(passes=2, max_passes=2, pass_ms=1.0), path).measure(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -28,26 +29,6 @@ slow = pathlib.Path(__file__).with_name("slow").exists()
 ms = (0.2 + 3e-6 * size) * (1.5 if slow else 1)
 import time; time.sleep(ms / 1000)
 print(json.dumps({"latency_ms": [ms, ms * 1.01, ms * 0.99], "energy_mj": 2 * ms, "runtime_version": "board 1"}))
-"""
-
-SPACE = """
-family = "mobilenet_v3"
-description = "for tests"
-resolutions = [16]
-widths = [1.0]
-stem_width = 8
-stem_stride = 2
-final_width = 32
-feature_width = 32
-
-[[stages]]
-width = 16
-stride = 2
-depths = [1, 2, 3]
-kernels = [3, 5]
-expansions = [2, 4]
-se = true
-activation = "hard_swish"
 """
 
 
@@ -78,10 +59,8 @@ def board(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def space(tmp_path: Path) -> Path:
-    path = tmp_path / "space.toml"
-    path.write_text(SPACE)
-    return path
+def space(tiny_space: Path) -> Path:
+    return tiny_space
 
 
 def files(folder: Path) -> list[str]:
@@ -334,6 +313,31 @@ def test_one_network_is_not_said_to_judge_its_own_fit(tmp_path: Path) -> None:
     table.write_text("network,latency_ms\nmobilenet_v2,20\n")
     said = good("devices", "calibrate", "pixel_4", "--from", table, "--quiet")
     assert "1 networks: too few to judge the fit" in said
+
+
+ADD = """
+import sys
+from pathlib import Path
+import numpy as np
+from hardware_profiles import Artifact, Measurement, Protocol, load_target
+from nasbench.measurements import Measured, append_measurements
+from nasbench.networks import NamedNetwork
+
+protocol = Protocol("x", "1", "fp32", 1, 1, 0, 1, 1, "value", "nowhere")
+path = Path(sys.argv[1])
+for i in range(25):
+    name = f"{sys.argv[2]}-{i}.onnx"
+    measurement = Measurement(Artifact(Path(name), "onnx", "fp32", (3, 8, 8)), 1.0, np.array([1.0]), protocol)
+    append_measurements(path, load_target("jetson_nano"), [Measured(NamedNetwork(name, name), measurement)])
+"""
+
+
+def test_two_processes_add_to_one_table_and_lose_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    both = [subprocess.Popen([sys.executable, "-c", ADD, str(table), who]) for who in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    expected = {f"{who}-{i}.onnx" for who in "ab" for i in range(25)}
+    assert {row.network for row in read_measurements(table)} == expected
 
 
 def test_measurements_are_not_added_to_another_table(board: Path) -> None:
