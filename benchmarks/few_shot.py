@@ -50,14 +50,12 @@ FILES = {"nasbench201": "nb201_latency_help.csv.gz", "fbnet": "fbnet_latency_hel
 SELECT_QUERIES = 2000  # of --select, for speed
 DESIGNS = {
     "default": Design(),
-    "no plain ridge": Design(plain=0.0),
-    "plain ridge only": Design(plain=1.0),
-    "plain ridge as likely": Design(plain=0.5),
-    "each source apart": Design(apart=True),
-    "each source apart, no plain ridge": Design(apart=True, plain=0.0),
+    "sums only": Design(scales=("linear",)),
+    "logarithms only": Design(scales=("log",)),
     "whole networks only": Design(executed=False),
-    "noise as of sources": Design(noise=(1.0,)),
-    "noise x 1/4, 1/2, 1, 2": Design(noise=(0.25, 0.5, 1.0, 2.0)),
+    "every hypothesis alike": Design(unlike=1e6),
+    "unlike 1": Design(unlike=1.0),
+    "finer noise": Design(noise=(0.005, 0.01, 0.02, 0.04, 0.08, 0.16)),
     "sources as measured": Design(smooth=False),
 }
 COLUMNS = (

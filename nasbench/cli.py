@@ -132,7 +132,7 @@ def predict(
     """Predict costs of one network on a target, with 90 % intervals and what they rest on."""
     from hardware_profiles import check_workload, load_target
     from nasbench.networks import named_networks
-    from predictors.choice import TABLES, choose_predictor
+    from predictors.choice import choose_predictor
 
     device = load_target(target)
     named = named_networks([network] if network else [], space, [arch] if arch else [])
@@ -140,11 +140,13 @@ def predict(
         raise UserError("name one network, or --space with one --arch")
     (chosen,) = named
     workload = chosen.workload
-    choices = [(m, choose_predictor(device, m, predictor=predictor)) for m in metric or ["latency_ms"]]
+    choices = [
+        (m, choose_predictor(device, m, predictor=predictor, space=chosen.space)) for m in metric or ["latency_ms"]
+    ]
     warnings: dict[str, None] = {}
     for name, choice in choices:
-        tied = chosen.space is not None and predictor.startswith(TABLES)  # to the architectures of a space
-        estimate = chosen.estimate(choice.predictor) if tied else choice.predictor.predict([workload])
+        bound = choice.tied and chosen.space is not None
+        estimate = chosen.estimate(choice.predictor) if bound else choice.predictor.predict([workload])
         low, high = float(estimate.quantile(0.05)[0]), float(estimate.quantile(0.95)[0])
         unit = _UNITS.get(name, "")
         interval = f" (90 % interval {low:.4g} to {high:.4g})" if high > low else ""

@@ -14,6 +14,7 @@ from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
     from hardware_profiles import Target
+    from nasbench.few_shot import Sources
     from nasbench.measurements import Measured
     from nasbench.networks import NamedNetwork
     from predictors.calibration import MeasuredRow
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from search_spaces import SearchSpace
 
 app = typer.Typer(
-    help="Devices: list, show, new, check, measure, calibrate, validate. docs/add_a_device.md goes through them.",
+    help="Devices: list, show, new, check, suggest, measure, calibrate, validate; see docs/add_a_device.md.",
     no_args_is_help=True,
 )
 
@@ -35,6 +36,14 @@ _Meter = Annotated[
     str | None,
     typer.Option(help="adb[:SERIAL], ssh:HOST, a TOML file with a \\[meter] section, replay:FILE, or module:Class."),
 ]
+_Sources = Annotated[
+    Path | None,
+    typer.Option(
+        help="The space measured on other devices: a CSV with a column arch and one per device, a table "
+        "in HELP's layout, or what MeasuredTable.save wrote."
+    ),
+]
+_Column = Annotated[list[str] | None, typer.Option(help="Devices of --sources to learn from; all by default.")]
 _Quiet = Annotated[bool, typer.Option(help="Say nothing but the result.")]
 
 
@@ -136,11 +145,46 @@ def check(
 
 
 @app.command()
+def suggest(
+    target: _Target,
+    space: Annotated[str, typer.Option(help="The space whose architectures are to be measured.")],
+    networks: Annotated[int, typer.Option("--networks", "-n", min=1, help="How many.")] = 20,
+    sources: _Sources = None,
+    column: _Column = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="What was measured before, in a CSV; suggestions add to it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write a CSV for measure --from, or to fill in by hand; else names are printed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what they are chosen from.")] = 0,
+) -> None:
+    """Suggest which architectures of a space to measure on a device; with other devices' tables, the most telling."""
+    from nasbench.few_shot import read_sources, suggest_networks, write_suggestions
+    from nasbench.measurements import read_measurements
+
+    device = _load(target)
+    ((label, loaded),) = _spaces([space]).items()
+    if sources is None and (column or from_):
+        raise UserError("--column and --from need --sources")
+    others = read_sources(sources, loaded, label, device, column) if sources else None
+    rows = read_measurements(from_, device, {label: loaded}) if from_ else []
+    found = suggest_networks(device, loaded, label, networks, others, rows, seed)
+    if output is None:
+        print("\n".join(n.name for n in found))
+        return
+    write_suggestions(output, found)
+    print(f"{len(found)} networks in {output}", file=sys.stderr)
+    print(f"next: nasbench devices measure {device.name} --from {output} --output measured.csv", file=sys.stderr)
+
+
+@app.command()
 def measure(
     target: _Target,
     networks: _Networks = None,
     space: Annotated[str | None, typer.Option(help="A space, with --arch.")] = None,
     arch: Annotated[list[str] | None, typer.Option(help="Choice indices, or a reference of the space.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", help="A CSV whose column network names more of them.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="CSV to append to; measurements/TARGET.csv in your data directory.")
     ] = None,
@@ -151,10 +195,11 @@ def measure(
     quiet: _Quiet = False,
 ) -> None:
     """Measure networks on a device and keep the results."""
+    from nasbench.measurements import named_in
     from nasbench.networks import named_networks
 
     device = _load(target)
-    found = named_networks(networks or [], space, arch or [])
+    found = named_networks([*(networks or []), *(named_in(from_) if from_ else [])], space, arch or [])
     device, measured = _measured(device, found, meter, record, quiet)
     path = output or _measurements_path(device)
     _keep(path, device, measured)
@@ -167,8 +212,13 @@ def measure(
 @app.command()
 def calibrate(
     target: _Target = "host",
-    networks: Annotated[int, typer.Option(help="How many networks to measure, of the spaces or made up.")] = 48,
+    networks: Annotated[
+        int | None,
+        typer.Option(help="How many networks to measure, of the spaces or made up: 48, or 20 with --sources."),
+    ] = None,
     space: _Space = None,
+    sources: _Sources = None,
+    column: _Column = None,
     from_: Annotated[
         Path | None, typer.Option("--from", help="Measured networks in a CSV, instead of measuring.")
     ] = None,
@@ -180,8 +230,11 @@ def calibrate(
     """Measure networks (or read measured ones) and fit the predictor of a target; the result is kept for later use.
 
     Many networks give an operator model, a handful a fitted roofline: what predicts left-out networks best is taken.
+    With other devices' tables of one space (--sources), ten or twenty of its architectures give a few-shot predictor of
+    that space.
     """
     from nasbench.devices import calibration_networks
+    from nasbench.few_shot import read_sources, suggest_networks
     from nasbench.measurements import read_measurements
 
     device = _load(target)
@@ -190,17 +243,33 @@ def calibrate(
         _check_meter(device, meter)
     spaces = _spaces(space)
     about: dict[str, Any] = {}
+    others = None
+    if sources is not None:
+        if len(spaces) != 1:
+            raise UserError("--sources needs the one space whose architectures they measured (--space)")
+        if method != "auto":
+            raise UserError(f"--sources gives a few-shot predictor, and no {method}; leave out --method")
+        ((label, loaded),) = spaces.items()
+        others = read_sources(sources, loaded, label, device, column)
+    elif column:
+        raise UserError("--column needs --sources")
     if from_ is not None:
         rows = read_measurements(from_, device, spaces)
         about["source"] = from_.name
     else:
-        chosen = calibration_networks(device, networks, spaces)
+        if others is not None:
+            chosen = suggest_networks(device, others.space, others.label, networks or 20, others)
+        else:
+            chosen = calibration_networks(device, networks or 48, spaces)
         device, measured = _measured(device, chosen, meter, None, quiet)
         _keep(_measurements_path(device), device, measured)
         _say_failures(measured)
         rows = [m.row for m in measured if m.row]
         about = _about(measured)
-    _fit_and_keep(device, rows, spaces, method, about, output, quiet)
+    if others is not None:
+        _adapt_and_keep(device, rows, others, output)
+    else:
+        _fit_and_keep(device, rows, spaces, method, about, output, quiet)
 
 
 @app.command()
@@ -377,6 +446,21 @@ def _fit_and_keep(
     if calibration.warning:
         print(f"warning: {calibration.warning}", file=sys.stderr)
     print(f"kept in {path}", file=sys.stderr)
+
+
+def _adapt_and_keep(target: Target, rows: list[MeasuredRow], sources: Sources, output: Path | None) -> None:
+    from nasbench.few_shot import adapt_few_shot
+    from predictors.choice import few_shot_basis, few_shot_path
+
+    adapted, quality = adapt_few_shot(target, rows, sources)
+    path = few_shot_path(target, sources.space)
+    for file in (path, *([output] if output else [])):
+        adapted.save(file)
+    print(f"latency_ms on {target.name}: {few_shot_basis(adapted)}")
+    judged = ", each predicted without it" if "median_error" in quality else ": too few to judge the fit"
+    print(_figures(quality, int(quality["networks"])) + judged)
+    print(f"kept in {path}", file=sys.stderr)
+    print(f"an experiment takes it by name: few_shot:{output or path}, under targets.predictors", file=sys.stderr)
 
 
 def _quality(model: FittedMetric) -> str:

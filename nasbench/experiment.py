@@ -11,6 +11,7 @@ a `Run`.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
-from hardware_profiles.paths import write_text
+from hardware_profiles.paths import atomic, write_text
 from nasbench.archive import arch_row, arch_text
 from nasbench.config import Config
 from nasbench.evaluators.base import Evaluator, Proposals, Status
@@ -38,6 +39,7 @@ from nasbench.selection import named_networks, select
 from nasbench.strategies.base import GradientStrategy, Strategy
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
 from predictors.calibration import kept_calibration
+from predictors.choice import TABLES
 from search_spaces import SearchSpace, UserError
 
 if TYPE_CHECKING:
@@ -138,10 +140,10 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
     """A bound predictor per cost objective.
 
     Targets that can be measured are calibrated first, which is frozen in the run; so is a calibration of another target
-    that lies in the user's directory.
+    that lies in the user's directory, and any file that a predictor is made of.
     """
     calibrations: dict[str, Calibration] = {}
-    predictors = plan.config.targets.predictors
+    predictors = {n: _frozen(p, n, run) for n, p in plan.config.targets.predictors.items()}
     for name in sorted({o.target for o in plan.predicted if o.metric in ("latency_ms", "energy_mj")}):
         target = plan.targets[name]
         if predictors.get(name, "auto") not in ("auto", "operator_model", "scale"):
@@ -178,6 +180,18 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
         ).bind(plan.space)
         for o in plan.predicted
     }
+
+
+def _frozen(predictor: str, target: str, run: Run) -> str:
+    """The predictor, from the run's own copy of the file that it is made of."""
+    if not predictor.startswith(TABLES):
+        return predictor
+    kind, _, file = predictor.partition(":")
+    copy = run.directory("calibration") / f"{target.replace(':', '-')}{Path(file).suffix}"
+    if not copy.is_file():
+        with atomic(copy) as temporary:
+            shutil.copyfile(file, temporary)
+    return f"{kind}:{copy}"
 
 
 def _predictor_of(objective: Objective, predictors: Mapping[str, str]) -> str:

@@ -162,6 +162,22 @@ def read_measurements(
     return list(rows.values())
 
 
+def named_in(path: Path) -> list[str]:
+    """The networks that a CSV names in its column `network`; whatever else it holds.
+
+    Raises:
+        UserError: no such file or column, or an empty name.
+    """
+    header, lines = read_csv(path)
+    if "network" not in header:
+        raise UserError(f"{path}: needs a column 'network'. {nearest('network', header) if header else 'It is empty.'}")
+    at = header.index("network")
+    for number, line in lines:
+        if not line[at].strip():
+            raise UserError(f"{path}: line {number}: network is empty")
+    return [line[at].strip() for _, line in lines]
+
+
 def _network(path: Path, number: int, key: str, text: str, spaces: Mapping[str, SearchSpace]) -> str:
     """The name of a network from the column `key`."""
     if key == "network":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -199,16 +198,3 @@ def named_networks(names: Iterable[str], space: str | None = None, archs: Iterab
     if twice := sorted({n for n in listed if listed.count(n) > 1}):
         raise UserError(f"{twice[0]}: named twice")
     return found
-
-
-def names_in(path: Path) -> list[str]:
-    """Names of networks in a text file, one a line; lines that begin with `#` are comments.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [row[0].strip() for row in csv.reader(file) if row and not row[0].startswith("#")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hardware_profiles.paths import user_data_dir
 from hardware_profiles.profile import Target, load_target
 from predictors.base import Predictor
 from predictors.counts import COUNTS, Count
 from predictors.roofline import Roofline
-from search_spaces import UserError, nearest
+from search_spaces import SearchSpace, UserError, nearest
 
 if TYPE_CHECKING:
     from predictors.calibration import Calibration
+    from predictors.few_shot import FewShot
 
 METRICS = ("latency_ms", "energy_mj", *COUNTS)
 # Names that `predictor` takes besides `module:Class`.
@@ -25,10 +28,11 @@ PREDICTORS = ("auto", "roofline", "scale", "operator_model")
 
 @dataclass(frozen=True)
 class Choice:
-    """A predictor, and what its figures rest on, in a few words."""
+    """A predictor, and what its figures rest on, in a few words; whether it is tied to the networks of one table."""
 
     predictor: Predictor
     basis: str
+    tied: bool = False
 
 
 def predictor_for(
@@ -36,9 +40,10 @@ def predictor_for(
     metric: str,
     calibration: Calibration | None = None,
     predictor: str = "auto",
+    space: SearchSpace | None = None,
 ) -> Predictor:
     """The best predictor there is; see `choose_predictor`, which also says what it rests on."""
-    return choose_predictor(target, metric, calibration, predictor).predictor
+    return choose_predictor(target, metric, calibration, predictor, space).predictor
 
 
 def choose_predictor(
@@ -46,11 +51,13 @@ def choose_predictor(
     metric: str,
     calibration: Calibration | None = None,
     predictor: str = "auto",
+    space: SearchSpace | None = None,
 ) -> Choice:
     """The predictor of a metric on a target: by what data exist, or the one that is named.
 
-    Chosen automatically: exact counts; else a calibration, given or in the user's directory; else the profile's
-    roofline, whose parameters are fitted to published measurements or taken from the datasheet.
+    Chosen automatically: exact counts; else a calibration, given or in the user's directory; else few-shot transfer to
+    that space, if it is in the user's directory; else the profile's roofline, whose parameters are fitted to published
+    measurements or taken from the datasheet.
 
     Args:
         target: `device` or `device:operating-point`; counts need none (peak memory then means fp32).
@@ -59,6 +66,7 @@ def choose_predictor(
         predictor: `auto`, one of `PREDICTORS`, `few_shot:FILE` or `table:FILE` (what `FewShot.save` and
             `MeasuredTable.save` wrote; tied to the space of their table), or `module:Class` of one's own, made as
             `Class(target, metric)`.
+        space: whose architectures are to be predicted; None of any networks.
 
     Raises:
         UserError: an unknown metric, target or predictor, a calibration of another target or of another kind than the
@@ -86,6 +94,10 @@ def choose_predictor(
     found = _calibrated(target, metric, calibration, predictor)
     if found is not None:
         return found
+    if predictor == "auto" and metric == "latency_ms" and space is not None:
+        kept = few_shot_path(target, space)
+        if kept.is_file():
+            return _of_table(f"few_shot:{kept}", target, metric)
     if predictor != "auto" or (target.profile.local and metric == "latency_ms"):
         raise UserError(
             f"{target.name}: {'latency on this machine' if predictor == 'auto' else predictor} is predicted from "
@@ -134,12 +146,28 @@ def _of_table(spec: str, target: Target, metric: str) -> Choice:
         adapted = FewShot.load(Path(file))
         if not len(adapted.latency_ms):
             raise UserError(f"{file}: was not adapted to any device; call adapt(networks, latency_ms) before saving it")
-        sources = ", ".join(adapted.table.devices)
-        return Choice(adapted, f"few-shot transfer of {len(adapted.latency_ms)} measured networks from {sources}")
+        return Choice(adapted, few_shot_basis(adapted), tied=True)
     table = MeasuredTable.load(Path(file))
     names = [n for n in (target.name, target.profile.name) if n in table.devices]
     found = TableLookup(table, names[0] if names else None)
-    return Choice(found, f"measured table of {len(table)} networks, {found.device}")
+    return Choice(found, f"measured table of {len(table)} networks, {found.device}", tied=True)
+
+
+def few_shot_path(target: Target, space: SearchSpace) -> Path:
+    """Where the few-shot predictor of a target on a space is kept, in the user's directory.
+
+    A space goes by what it is, so that a file of that name with other knobs is another.
+    """
+    what = repr(([(k.name, k.choices) for k in space.knobs], space.input_shape))
+    digest = hashlib.sha256(what.encode()).hexdigest()[:8]
+    name = f"{target.name.replace(':', '-')}-{Path(space.name).stem}-{digest}.npz"
+    return user_data_dir() / "calibrations" / "few_shot" / name
+
+
+def few_shot_basis(adapted: FewShot) -> str:
+    """What a few-shot predictor rests on, in a few words."""
+    sources = ", ".join(adapted.table.devices)
+    return f"few-shot transfer of {len(adapted.latency_ms)} measured networks from {sources}"
 
 
 def _own(path: str, target: Target, metric: str) -> Predictor:

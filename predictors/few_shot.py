@@ -7,18 +7,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, solve_triangular
 
 from hardware_profiles.paths import atomic
 from predictors.base import Array, Estimate, Predictor
 from predictors.table_features import workload_totals
 from predictors.tables import BoundTable, MeasuredTable, describe, load_arrays, tied
-from predictors.transfer import OFFSET_VARIANCE, Inputs, Kernel, centre
+from predictors.transfer import Inputs, Points, centre
 from search_spaces import SearchSpace, UserError, Workload
 
 LEAST_SAMPLES = 3
@@ -28,10 +28,17 @@ OTHER_UNIT = 100.0
 # by orders of magnitude. With such a spread the mean of a log-normal says nothing (thousands of times the median) and
 # would rank these networks last: predictions count no more of it than this.
 _CUT_LOG_STD = 0.5
+_CUT_VARIANCE = 1.0  # by which they differ from any expectation
 
 _FORMAT = "nasbench few-shot predictor 3"
-_TRAIN = 100  # networks of each source that its parameters are fitted to
-_NEGLIGIBLE = 1e-3  # weight below which a hypothesis is left out
+OFFSET_VARIANCE = 1.0  # of a device's overall speed around the measured median, relative
+_FLOOR = 1e-5  # noise variance that every measurement has: 0.3 %
+# Of relative latencies that are sums: more than that many times the expected says no more; less than that is not
+# believed of a prediction.
+_MOST, _LEAST = 4.0, 0.03
+_LESSON, _LESSONS = 15, 8  # networks of each source that teach together, and how many times
+_ITERATIONS = 100
+_NEGLIGIBLE = 1e-3  # probability below which a hypothesis is left out
 # Of `suggest`: networks compared per network wanted, and networks whose uncertainty is to fall. Among many more
 # candidates the most telling are extremes, where the model is least to be trusted.
 _CANDIDATES, _REPRESENTATIVES = 8, 300
@@ -47,88 +54,151 @@ def device_family(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What source devices teach when each in turn is taken for a new one among the others.
-
-    Args:
-        sources: their names.
-        parameters: `(P,)` of the kernel, fitted to them together.
-        dropping: how many are better explained without the operators that a network's output does not depend on.
-    """
-
-    sources: tuple[str, ...]
-    parameters: Array
-    dropping: int
-
-
-@dataclass(frozen=True)
 class Design:
-    """What the hypotheses about a new device are; the default is what `benchmarks.few_shot --select` chose.
+    """The hypotheses about a new device; the default is what `benchmarks.few_shot --select` chose.
+
+    Every combination is one: a Bayesian ridge (linear regression with normal priors) with variances of its own.
 
     Args:
-        plain: probability, before measuring, that counts and sources explain a device linearly: Bayesian ridge.
-        noise: factors of the standard deviation of the sources' noise; each is a hypothesis of its own.
+        scales: whether the latency is a sum of costs (`linear`), or its logarithm is (`log`), each over what the
+            sources lead to expect.
         executed: whether a device may drop operators that the output does not depend on.
-        apart: whether each source is a hypothesis of its own, instead of one that is fitted to all of them together.
+        noise: standard deviations of what the regression does not explain, relative.
+        costs: prior standard deviations of what operators contribute, relative, all of a group together.
+        sources: likewise of how the sources differ from each other.
+        unlike: as how many source devices it counts that a device may be like none of them: every hypothesis alike.
         smooth: take of the sources what is a smooth function of features, without rounding and noise.
     """
 
-    plain: float = 0.3
-    noise: tuple[float, ...] = (0.5, 1.0, 2.0)
+    scales: tuple[str, ...] = ("linear", "log")
     executed: bool = True
-    apart: bool = False
+    noise: tuple[float, ...] = (0.01, 0.02, 0.04, 0.08, 0.16)
+    costs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    sources: tuple[float, ...] = (0.03, 0.1, 0.3)
+    unlike: float = 0.2
     smooth: bool = True
+
+    @cached_property
+    def variances(self) -> Array:
+        """`(H, 3)` of noise, costs and sources, of the hypotheses of one scale and view."""
+        return np.array(list(product(self.noise, self.costs, self.sources))) ** 2
 
 
 @dataclass(frozen=True)
-class _Hypothesis:
-    """One way in which a device may behave; whether it runs all of a network or only what is used."""
+class _Regression:
+    """All hypotheses of one scale and one view of networks, given a device's measurements."""
 
     executed: bool
-    parameters: Array
-    log_prior: float
+    scale: str
+    design: Design
+    of_costs: NDArray[np.bool_]
+    known: Array  # (k, F) features of what was measured
+    noise: Array  # (k,) variance, in addition to that of a hypothesis
+    target: Array  # (k,)
+    speed: float  # latency over what the sources lead to expect
+    jacobian: float  # what makes the probabilities of different targets those of the same measurements
+
+    @classmethod
+    def of(
+        cls, executed: bool, scale: str, design: Design, inputs: Inputs, points: Points, latency_ms: Array
+    ) -> _Regression:
+        view = points.views[executed]
+        logs = np.log(latency_ms) - view.base
+        speed = centre(logs, points.cut) if len(logs) else 0.0
+        logs = logs - speed
+        noise = np.where(points.cut, _CUT_VARIANCE, 0.0)
+        linear = scale == "linear"
+        target = np.minimum(np.expm1(logs), _MOST) if linear else logs
+        jacobian = float(-(view.base + speed if linear else np.log(latency_ms)).sum())
+        return cls(
+            executed, scale, design, inputs.of_costs[scale], getattr(view, scale), noise, target, speed, jacobian
+        )
+
+    def covariances(self, variances: Array) -> Array:
+        """`(H, k, k)` of the measurements."""
+        costs, sources = (self.known[:, own] @ self.known[:, own].T for own in (self.of_costs, ~self.of_costs))
+        noise = (variances[:, :1] + _FLOOR + self.noise)[:, :, None] * np.eye(len(self.noise))
+        return np.asarray(
+            OFFSET_VARIANCE + variances[:, 1, None, None] * costs + variances[:, 2, None, None] * sources + noise
+        )
+
+    @property
+    def evidence(self) -> Array:
+        """`(H,)` logarithm of the probability of the measurements under each hypothesis, less a constant."""
+        whitening = np.linalg.cholesky(self.covariances(self.design.variances))
+        white = np.linalg.solve(whitening, np.broadcast_to(self.target[:, None], (*whitening.shape[:2], 1)))
+        determinant = np.log(np.diagonal(whitening, axis1=1, axis2=2)).sum(1)
+        return np.asarray(self.jacobian - 0.5 * (white[:, :, 0] ** 2).sum(1) - determinant)
+
+    def posterior(self, weights: Array) -> tuple[float, Array, Array, float]:
+        """Of hypotheses together, each with its weight `(H,)`: weight, mean `(F + 1,)` and covariance of the regression
+        coefficients, the constant first, and mean variance of noise."""
+        known = np.concatenate([np.ones((len(self.known), 1)), self.known], axis=1)
+        total = float(weights.sum())
+        means: Array = np.zeros(known.shape[1])
+        second: Array = np.zeros((known.shape[1], known.shape[1]))
+        noise = 0.0
+        for h in np.flatnonzero(weights):
+            variances, share = self.design.variances[h], weights[h] / total
+            prior = np.concatenate([[OFFSET_VARIANCE], np.where(self.of_costs, variances[1], variances[2])])
+            spread = known * prior
+            gain = np.linalg.solve(self.covariances(variances[None])[0], spread).T
+            mean = gain @ self.target
+            means += share * mean
+            second += share * (np.diag(prior) - gain @ spread + np.outer(mean, mean))
+            noise += share * float(variances[0] + _FLOOR)
+        return total, means, second - np.outer(means, means), noise
 
 
-def lessons(table: MeasuredTable, families: Mapping[str, str] | None = None, design: Design = Design()) -> list[Lesson]:
-    """The lessons of a table of source devices; see `FewShot.learn`. Depends on `smooth` and `apart` of the design."""
+def lessons(
+    table: MeasuredTable, families: Mapping[str, str] | None = None, design: Design = Design()
+) -> dict[tuple[bool, str], Array]:
+    """Probabilities, before anything is measured, of all hypotheses: (executed, scale) -> `(H,)`.
+
+    Each source in turn is taken for the new device among the others, measured on a few networks, several times. The
+    probabilities are those under which these measurements are most likely (expectation-maximisation of the proportions
+    of a mixture; Dempster, Laird and Rubin, 1977), drawn towards equal ones as `Design.unlike` says.
+    """
     family = {d: (families or {}).get(d, device_family(d)) for d in table.devices}
     if len(set(family.values())) < 2:
         raise UserError(f"few-shot predictor: needs sources of at least two families, got {', '.join(table.devices)}")
     whole = Inputs(table, design.smooth)
-    kernel = Kernel.of(whole.known[False])
-    rows = np.random.default_rng(0).choice(len(table), min(_TRAIN, len(table)), replace=False)
-    cut = whole.cut[rows]
-    data: dict[str, list[Any]] = {}  # of each device, as a whole network and as executed
+    draws = [
+        np.random.default_rng(i).choice(len(table), min(_LESSON, len(table)), replace=False) for i in range(_LESSONS)
+    ]
+    seen, keys = [], _views(design, whole)
     for device in table.devices:
         others = table.select([d for d in table.devices if family[d] != family[device]])
         smoother = whole.smoother.select([table.devices.index(d) for d in others.devices])
-        known = Inputs(others, design.smooth, smoother).known
-        logs = np.log(table.column(device)[rows])
-        data[device] = []
-        for features in known.values():
-            part = {g: v[rows] for g, v in features.items()}
-            data[device].append((kernel.products(part, part), cut, logs - centre(logs, cut)))
-    found = []
-    for sources in [(d,) for d in table.devices] if design.apart else [table.devices]:
-        p = kernel.fit([data[d][0] for d in sources])
-        choices = [int(np.argmax([kernel.evidence(p, *one) for one in data[d]])) for d in sources]
-        if any(choices):
-            p = kernel.fit([data[d][choice] for d, choice in zip(sources, choices, strict=True)])
-        found.append(Lesson(sources, p, sum(choices)))
-    return found
+        inputs = Inputs(others, design.smooth, smoother)
+        for rows in draws:
+            points, values = inputs.known[rows], table.column(device)[rows]
+            seen.append([_Regression.of(*key, design, inputs, points, values).evidence for key in keys])
+    evidence = np.array(seen).reshape(len(seen), -1)
+    likelihood = np.exp(evidence - evidence.max(1, keepdims=True))
+    proportions = np.full(likelihood.shape[1], 1 / likelihood.shape[1])
+    for _ in range(_ITERATIONS):
+        shares = likelihood * proportions
+        shares /= shares.sum(1, keepdims=True)
+        proportions = shares.sum(0) / len(draws) + design.unlike / len(proportions)
+        proportions /= proportions.sum()
+    return dict(zip(keys, proportions.reshape(len(keys), -1), strict=True))
+
+
+def _views(design: Design, inputs: Inputs) -> list[tuple[bool, str]]:
+    executed = [e for e in inputs.known.views if design.executed or not e]
+    return [(e, scale) for e in executed for scale in design.scales]
 
 
 class FewShot(Predictor):
     """Latency on a device where k networks were measured (10 or 20 are plenty), learned with tables of other devices.
 
-    Log latency is a Gaussian process over three kinds of features: log latencies of the same network on the source
-    devices (their mean, and how each deviates from it), operator counts and size, and where the operators stand. How
-    far each kind is to be trusted is what the sources teach: each in turn is taken for the new device, and one set of
-    parameters of the kernel is fitted to all of them. Hypotheses are these parameters and those of a plain Bayesian
-    ridge, with less or more noise, for a device that runs a whole network or one whose converter drops operators that
-    the output does not depend on. The prediction is their average, each weighted by the probability of the new
-    measurements under it (Bayesian model averaging; Hoeting et al., Statistical Science 1999): nothing is fitted to k
-    points but weights.
+    A hypothesis about the device is a Bayesian ridge: its latency, over what the sources lead to expect, is linear in
+    operator counts and in how the sources differ from each other, or the logarithm is; a network counts as a whole, or
+    less the operators that its output does not depend on, which some converters drop; and noise, costs and sources
+    have variances from a small grid (`Design`). The prediction is the average over all hypotheses, each weighted by the
+    probability of the new measurements under it (Bayesian model averaging; Hoeting et al., Statistical Science 1999)
+    and by how well it explained each source from the others (`lessons`): nothing is fitted to k points but weights.
 
     Needs: a `MeasuredTable` of source devices (`learn`), and the new device's measurements (`adapt`). It is tied to the
     space of its table; a table of networks from ONNX files serves any workload. Source latencies
@@ -149,7 +219,7 @@ class FewShot(Predictor):
     def __init__(
         self,
         table: MeasuredTable,
-        hypotheses: Sequence[_Hypothesis],
+        prior: Mapping[tuple[bool, str], Array],
         measured: NDArray[Any] | None = None,
         latency_ms: Array | None = None,
         design: Design = Design(),
@@ -157,13 +227,12 @@ class FewShot(Predictor):
     ) -> None:
         self.table = table
         self.design = design
-        self.hypotheses = tuple(hypotheses)
+        self.prior = dict(prior)
         self.measured = table.keys[:0] if measured is None else measured
         self.latency_ms = np.empty(0) if latency_ms is None else latency_ms
         self._inputs = _inputs or Inputs(table, design.smooth)
-        self._kernel = Kernel.of(self._inputs.known[False])
         self._points = self._inputs(self.measured)
-        self._posteriors = self._weigh()
+        self._weighed = self._weigh()
 
     @classmethod
     def learn(
@@ -186,27 +255,7 @@ class FewShot(Predictor):
             UserError: an unknown column, or fewer than two families.
         """
         table = table.select(sources or table.devices)
-        return cls.of_lessons(table, lessons(table, families, design), design)
-
-    @classmethod
-    def of_lessons(cls, table: MeasuredTable, taught: Sequence[Lesson], design: Design = Design()) -> FewShot:
-        """From what `lessons(table)` gave, so that several designs can share it."""
-        inputs = Inputs(table, design.smooth)
-        # How often a device drops operators: by rule of succession over the sources.
-        count = sum(len(x.sources) for x in taught)
-        drops = (1 + sum(x.dropping for x in taught)) / (2 + count)
-        if not design.executed or True not in inputs.known:
-            drops = 0.0
-        kinds = [(x.parameters, (1 - design.plain) / len(taught)) for x in taught if design.plain < 1]
-        kinds += [(Kernel.of(inputs.known[False]).plain, design.plain)] if design.plain else []
-        hypotheses = [
-            _Hypothesis(executed, np.array([p[0] + np.log(factor), *p[1:]]), float(np.log(prior * share)))
-            for p, prior in kinds
-            for factor in design.noise
-            for executed, share in ((False, 1 - drops), (True, drops))
-            if share
-        ]
-        return cls(table, hypotheses, design=design, _inputs=inputs)
+        return cls(table, lessons(table, families, design), design=design)
 
     @classmethod
     def from_csv(cls, path: Path, space: SearchSpace | None = None) -> FewShot:
@@ -249,7 +298,7 @@ class FewShot(Predictor):
             )
         self._check_units(keys, values)
         rows = np.sort(first)
-        return FewShot(self.table, self.hypotheses, keys[rows], values[rows], self.design, self._inputs)
+        return FewShot(self.table, self.prior, keys[rows], values[rows], self.design, self._inputs)
 
     def _check_units(self, keys: NDArray[Any], values: Array) -> None:
         """Raises UserError where one network takes a hundred times more or less, next to the others, than on sources.
@@ -258,7 +307,7 @@ class FewShot(Predictor):
         """
         rows = self.table.rows(keys)
         asked = np.flatnonzero(rows >= 0)
-        asked = asked[~self._inputs.cut[rows[asked]]]
+        asked = asked[~self._inputs.known.cut[rows[asked]]]
         if len(asked) < LEAST_SAMPLES:
             return
         ratios = np.log(values[asked, None] / self.table.latency_ms[rows[asked]])
@@ -280,21 +329,25 @@ class FewShot(Predictor):
         if not len(self.latency_ms):
             raise UserError("few-shot predictor: no measurements of the device yet; call adapt(networks, latency_ms)")
         points = self._inputs(keys)
-        products = {e: self._kernel.products(f, self._points.features[e]) for e, f in points.features.items()}
-        means, variances, weights = [], [], []
-        for post in self._posteriors:
-            h = post.hypothesis
-            covariance = self._kernel.covariance(h.parameters, products[h.executed])
-            explained = solve_triangular(post.factor, covariance.T, lower=True)
-            left = self._kernel.variance(h.parameters, points.features[h.executed]) - (explained**2).sum(0)
-            means.append(covariance @ post.coefficients)
-            noise = self._kernel.noise(h.parameters, np.zeros_like(points.cut))
-            more = self._kernel.noise(h.parameters, points.cut) - noise
-            variances.append(np.maximum(left, 1e-9) + noise + np.minimum(more, _CUT_LOG_STD**2))
-            weights.append(post.weight)
+        weights, means, variances = [], [], []
+        for regression, weight in self._weighed:
+            total, coefficients, covariance, noise = regression.posterior(weight)
+            view = points.views[regression.executed]
+            features = getattr(view, regression.scale)
+            mean = coefficients[0] + features @ coefficients[1:]
+            variance = covariance[0, 0] + features @ (2 * covariance[0, 1:])
+            variance += np.einsum("nf,nf->n", features @ covariance[1:, 1:], features)
+            variance = np.maximum(variance, 1e-9) + noise
+            if regression.scale == "linear":
+                positive = np.maximum(1 + mean, _LEAST)
+                mean, variance = np.log(positive), np.log1p(variance / positive**2)
+            weights.append(total)
+            means.append(mean + view.base + regression.speed)
+            variances.append(variance)
         w = np.array(weights)
         mean = w @ np.array(means)
         variance = w @ (np.array(variances) + (np.array(means) - mean) ** 2) + points.doubt
+        variance += np.where(points.cut, _CUT_LOG_STD**2, 0.0)
         warnings = []
         if (points.doubt > 0).any():
             warnings.append(
@@ -305,7 +358,7 @@ class FewShot(Predictor):
                 f"the output of {int(points.cut.sum())} networks does not depend on their input: a device may leave "
                 "out any part of them, and their latency is hardly known"
             )
-        return Estimate.relative(np.exp(mean + self._centre), np.sqrt(variance), "; ".join(warnings))
+        return Estimate.relative(np.exp(mean), np.sqrt(variance), "; ".join(warnings))
 
     def predict(self, workloads: Sequence[Workload]) -> Estimate:
         if self.table.knobs:
@@ -334,33 +387,24 @@ class FewShot(Predictor):
         free = np.setdiff1d(np.arange(len(self.table)), measured)
         if not 1 <= n <= len(free):
             raise UserError(f"few-shot predictor: cannot suggest {n} of {len(free)} networks left in the table")
-        live = ~self._inputs.cut
+        live = ~self._inputs.known.cut
         free = free[live[free]] if live[free].sum() >= n else free
         rng = np.random.default_rng(seed)
-        strata = np.array_split(free[np.argsort(self._inputs.known[False]["level"][free, 0], kind="stable")], n)
+        strata = np.array_split(free[np.argsort(self._inputs.known.views[False].base[free], kind="stable")], n)
         drawn = [rng.choice(rows, min(_CANDIDATES, len(rows)), replace=False) for rows in strata]
         candidates, stratum = np.concatenate(drawn), np.repeat(np.arange(n), [len(rows) for rows in drawn])
         others = np.flatnonzero(live) if live.any() else np.arange(len(self.table))
         others = rng.choice(others, min(_REPRESENTATIVES, len(others)), replace=False)
         states = []
-        for post in self._posteriors:
-            h = post.hypothesis
-            known = self._inputs.known[h.executed]
-            at, rest = ({g: v[rows] for g, v in known.items()} for rows in (candidates, others))
-            inner = self._kernel.covariance(h.parameters, self._kernel.products(at, at))
-            cross = self._kernel.covariance(h.parameters, self._kernel.products(at, rest))
-            noise = self._kernel.noise(h.parameters, self._inputs.cut[candidates])
-            if len(self.measured):
-                old = self._points.features[h.executed]
-                seen = solve_triangular(
-                    post.factor, self._kernel.covariance(h.parameters, self._kernel.products(old, at)), lower=True
-                )
-                seen_rest = solve_triangular(
-                    post.factor, self._kernel.covariance(h.parameters, self._kernel.products(old, rest)), lower=True
-                )
-                inner, cross = inner - seen.T @ seen, cross - seen.T @ seen_rest
-            total = np.maximum(self._kernel.variance(h.parameters, rest).mean() - OFFSET_VARIANCE, 1e-9)
-            states.append((post.weight / total, inner, cross, noise))
+        known = self._inputs.known
+        for regression, weights in self._weighed:
+            total, _, covariance, residual = regression.posterior(weights)
+            features = getattr(known.views[regression.executed], regression.scale)
+            at, rest = (np.insert(features[rows], 0, 1.0, axis=1) for rows in (candidates, others))
+            left = at @ covariance @ at.T, at @ covariance @ rest.T
+            # That of the device's speed is the same for all, and says nothing of the order of networks.
+            total /= max(float(np.einsum("nf,fg,ng->n", rest[:, 1:], covariance[1:, 1:], rest[:, 1:]).mean()), 1e-9)
+            states.append((total, *left, residual + np.where(known.cut[candidates], _CUT_VARIANCE, 0.0)))
         chosen: list[int] = []
         for _ in range(n):
             gain = np.zeros(len(candidates))
@@ -381,14 +425,14 @@ class FewShot(Predictor):
         about = {
             "format": _FORMAT,
             "design": asdict(self.design),
-            "hypotheses": [[h.executed, h.log_prior] for h in self.hypotheses],
+            "views": list(self.prior),
         }
         with atomic(Path(path)) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 allow_pickle=False,
                 few_shot=np.array(json.dumps(about)),
-                parameters=np.array([h.parameters for h in self.hypotheses]),
+                prior=np.array(list(self.prior.values())),
                 measured=self.measured,
                 measured_ms=self.latency_ms,
                 **{f"table_{name}": array for name, array in self.table.arrays().items()},
@@ -409,11 +453,9 @@ class FewShot(Predictor):
             table = MeasuredTable.from_arrays(
                 {name.removeprefix("table_"): a for name, a in arrays.items() if name.startswith("table_")}
             )
-            hypotheses = [
-                _Hypothesis(executed, p, log_prior)
-                for (executed, log_prior), p in zip(about["hypotheses"], arrays["parameters"], strict=True)
-            ]
-            return cls(table, hypotheses, arrays["measured"], arrays["measured_ms"], Design(**about["design"]))
+            prior = {(executed, scale): p for (executed, scale), p in zip(about["views"], arrays["prior"], strict=True)}
+            options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["design"].items()}
+            return cls(table, prior, arrays["measured"], arrays["measured_ms"], Design(**options))
         except (KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path}: cannot be read as a few-shot predictor: {error}") from error
 
@@ -437,43 +479,19 @@ class FewShot(Predictor):
                 )
         return keys
 
-    @cached_property
-    def _centre(self) -> float:
-        return centre(np.log(self.latency_ms), self._points.cut) if len(self.latency_ms) else 0.0
-
-    def _weigh(self) -> list[_Posterior]:
-        """The hypotheses that matter, given the measurements."""
-        y = np.log(self.latency_ms) - self._centre
-        products = {e: self._kernel.products(f, f) for e, f in self._points.features.items()}
-        scores = np.array([h.log_prior for h in self.hypotheses])
-        if len(y):
-            scores = scores + [
-                self._kernel.evidence(h.parameters, products[h.executed], self._points.cut, y) for h in self.hypotheses
-            ]
+    def _weigh(self) -> list[tuple[_Regression, Array]]:
+        """Regressions, each with the probabilities of its hypotheses; those that matter, given the measurements."""
+        regressions = [
+            _Regression.of(executed, scale, self.design, self._inputs, self._points, self.latency_ms)
+            for executed, scale in self.prior
+        ]
+        scores = np.log(np.array(list(self.prior.values())))
+        if len(self.latency_ms):
+            scores = scores + np.array([regression.evidence for regression in regressions])
         weights = np.exp(scores - scores.max())
+        weights[weights < _NEGLIGIBLE * weights.sum()] = 0.0
         weights /= weights.sum()
-        weights[weights < _NEGLIGIBLE] = 0.0
-        weights /= weights.sum()
-        posteriors = []
-        for weight, h in zip(weights, self.hypotheses, strict=True):
-            if weight:
-                noise = np.diag(self._kernel.noise(h.parameters, self._points.cut))
-                factor = np.asarray(
-                    np.linalg.cholesky(self._kernel.covariance(h.parameters, products[h.executed]) + noise),
-                    dtype=np.float64,
-                )
-                posteriors.append(_Posterior(h, float(weight), factor, cho_solve((factor, True), y) if len(y) else y))
-        return posteriors
-
-
-@dataclass(frozen=True)
-class _Posterior:
-    """A hypothesis with its probability, and what predictions under it need."""
-
-    hypothesis: _Hypothesis
-    weight: float
-    factor: Array
-    coefficients: Array
+        return [(r, w) for r, w in zip(regressions, weights, strict=True) if w.any()]
 
 
 __all__ = ["LEAST_SAMPLES", "Design", "FewShot", "device_family", "lessons"]

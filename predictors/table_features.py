@@ -42,39 +42,41 @@ class Features:
     """Features of n networks.
 
     Args:
-        groups: name -> `(n, F)`; `counts` and `size` are always among them.
+        costs: `(n, C)` what a latency is a sum of: how often each operator or choice occurs, and how much work it is.
+        logs: `(n, L)` what the logarithm of a latency is about linear in.
+        places: name -> `(n, F)`, what else networks that are alike have in common.
         cut: `(n,)` whether no path leads from input to output, so that a latency says little of the operators.
         executed: `(n, K)` the same networks less what their output does not depend on, which exporters leave out; None
             where nothing is ever left out.
     """
 
-    groups: dict[str, Array]
+    costs: Array
+    logs: Array
+    places: dict[str, Array]
     cut: NDArray[np.bool_]
     executed: Archs | None = None
 
 
-def table_features(table: MeasuredTable, keys: NDArray[Any], totals: Array | None = None) -> Features:
+def table_features(table: MeasuredTable, keys: NDArray[Any]) -> Features:
     """Features of networks that need not be in the table.
 
     Args:
         table: says what the columns of `keys` mean.
         keys: `(n, K)` architectures; for a table without knobs, `(n, F)` operator totals.
-        totals: `(n, F)` operator totals of architectures, where the table has them.
     """
     if table.knobs == nasbench201_knobs():
         return _nasbench201(keys)
+    none = np.zeros(len(keys), dtype=bool)
     if table.knobs:
         marks = _one_hot(keys, table.knobs)
-        groups = {"knobs": marks}
-        if table.knobs == fbnet_knobs():
-            groups["counts"] = marks.reshape(len(keys), 22, 9).sum(1)
-            groups["size"] = np.log(_fbnet_macs().predict(keys).mean)[:, None]
-        elif totals is not None:
-            groups |= _total_groups(totals)
-        else:
-            groups |= {"counts": marks, "size": np.asarray(keys, dtype=float)}
-        return Features(groups, np.zeros(len(keys), dtype=bool))
-    return Features(_total_groups(np.asarray(keys, dtype=float)), np.zeros(len(keys), dtype=bool))
+        size = _fbnet_macs().predict(keys).mean if table.knobs == fbnet_knobs() else np.asarray(keys, dtype=float)
+        places = {"counts": marks, "size": np.log(size)[:, None] if size.ndim == 1 else size}
+        return Features(marks, marks, places, none)
+    totals = np.asarray(keys, dtype=float)
+    by_kind = totals.reshape(len(totals), len(TOTALS), len(QUANTITIES))
+    places = {"work": np.log1p(by_kind[:, :, 1]), "values": np.log1p(by_kind[:, :, 2])}
+    places |= {"counts": by_kind[:, :, 0], "size": np.log(by_kind.sum(1)[:, 1:] + 1e-6)}
+    return Features(totals, np.concatenate(list(places.values()), axis=1), places, none)
 
 
 def workload_totals(workloads: Sequence[Workload]) -> Array:
@@ -94,16 +96,6 @@ def _kind(op: Operator) -> str:
     if op.kind == "conv2d" and set(op.kernel) == {1}:
         return "pointwise"
     return _KIND.get(op.kind, "other")
-
-
-def _total_groups(totals: Array) -> dict[str, Array]:
-    by_kind = totals.reshape(len(totals), len(TOTALS), len(QUANTITIES))
-    return {
-        "counts": by_kind[:, :, 0],
-        "work": np.log1p(by_kind[:, :, 1]),
-        "values": np.log1p(by_kind[:, :, 2]),
-        "size": np.log(by_kind.sum(1)[:, 1:] + 1e-6),
-    }
 
 
 def _one_hot(keys: NDArray[np.generic], knobs: Sequence[Knob]) -> Array:
@@ -145,11 +137,13 @@ def _nasbench201(keys: NDArray[Any]) -> Features:
             depth[:, b] = np.maximum(depth[:, b], longer)
         depths.append(np.maximum(depth[:, 3], 0))
     sums = sum(np.maximum(alive[:, [e for e in range(6) if EDGES[e][1] == b]].sum(1) - 1, 0) for b in (1, 2, 3))
-    groups = {
-        "counts": np.stack([(archs == op).sum(1) for op in range(1, 5)], 1).astype(float),
+    counts = np.stack([(archs == op).sum(1) for op in range(1, 5)], 1).astype(float)
+    places = {
+        "counts": counts,
         "depth": np.stack(depths, 1),
         "size": np.log(_nasbench201_macs().predict(archs).mean)[:, None],
         "edges": np.concatenate([archs == op for op in range(1, 5)], 1).astype(float),
         "sums": np.asarray(sums, dtype=float)[:, None],
     }
-    return Features(groups, np.asarray(~alive.any(1)), (archs * needed).astype(archs.dtype))
+    executed = (archs * needed).astype(archs.dtype)
+    return Features(counts, counts, places, np.asarray(~alive.any(1)), executed)

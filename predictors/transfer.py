@@ -1,152 +1,54 @@
-"""What the few-shot predictor knows of networks and devices: features, smoothed sources, and their covariances."""
+"""What the few-shot predictor sees of networks: what they cost as sums, and what other devices say of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve
-from scipy.optimize import minimize
 
 from predictors.base import Array
-from predictors.table_features import table_features
+from predictors.table_features import Features, table_features
 from predictors.tables import MeasuredTable
 
-OFFSET_VARIANCE = 4.0  # of a device's overall speed, in squared logarithms: a factor of 50 either way
-
-_PLAIN = frozenset({"counts", "level", "contrast"})
-_FLOOR = 1e-5  # noise variance that every measurement has: 0.3 %
-_CLIP = 4.0  # standard deviations: what a source says of networks that it optimised away must not drown the others
-# Of the parameters' logarithms: standard deviation of the prior, and bounds.
-_WIDTH, _LEAST, _MOST = 1.5, -7.0, 4.0
+# Of standard deviations: what a source says of networks that it optimised away must not drown the others, and a column
+# that hardly varies over the table must not lead far outside it.
+_CLIP = 4.0
 # Of the smoothing of sources: landmarks, length in standard deviations of all features together, ridges tried.
 _LANDMARKS, _SMOOTH_LENGTH, _RIDGES = 300, 4.0, (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """Covariance of a device's log latencies: a linear term per group of features, and two smooth ones.
+class View:
+    """Networks as a device may see them: in full, or only what their output depends on.
 
-    Parameters are logarithms of standard deviations and lengths: noise, noise of networks that are cut, one per linear
-    group, then per smooth term its size and one length per group.
+    Args:
+        base: `(n,)` logarithm of what the sources lead to expect of a device as fast as they are in the middle.
+        linear: `(n, F)` features that the latency is about linear in, over `exp(base)`: a constant, costs, sources.
+        log: `(n, G)` features that its logarithm less `base` is about linear in.
     """
 
-    linear: tuple[str, ...]
-    smooth: tuple[tuple[str, ...], ...]
+    base: Array
+    linear: Array
+    log: Array
 
-    @classmethod
-    def of(cls, groups: Mapping[str, Array]) -> Kernel:
-        own = tuple(name for name in groups if name != "sources")
-        return cls(own, (("counts", "size"), ("sources",)) if "sources" in groups else (("counts", "size"),))
-
-    @cached_property
-    def prior(self) -> Array:
-        """`(P,)` expected parameters of a device of which nothing is known."""
-        smooth = [value for term in self.smooth for value in (-2.0, *[1.0] * len(term))]
-        return np.array([-3.0, -1.0, *[-1.5] * len(self.linear), *smooth])
-
-    @cached_property
-    def plain(self) -> Array:
-        """`(P,)` parameters that make it a Bayesian ridge on counts and what the sources say."""
-        linear = [-2.0 if g in _PLAIN else _LEAST for g in self.linear]
-        smooth = [value for term in self.smooth for value in (_LEAST, *[1.0] * len(term))]
-        return np.array([-2.3, 0.0, *linear, *smooth])
-
-    def products(self, a: Mapping[str, Array], b: Mapping[str, Array]) -> tuple[list[Array], dict[str, Array]]:
-        """Everything of features `a` (n networks) and `b` (m) that covariances need, whatever the parameters."""
-        inner = [a[g] @ b[g].T for g in self.linear]
-        squared = {
-            g: np.maximum((a[g] ** 2).sum(1)[:, None] + (b[g] ** 2).sum(1) - 2 * a[g] @ b[g].T, 0)
-            for g in sorted({g for term in self.smooth for g in term})
-        }
-        return inner, squared
-
-    def covariance(self, p: Array, products: tuple[list[Array], dict[str, Array]]) -> Array:
-        """`(n, m)`."""
-        inner, squared = products
-        e = np.exp(2 * p)
-        total = np.full_like(next(iter(squared.values())), OFFSET_VARIANCE)
-        for size, product in zip(e[2:], inner, strict=False):
-            total += size * product
-        at = 2 + len(inner)
-        for term in self.smooth:
-            scaled = sum(squared[g] / e[at + 1 + i] for i, g in enumerate(term))
-            total += e[at] * np.exp(-0.5 * scaled)
-            at += 1 + len(term)
-        return total
-
-    def variance(self, p: Array, a: Mapping[str, Array]) -> Array:
-        """`(n,)` the diagonal of the covariance of `a` with itself."""
-        e = np.exp(2 * p)
-        total = OFFSET_VARIANCE + sum(size * (a[g] ** 2).sum(1) for size, g in zip(e[2:], self.linear, strict=False))
-        at = 2 + len(self.linear)
-        for term in self.smooth:
-            total = total + e[at]
-            at += 1 + len(term)
-        return np.asarray(total)
-
-    def noise(self, p: Array, cut: NDArray[np.bool_]) -> Array:
-        """`(n,)` variance of a measurement around its expectation."""
-        e = np.exp(2 * p)
-        return _FLOOR + e[0] + e[1] * cut
-
-    def evidence(
-        self, p: Array, products: tuple[list[Array], dict[str, Array]], cut: NDArray[np.bool_], y: Array
-    ) -> float:
-        """Logarithm of the probability of measurements `y` (n,), less a constant."""
-        factor = np.linalg.cholesky(self.covariance(p, products) + np.diag(self.noise(p, cut)))
-        return float(-0.5 * y @ cho_solve((factor, True), y) - np.log(np.diag(factor)).sum())
-
-    def loss(
-        self, p: Array, products: tuple[list[Array], dict[str, Array]], cut: NDArray[np.bool_], y: Array
-    ) -> tuple[float, Array]:
-        """Negative evidence and its gradient `(P,)` (Rasmussen and Williams, 2006, eq. 5.9)."""
-        inner, squared = products
-        e = np.exp(2 * p)
-        slopes = [2 * size * product for size, product in zip(e[2:], inner, strict=False)]
-        at = 2 + len(inner)
-        total = OFFSET_VARIANCE + 0.5 * sum(slopes)
-        for term in self.smooth:
-            parts = [squared[g] / e[at + 1 + i] for i, g in enumerate(term)]
-            here = e[at] * np.exp(-0.5 * sum(parts))
-            total = total + here
-            slopes += [2 * here, *(here * part for part in parts)]
-            at += 1 + len(term)
-        factor = np.linalg.cholesky(total + np.diag(self.noise(p, cut)))
-        weights = cho_solve((factor, True), y)
-        outer = cho_solve((factor, True), np.eye(len(y))) - np.outer(weights, weights)
-        diagonal = np.diag(outer)
-        gradient = [e[0] * diagonal.sum(), e[1] * (diagonal * cut).sum(), *(0.5 * (outer * s).sum() for s in slopes)]
-        return float(0.5 * y @ weights + np.log(np.diag(factor)).sum()), np.array(gradient)
-
-    def fit(self, data: Sequence[tuple[Any, NDArray[np.bool_], Array]]) -> Array:
-        """Parameters `(P,)` of largest posterior probability given the measurements of one or several devices."""
-
-        def loss(p: Array) -> tuple[float, Array]:
-            away = (p - self.prior) / _WIDTH
-            value, gradient = 0.5 * float(away @ away), away / _WIDTH
-            for products, cut, y in data:
-                one = self.loss(p, products, cut, y)
-                value, gradient = value + one[0], gradient + one[1]
-            return value, gradient
-
-        bounds = [(_LEAST, _MOST)] * len(self.prior)
-        found = minimize(loss, self.prior, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
-        return np.asarray(found.x)
+    def __getitem__(self, rows: Any) -> View:
+        return View(self.base[rows], self.linear[rows], self.log[rows])
 
 
 @dataclass(frozen=True)
 class Points:
-    """Scaled features of networks: of all of each, and (True) of what is executed; and what is doubtful about them."""
+    """Networks seen in full, and (True) by what is executed; and what is doubtful about them."""
 
-    features: dict[bool, dict[str, Array]]
+    views: dict[bool, View]
     cut: NDArray[np.bool_]
     doubt: Array
+
+    def __getitem__(self, rows: Any) -> Points:
+        return Points({e: view[rows] for e, view in self.views.items()}, self.cut[rows], self.doubt[rows])
 
 
 class _Smoother:
@@ -203,82 +105,88 @@ class _Smoother:
 
 
 class Inputs:
-    """From networks to kernel inputs: features scaled as they vary over a table, and what its devices say of them.
+    """From networks to what is known of them: features scaled as they vary over a table, and what its devices say.
 
     Attributes:
-        known: inputs of the table's own rows.
-        cut: `(n,)` of these.
+        known: the table's own rows.
+        of_costs: for `linear` and `log`, `(F,)` whether a feature is of operators and not of sources.
     """
 
     def __init__(self, table: MeasuredTable, smooth: bool = True, smoother: _Smoother | None = None) -> None:
         self.table = table
         self._smooth = smooth
-        features = table_features(table, table.keys, table.totals if table.knobs else None)
-        self.cut = features.cut
+        features = table_features(table, table.keys)
         live = ~features.cut
         logs = np.log(table.latency_ms)
-        middle, self._spread = np.median(logs[live], axis=0), np.maximum(logs[live].std(0), 1e-9)
-        self._logs = np.clip((logs - middle) / self._spread, -_CLIP, _CLIP)
-        self._centres: dict[str, Array] = {}
-        self._scales: dict[str, float] = {}
-        self._measure(features.groups, live)
-        joined = _joined(self._scaled(features.groups))
+        self._middle, self._spread = np.median(logs[live], axis=0), np.maximum(logs[live].std(0), 1e-9)
+        self._logs = np.clip((logs - self._middle) / self._spread, -_CLIP, _CLIP)
+        self._places = {g: _Scale(v[live]) for g, v in features.places.items()}
+        joined = self._joined(features)
         self.smoother = smoother or _Smoother(joined[live], self._logs[live])
-        # Of networks that are cut, what was measured says more than what is like them.
-        values = np.where(live[:, None] & smooth, self.smoother(joined), self._logs)
-        groups = {**features.groups, **_source_groups(values)}
-        self._measure(groups, live)
-        whole = self._scaled(groups)
-        self.known = {False: whole}
-        if features.executed is not None:
-            at = table.rows(features.executed)
-            if (at >= 0).all():
-                self.known[True] = {g: v[at] for g, v in whole.items()}
-            else:
-                self.known[True] = self._scaled(self._groups(features.executed)[0])
+        groups = _groups(features, self._said(features, np.arange(len(table)), joined))[1]
+        self._scales = {name: [_Scale(v[live], own) for own, v in part] for name, part in groups.items()}
+        self.of_costs = {
+            name: np.concatenate([np.full(v.shape[1], own) for own, v in part]) for name, part in groups.items()
+        }
+        self.known = self._points(table.keys, features)
 
     def __call__(self, keys: NDArray[Any]) -> Points:
         rows = self.table.rows(keys)
-        if (rows >= 0).all():
-            known = {e: {g: v[rows] for g, v in f.items()} for e, f in self.known.items()}
-            return Points(known, self.cut[rows], np.zeros(len(rows)))
-        groups, cut, doubt, executed = self._groups(keys)
-        features = {False: self._scaled(groups)}
-        if executed is not None:
-            features[True] = self._scaled(self._groups(executed)[0])
-        return Points(features, cut, doubt)
+        return self.known[rows] if (rows >= 0).all() else self._points(keys, table_features(self.table, keys))
 
-    def _groups(self, keys: NDArray[Any]) -> tuple[dict[str, Array], NDArray[np.bool_], Array, NDArray[Any] | None]:
+    def _points(self, keys: NDArray[Any], features: Features) -> Points:
         rows = self.table.rows(keys)
-        features = table_features(self.table, keys)
-        smooth = self.smoother(_joined(self._scaled(features.groups)))
-        there, logs = rows >= 0, self._logs[rows]
-        smooth = np.where((there & (features.cut | (not self._smooth)))[:, None], logs, smooth)
-        doubt = np.where(there, 0.0, float((self.smoother.error * self._spread**2).mean()))
-        return {**features.groups, **_source_groups(smooth)}, features.cut, doubt, features.executed
+        views = {False: self._view(features, rows)}
+        if features.executed is not None:
+            executed = table_features(self.table, features.executed)
+            views[True] = self._view(executed, self.table.rows(features.executed))
+        doubt = np.where(rows >= 0, 0.0, float((self.smoother.error * self._spread**2).mean()))
+        return Points(views, features.cut, doubt)
 
-    def _measure(self, groups: Mapping[str, Array], live: NDArray[np.bool_]) -> None:
-        """Note centre and scale of each group over networks that are not cut."""
-        for g, v in groups.items():
-            self._centres[g] = v[live].mean(0)
-            self._scales[g] = max(float(np.sqrt(((v[live] - self._centres[g]) ** 2).sum(1).mean())), 1e-9)
+    def _view(self, features: Features, rows: NDArray[np.intp]) -> View:
+        base, groups = _groups(features, self._said(features, rows, self._joined(features)))
+        scaled = {
+            name: np.concatenate([scale(v) for scale, (_, v) in zip(self._scales[name], part, strict=True)], axis=1)
+            for name, part in groups.items()
+        }
+        return View(base, **scaled)
 
-    def _scaled(self, groups: Mapping[str, Array]) -> dict[str, Array]:
-        return {g: (v - self._centres[g]) / self._scales[g] for g, v in groups.items()}
+    def _said(self, features: Features, rows: NDArray[np.intp], joined: Array) -> Array:
+        """`(n, D)` log latency on each source, over its median: smooth, and as measured of networks that are cut."""
+        measured = (rows >= 0) & (features.cut | (not self._smooth))
+        return np.where(measured[:, None], self._logs[rows], self.smoother(joined)) * self._spread
+
+    def _joined(self, features: Features) -> Array:
+        """Everything side by side, of unit variance together."""
+        parts = [self._places[g](v) for g, v in features.places.items()]
+        return np.concatenate(parts, axis=1) / np.sqrt(len(parts))
 
 
-def _joined(groups: Mapping[str, Array]) -> Array:
-    """All groups side by side, of unit variance together."""
-    return np.concatenate(list(groups.values()), axis=1) / np.sqrt(len(groups))
+class _Scale:
+    """Centres and scales columns, so that together they have unit variance over the table; each alike, if `each`."""
+
+    def __init__(self, values: Array, each: bool = False) -> None:
+        self._centre = values.mean(0)
+        variance = ((values - self._centre) ** 2).mean(0)
+        self._scale = np.maximum(np.sqrt(variance * len(variance) if each else variance.sum()), 1e-9)
+
+    def __call__(self, values: Array) -> Array:
+        return np.clip((values - self._centre) / self._scale, -_CLIP, _CLIP)
 
 
-def _source_groups(smooth: Array) -> dict[str, Array]:
-    level = smooth.mean(1, keepdims=True)
-    return {"level": level, "contrast": smooth - level, "sources": smooth}
+def _groups(features: Features, said: Array) -> tuple[Array, dict[str, list[tuple[bool, Array]]]]:
+    """Base, and groups of features of either scale, each with whether it is of operators and not of sources."""
+    base = said.mean(1)
+    level = base[:, None]
+    share = np.exp(-level)
+    return base, {
+        "linear": [(True, share), (True, features.costs * share), (False, np.exp(said - level))],
+        "log": [(True, features.logs), (False, level), (False, said - level)],
+    }
 
 
 def centre(logs: Array, cut: NDArray[np.bool_]) -> float:
     return float(np.median(logs[~cut] if (~cut).any() else logs))
 
 
-__all__ = ["OFFSET_VARIANCE", "Inputs", "Kernel", "Points", "centre"]
+__all__ = ["Inputs", "Points", "View", "centre"]

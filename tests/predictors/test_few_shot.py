@@ -10,7 +10,6 @@ from scipy.stats import spearmanr
 from predictors import FewShot, MeasuredTable
 from predictors.few_shot import device_family
 from predictors.table_features import table_features, workload_totals
-from predictors.transfer import Kernel
 from search_spaces import MobileNetV3Space, UserError, load_space
 
 Made = tuple[MeasuredTable, np.ndarray, np.ndarray]
@@ -92,7 +91,7 @@ def test_networks_outside_the_table_get_wider_intervals_and_a_warning(
     table, truth, _ = made
     part = table.select(DEVICES)
     cut = replace(part, archs=part.archs[:250], latency_ms=part.latency_ms[:250])
-    fitted = FewShot(cut, learned.hypotheses).adapt(table.archs[:15], truth[:15])
+    fitted = FewShot(cut, learned.prior).adapt(table.archs[:15], truth[:15])
     outside = fitted.of(table.archs[250:])
     assert "not in the table" in outside.warning
     assert spearmanr(outside.mean, truth[250:]).statistic > 0.8
@@ -153,26 +152,6 @@ def test_bad_input_is_refused(made: Made, learned: FewShot, space: MobileNetV3Sp
         fitted.bind(load_space("mobile96"))
     with pytest.raises(UserError, match="cannot suggest"):
         fitted.suggest(len(table))
-
-
-def test_gradient_of_the_evidence() -> None:
-    rng = np.random.default_rng(0)
-    features = {
-        "counts": rng.normal(size=(12, 3)),
-        "size": rng.normal(size=(12, 1)),
-        "sources": rng.normal(size=(12, 2)),
-    }
-    kernel = Kernel.of(features)
-    products = kernel.products(features, features)
-    cut = np.arange(12) < 3
-    y = rng.normal(size=12)
-    p = kernel.prior + rng.normal(0, 0.3, len(kernel.prior))
-    _, gradient = kernel.loss(p, products, cut, y)
-    for i in range(len(p)):
-        step = np.zeros(len(p))
-        step[i] = 1e-5
-        up, down = kernel.evidence(p + step, products, cut, y), kernel.evidence(p - step, products, cut, y)
-        assert gradient[i] == pytest.approx(-(up - down) / 2e-5, rel=1e-4, abs=1e-6)
 
 
 def test_families_of_columns() -> None:

@@ -141,7 +141,7 @@ def test_nasbench201_features_agree_with_the_benchmark(data_dir: Path) -> None:
     table = MeasuredTable.from_help(path, ["pixel3"])
     features = table_features(table, table.archs)
     frame = pd.read_csv(path, usecols=["macs_cifar10"])
-    assert np.allclose(np.exp(features.groups["size"][:, 0]), frame["macs_cifar10"])
+    assert np.allclose(np.exp(features.places["size"][:, 0]), frame["macs_cifar10"])
     assert features.cut.sum() == 341
     assert features.executed is not None
     assert (table.rows(features.executed) >= 0).all()

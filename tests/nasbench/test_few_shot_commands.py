@@ -1,0 +1,180 @@
+"""From other devices' tables to a new device: `devices suggest`, `measure`, `calibrate --sources`, `predict`."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from hardware_profiles import load_target
+from nasbench.cli import app
+from predictors import Count, FewShot, MeasuredTable
+from predictors.choice import choose_predictor, few_shot_path
+from search_spaces import UserError, load_space
+
+# A board that takes 3 ns a byte of the model, and 0.2 ms at all.
+BOARD = """
+import json, os, sys
+ms = 0.2 + 3e-6 * os.path.getsize(sys.argv[1])
+print(json.dumps({"latency_ms": ms, "runtime_version": "board 1"}))
+"""
+
+SPACE = """
+family = "mobilenet_v3"
+description = "for tests"
+resolutions = [16]
+widths = [1.0]
+stem_width = 8
+stem_stride = 2
+final_width = 32
+feature_width = 32
+
+[[stages]]
+width = 16
+stride = 2
+depths = [1, 2, 3]
+kernels = [3, 5]
+expansions = [2, 4]
+se = true
+activation = "hard_swish"
+"""
+
+
+def call(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def good(*arguments: Any) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def bad(*arguments: Any) -> str:
+    """The message of the error that a person sees."""
+    result = call(*arguments)
+    assert isinstance(result.exception, UserError), (result.output, result.exception)
+    return str(result.exception)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a space, tables of two other devices and of the board itself, and a device `board`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(SPACE)
+    (tmp_path / "board.py").write_text(BOARD)
+    good("devices", "new", "board", "--command", f"{sys.executable} {tmp_path / 'board.py'} {{artifact}}")
+    space = load_space("small.toml")
+    archs = np.unique(space.sample(80, np.random.default_rng(0)), axis=0)
+    costs = np.stack([Count(c).bind(space).predict(archs).mean / 1e5 for c in ("macs", "params")], axis=1)
+    table = pd.DataFrame({"arch": ["_".join(map(str, a)) for a in archs]})
+    for name, speeds in (("phone", (1.0, 0.5)), ("cpu", (0.3, 2.0)), ("board", (1.0, 1.0))):
+        table[f"{name}_ms"] = 0.1 + costs @ speeds
+    table.to_csv("others.csv", index=False)
+    return tmp_path
+
+
+FLOW = ("board", "--space", "small.toml", "--sources", "others.csv")
+
+
+def test_from_other_devices_tables_to_predictions_and_a_run(folder: Path) -> None:
+    good("devices", "suggest", *FLOW, "-n", 8, "--output", "next.csv")
+    suggested = pd.read_csv("next.csv")
+    assert list(suggested) == ["network", "latency_ms"]
+    assert suggested.network.is_unique
+    assert len(suggested) == 8
+    assert suggested.latency_ms.isna().all()
+    assert "not overwritten" in bad("devices", "suggest", *FLOW, "--output", "next.csv")
+
+    good("devices", "measure", "board", "--from", "next.csv", "--output", "measured.csv", "--quiet")
+    measured = pd.read_csv("measured.csv")
+    assert list(measured.network) == list(suggested.network)
+    # What comes next is another network.
+    again = good("devices", "suggest", *FLOW, "-n", 8, "--from", "measured.csv").split()
+    assert len(again) == 8
+    assert not set(again) & set(measured.network)
+
+    said = good("devices", "calibrate", *FLOW, "--from", "measured.csv", "--output", "board.npz")
+    assert "few-shot transfer of 8 measured networks from phone, cpu" in said  # and not from the board itself
+    assert "8 networks, median error" in said
+    target, space = load_target("board"), load_space("small.toml")
+    kept = FewShot.load(few_shot_path(target, space))
+    assert np.allclose(np.sort(kept.latency_ms), np.sort(measured.latency_ms))
+
+    name = measured.network[0]
+    for options in ((), ("--predictor", "few_shot:board.npz")):
+        said = good("predict", name, "--target", "board", *options)
+        assert "few-shot transfer of 8 measured networks from phone, cpu" in said
+    # Of other networks it says nothing; nor is it energy.
+    assert "few-shot" not in good("predict", "mobilenet_v2", "--target", "board")
+    assert not choose_predictor(target, "latency_ms").tied
+
+
+def test_measuring_what_is_suggested_in_one_go(folder: Path) -> None:
+    said = good("devices", "calibrate", *FLOW, "--networks", 6, "--quiet")
+    assert "few-shot transfer of 6 measured networks" in said
+
+
+def test_suggestions_without_sources(folder: Path) -> None:
+    names = good("devices", "suggest", "board", "--space", "small.toml", "-n", 6).split()
+    assert len(set(names)) == 6
+    assert all(n.startswith("small.toml:") for n in names)
+
+
+def test_tables_in_other_layouts_are_sources(folder: Path) -> None:
+    space = load_space("small.toml")
+    MeasuredTable.from_csv(Path("others.csv"), space).save(Path("others.npz"))
+    from_npz = good("devices", "suggest", *FLOW[:-1], "others.npz", "-n", 5)
+    assert from_npz == good("devices", "suggest", *FLOW, "-n", 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (*FLOW, "--from", "two.csv"),
+            "at least 3 measured architectures of 'small.toml', got 2; `nasbench devices suggest",
+        ),
+        ((*FLOW, "--from", "elsewhere.csv"), r"got 0 \(3 measured networks are none\)"),
+        ((*FLOW, "--from", "blank.csv"), "blank.csv: line 2: latency_ms is ''"),
+        ((*FLOW, "--column", "phon", "--from", "two.csv"), "Did you mean 'phone'"),
+        ((*FLOW, "--column", "phone", "--from", "three.csv"), "at least two families"),
+        ((*FLOW, "--column", "board", "--from", "two.csv"), "'board' is the device itself"),
+        ((*FLOW, "--method", "roofline"), "gives a few-shot predictor"),
+        (("board", "--sources", "others.csv"), "needs the one space"),
+        (("board", "--column", "phone"), "--column needs --sources"),
+        (("board", "--space", "mobile96", "--sources", "others.csv"), "others.csv: line 2, column 'arch'"),
+        (
+            ("board", "--space", "mobile96", "--sources", "others.npz"),
+            "are those of 'small.toml', which has other knobs",
+        ),
+        ((*FLOW[:-1], "nowhere.csv"), "nowhere.csv"),
+    ],
+)
+def test_bad_input_is_explained(folder: Path, arguments: tuple[str, ...], message: str) -> None:
+    space = load_space("small.toml")
+    archs = pd.read_csv("others.csv").arch.str.replace("_", ".")
+    MeasuredTable.from_csv(Path("others.csv"), space).save(Path("others.npz"))
+    Path("two.csv").write_text(f"network,latency_ms\nsmall.toml:{archs[0]},1\nsmall.toml:{archs[1]},2\n")
+    Path("three.csv").write_text(Path("two.csv").read_text() + f"small.toml:{archs[2]},3\n")
+    Path("elsewhere.csv").write_text("network,latency_ms\nresnet18,1\nresnet34,2\nmobilenet_v2,3\n")
+    Path("blank.csv").write_text(f"network,latency_ms\nsmall.toml:{archs[0]},\n")
+    assert re.search(message, bad("devices", "calibrate", *arguments))
+    assert not few_shot_path(load_target("board"), space).exists()
+
+
+def test_nasbench201_sources_in_their_published_layout(data_dir: Path, tmp_path: Path) -> None:
+    """The whole way with a published table: the unseen device is one of its columns."""
+    path = data_dir / "nb201_latency_help.csv.gz"
+    flow = ("raspberry_pi_4", "--space", "nasbench201", "--sources", path)
+    flow += tuple(x for d in ("1080ti_1", "samsung_a50", "silver_4114") for x in ("--column", d))
+    names = good("devices", "suggest", *flow, "-n", 10).split()
+    table = MeasuredTable.from_help(path, ["raspi4"])
+    rows = table.rows(np.array([[int(i) for i in n.partition(":")[2].split(".")] for n in names], dtype=np.uint8))
+    pd.DataFrame({"network": names, "latency_ms": table.column("raspi4")[rows]}).to_csv(tmp_path / "m.csv", index=False)
+    said = good("devices", "calibrate", *flow, "--from", tmp_path / "m.csv")
+    assert "few-shot transfer of 10 measured networks from 1080ti_1, samsung_a50, silver_4114" in said
