@@ -30,7 +30,11 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this directory.")] = None,
     quiet: Annotated[bool, typer.Option(help="Say nothing but the result.")] = False,
 ) -> None:
-    """Run an experiment, or continue one with --resume."""
+    """Run an experiment, or continue one with --resume.
+
+    Started by torch's launcher, several processes train the supernet:
+    torchrun --nproc-per-node 2 -m nasbench run EXPERIMENT
+    """
     from nasbench.config import find_experiment, load_config
     from nasbench.progress import Reporter
     from nasbench.run import RunView, load_run_config, run_origin
@@ -47,8 +51,12 @@ def run(
         file = find_experiment(experiment)
         config, where = load_config(file, set_ or []), file.resolve().parent
 
-    from nasbench.experiment import new_directory, run_experiment
+    from nasbench.experiment import assist, new_directory, run_experiment
+    from nasbench.training.processes import launched_rank
 
+    if launched_rank():
+        assist(config, where)
+        return
     path = resume or output or new_directory(config.name)
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -72,6 +72,10 @@ def run_experiment(
     """
     import torch
 
+    from nasbench.training.processes import launched_rank
+
+    if launched_rank():
+        raise UserError("a run belongs to the launcher's first process; the others call nasbench.experiment.assist")
     report = report or Reporter(quiet=True)
     plan = make_plan(config, where)
     if config.threads:
@@ -94,6 +98,23 @@ def run_experiment(
     finally:
         run.close()
     return load_run(run.path)
+
+
+def assist(config: Config, where: Path | None = None) -> None:
+    """What all but the first process of torch's launcher do of a run: they train the supernet along, and write nothing.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    import torch
+
+    from nasbench.training import train_supernet
+
+    plan = make_plan(config, where)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if plan.needs_supernet and plan.training_options["epochs"]:
+        train_supernet(new_supernet(plan), plan.space, plan.task, **plan.training_options, seed=plan.config.seed)
 
 
 def _procedure(plan: Plan, run: Run, report: Reporter) -> None:

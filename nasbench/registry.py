@@ -23,6 +23,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "fashion_mnist": "nasbench.tasks.fashion_mnist:FashionMNIST",
         "folder": "nasbench.tasks.arrays:ImageFolder",
         "npz": "nasbench.tasks.arrays:NpzArrays",
+        "smartwatch": "nasbench.tasks.smartwatch:SmartwatchExercises",
     },
     "space": {
         "elastic": "search_spaces:elastic_space",

@@ -20,6 +20,7 @@ from search_spaces.base import Archs, SearchSpace
 from search_spaces.depthwise import depthwise_conv2d
 from search_spaces.errors import UserError
 from search_spaces.supernet import NormStats, Supernet, dropout
+from search_spaces.synchronised import batch_norm_of_all, processes
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 Network = TypeVar("Network", bound=nn.Module)
@@ -98,8 +99,10 @@ def norm_names(network: nn.Module) -> dict[BatchNorm, str]:
 
 
 def by_batch(layer: BatchNorm, x: Tensor) -> Tensor:
-    """Normalise by the batch's own statistics."""
+    """Normalise by the batch's own statistics; by those of all batches where several processes train together."""
     weight, shift = _affine(layer, x.shape[1])
+    if processes() > 1:
+        return batch_norm_of_all(x, weight, shift, layer.eps)
     return F.batch_norm(x, None, None, weight, shift, training=True, eps=layer.eps)
 
 

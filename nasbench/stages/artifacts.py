@@ -24,7 +24,7 @@ from search_spaces.errors import UserError
 
 
 def run_artifact(artifact: Artifact, task: Task, images: Tensor) -> NDArray[np.float32]:
-    """Logits `(n, classes)` float32 of uint8 images `(n, c, h, w)`, by ONNX Runtime in the artifact's own batch size.
+    """Logits `(n, classes)` float32 of stored images `(n, c, h, w)`, by ONNX Runtime in the artifact's own batch size.
 
     Images are shared out to as many threads as torch has, each of which runs whole inferences.
 

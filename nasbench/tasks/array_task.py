@@ -83,7 +83,7 @@ class ArrayTask(Task):
         return mean.float(), torch.where(std < 1e-4, torch.ones_like(std), std).float()
 
     def prepare(self, images: Tensor) -> Tensor:
-        mean, std = self.normalisation
+        mean, std = (value.to(images.device) for value in self.normalisation)
         scale, offset = 1 / (255 * std), -mean / std
         batch = images.to(torch.float32, memory_format=torch.channels_last)
         return batch.mul_(scale[:, None, None]).add_(offset[:, None, None])
@@ -111,6 +111,15 @@ class ArrayTask(Task):
         pixels = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, height * width)
         moved = images.reshape(n, channels, -1).gather(2, pixels.expand(-1, channels, -1))
         return moved.view(n, channels, height, width)
+
+
+def content_sha256(arrays: dict[str, NDArray[Any]]) -> str:
+    """SHA-256 over names, shapes and bytes, in the order of the names: independent of the compression."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
 
 
 def to_split(images: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> Split:

@@ -17,7 +17,8 @@ class Split:
     """Images and labels of one split, whole in memory.
 
     Args:
-        images: `(n, channels, height, width)` uint8, `channels_last` not required.
+        images: `(n, channels, height, width)` as `Task.prepare` takes them: uint8 for pictures, float32 for signals,
+            which have height 1. `channels_last` is not required.
         labels: `(n,)` int64.
     """
 
@@ -63,7 +64,10 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 images `(n, c, h, w)` as normalised float32 network input, in `channels_last` memory format."""
+        """Stored images `(n, c, h, w)` as normalised float32 network input, in `channels_last` memory format.
+
+        The result lies on the device of the images.
+        """
 
     def preprocessing(self) -> dict[str, Any]:
         """What `prepare` does, as JSON-able values, for the manifest beside an exported network."""
@@ -75,7 +79,7 @@ class Task(ABC):
         return type(self).augment is not Task.augment
 
     def augment(self, images: Tensor, seed: int) -> Tensor:
-        """Randomly changed uint8 training images; all randomness from `seed`. None by default."""
+        """Randomly changed training images, as they are stored; all randomness from `seed`. None by default."""
         return images
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

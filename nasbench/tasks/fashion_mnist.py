@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardware_profiles.paths import atomic, user_data_dir
-from nasbench.tasks.array_task import ArrayTask, Dataset, to_split
+from nasbench.tasks.array_task import ArrayTask, Dataset, content_sha256, to_split
 from search_spaces.errors import UserError
 
 CLASS_NAMES = (
@@ -74,15 +74,6 @@ class FashionMNIST(ArrayTask):
             name: to_split(arrays[f"x_{name}"][:, None], arrays[f"y_{name}"]) for name in ("train", "val", "test")
         }
         return Dataset(splits, CLASS_NAMES)  # type: ignore[arg-type]
-
-
-def content_sha256(arrays: dict[str, NDArray[Any]]) -> str:
-    """SHA-256 over names, shapes and bytes, in the order of the names: independent of the compression."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
 
 
 def embedded(path: Path = EMBEDDED) -> dict[str, NDArray[np.uint8]]:

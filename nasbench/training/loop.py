@@ -37,7 +37,7 @@ class Batch:
     """What one step trains on.
 
     Args:
-        images: `(batch, channels, height, width)` uint8, augmented.
+        images: `(batch, channels, height, width)` as stored, augmented.
         labels: `(batch,)` int64.
         rows: `(batch,)` int64, where they stand in the training split.
         step: counted from 0.

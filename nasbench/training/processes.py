@@ -7,11 +7,13 @@ anything.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -86,6 +88,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+_JOINED = itertools.count()
+
+
+@cache
+def _meeting_point() -> tuple[dist.Store, int, int]:
+    """The launcher's store, this process's rank, and how many there are."""
+    found: tuple[dist.Store, int, int] = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+    return found
 
 
 @contextmanager
@@ -98,7 +108,11 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if own:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        store, rank, count = _meeting_point()
+        # A group of its own each time: what an earlier one left in the store would be taken for this one's.
+        store = dist.PrefixStore(f"nasbench-{next(_JOINED)}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

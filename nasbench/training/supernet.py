@@ -74,7 +74,8 @@ def train_supernet(
 
     Gradients of a step's architectures are added up. They run side by side, as many as torch has threads, and with as
     many threads each the result is the same to the bit. Started by `torchrun`, several processes take their parts of
-    every batch, and the result is that of one process up to rounding, where normalisation does not depend on the batch.
+    every batch, and the result is that of one process up to rounding, but for what dropout draws; the layers of
+    `search_spaces.shared_layers` normalise by the batches of all processes.
 
     Args:
         method: see above.
@@ -168,7 +169,8 @@ def train_supernet(
         "validation_images": validation_images,
     }
     where = choose_device(device)
-    with joined(where) as ranks, workers(2 + count, where if ranks.count == 1 else None) as executor:
+    # A device other than the CPU has one queue, and processes meet within layers, in the order of the subnets.
+    with joined(where) as ranks, workers(2 + count, ranks.count > 1 or where.type != "cpu") as executor:
         settings |= {"processes": ranks.count}
         step = SupernetStep(supernet, task, subnets, divergence, distillation_weight, label_smoothing, executor, seed)
         return fit(

@@ -19,16 +19,14 @@ T = TypeVar("T")
 
 
 @contextmanager
-def workers(tasks: int, device: torch.device | None = None) -> Iterator[Executor]:
-    """An executor for up to `tasks` networks at a time, which share torch's threads out evenly.
-
-    On a device other than the CPU they run one after the other, for a device has one queue.
+def workers(tasks: int, one_by_one: bool = False) -> Iterator[Executor]:
+    """An executor for up to `tasks` networks at a time, which share torch's threads out evenly, or for one at a time.
 
     Tasks begin in the order in which they are submitted. What a task draws at random must come from a generator of its
     own: torch's default one is shared.
     """
     threads = torch.get_num_threads()
-    count = max(1, min(tasks, threads if device is None or device.type == "cpu" else 1))
+    count = 1 if one_by_one else max(1, min(tasks, threads))
     with ThreadPoolExecutor(count, "worker", torch.set_num_threads, (threads // count,)) as executor:
         try:
             yield executor
