@@ -15,7 +15,7 @@ from search_spaces.errors import UserError, explain
 from search_spaces.layered import Layer, LayeredSpace
 from search_spaces.mobilenet_v3_spec import make_divisible
 from search_spaces.mobilenet_v3_table import Positive, ascending
-from search_spaces.operators import Shape
+from search_spaces.operators import Shape, Workload, WorkloadBuilder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -288,6 +288,18 @@ class MobileHybridSpace(LayeredSpace):
             return super().alike(layer, choices)
         return place.stage, *choices.values()
 
+    def _trace(self, layer: Layer, choices: Mapping[str, Choice]) -> Workload:
+        """Attention is traced with one transformer layer, which is repeated: a third of the time to bind the space."""
+        place = self._places.get(layer.name)
+        if place is None or place.block >= 0:
+            return super()._trace(layer, choices)
+        depth = f"stage{place.stage}.layers"
+        single = {**choices, depth: 1}
+        key = self.alike(layer, single)
+        if key not in self._traced:
+            self._traced[key] = super()._trace(layer, single)
+        return _repeated(self._traced[key], int(self._choice(depth, choices)))
+
     def _choice(self, name: str, choices: Mapping[str, Choice]) -> Choice:
         """What was chosen, or the one choice there is."""
         return choices.get(name, self._all[name][0])
@@ -351,3 +363,26 @@ class MobileHybridSpace(LayeredSpace):
         if any(value not in self._all.get(key, ()) for key, value in wanted.items()):
             return None
         return {knob.name: wanted[knob.name] for knob in self._knobs if knob.name in wanted}
+
+
+def _repeated(block: Workload, times: int) -> Workload:
+    """A MobileViT block of one transformer layer with so many of them.
+
+    The layer lies between the first and the last layer normalisation, reads what was written just before it, and writes
+    what is read just after it.
+    """
+    norms = [i for i, op in enumerate(block.operators) if op.kind == "layer_norm"]
+    first, last = norms[0], norms[-1]
+    order = [*range(first), *(i for _ in range(times) for i in range(first, last)), *range(last, len(block.operators))]
+    builder = WorkloadBuilder()
+    index = {t: builder.input(block.tensors[t]) for t in block.inputs}
+    before, after = block.reads[first][0], block.writes[last - 1]
+    for place, i in enumerate(order):
+        if i == first and place > first:
+            index[before] = index[after]
+        op = block.operators[i]
+        index[block.writes[i]] = builder.add(
+            op.kind, [index[t] for t in block.reads[i]], op.output.shape, kernel=op.kernel, stride=op.stride,
+            groups=op.groups, params=op.params, inputs=op.inputs, itemsize=op.output.itemsize,
+        )  # fmt: skip
+    return builder.build([index[t] for t in block.outputs])

@@ -93,6 +93,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny_vit": tiny_vit,
     "tiny_hybrid": tiny_hybrid,
     "autoformer_tiny": lambda: load_space("autoformer_tiny"),
+    "vit28": lambda: load_space("vit28", 1, 10),
     "autoformer_base": lambda: load_space("autoformer_base", 1, 10, resolution=128),
     "quickstart": lambda: load_space("quickstart", 1, 10),
     "mobile96": lambda: load_space("mobile96"),
