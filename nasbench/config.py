@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hardware_profiles.paths import read_toml
 from search_spaces.errors import UserError, nearest
@@ -137,13 +137,25 @@ class SupernetSection(BaseModel):
     """`[supernet]`: training of the weight-sharing network; keys are those of `nasbench.training.train_supernet`.
 
     Keys:
-        checkpoint: a trained supernet to start from; with `epochs = 0` it is used as it is.
+        checkpoint: a supernet that this project trained, to start from; with `epochs = 0` it is used as it is.
+        weights: published weights to start from instead, safetensors; see `search_spaces.load_weights`.
+        keep: modules that do not take part in them, as `["head.classifier"]` for other classes than the published ones.
         tensorboard: write TensorBoard's event files to the run's directory `tensorboard`.
     """
 
     model_config = ConfigDict(extra="allow")
     checkpoint: str | None = None
+    weights: str | None = None
+    keep: list[str] = Field(default_factory=list)
     tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _one_start(self) -> SupernetSection:
+        if self.checkpoint and self.weights:
+            raise ValueError("give either checkpoint or weights to start from")
+        if self.keep and not self.weights:
+            raise ValueError("keep goes with weights")
+        return self
 
     @property
     def options(self) -> dict[str, Any]:

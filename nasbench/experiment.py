@@ -125,6 +125,8 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
         report.line(f"targets: {note}")
     run.mark(notes=list(plan.notes))
     supernet = new_supernet(plan) if plan.needs_supernet else None
+    if supernet is not None and plan.config.supernet.weights and not (run.path / SUPERNET).is_file():
+        load_published(plan, supernet)
     evaluator = plan.make_evaluator(supernet)
     costs = bind_costs(plan, run, report)
     check_feasible(plan, costs, report)
@@ -244,6 +246,17 @@ def new_supernet(plan: Plan) -> Supernet:
 
     torch.manual_seed(plan.config.seed)
     return plan.space.supernet()
+
+
+def load_published(plan: Plan, supernet: Supernet) -> None:
+    """Start from published weights."""
+    from search_spaces import load_weights
+    from search_spaces.shared_layers import WeightSharingSupernet
+
+    section = plan.config.supernet
+    if not isinstance(supernet, WeightSharingSupernet):
+        raise UserError(f"supernet.weights: published weights do not load into a {type(supernet).__name__}")
+    load_weights(supernet, str(section.weights), keep=section.keep)
 
 
 def train(plan: Plan, run: Run, supernet: Supernet, report: Reporter) -> None:

@@ -182,6 +182,8 @@ def _settle_paths(config: Config, where: Path | None) -> None:
     """Make paths absolute, so that the run can be resumed from anywhere."""
     if config.supernet.checkpoint:
         config.supernet.checkpoint = str(_find(config.supernet.checkpoint, where))
+    if config.supernet.weights:
+        config.supernet.weights = str(_find(config.supernet.weights, where))
     config.targets.calibration = {n: str(_find(f, where)) for n, f in config.targets.calibration.items()}
 
 

@@ -2,16 +2,16 @@
 
 Known names, told apart by a key of the file, per family of spaces:
 
-=============  =====================================  ============================================================
+=============  =====================================  =================================================================
 family         names                                  a file that has them
-=============  =====================================  ============================================================
+=============  =====================================  =================================================================
 mobilenet_v3   once-for-all (`OFAMobileNetV3`)        `ofa_mbv3_d234_e346_k357_w1.0`, `..._w1.2`
 mobilenet_v3   torchvision (`mobilenet_v3_large`)     `MobileNet_V3_Large_Weights`, `MobileNet_V3_Small_Weights`
 mobilenet_v3   timm (`mobilenetv3_large_100`)         `timm/mobilenetv3_large_100.ra_in1k`
 resnet         once-for-all (`OFAResNets`)            `ofa_resnet50_d0-1-2_e0.2-0.25-0.35_w0.65-0.8-1.0`
 autoformer     Cream (`Vision_TransformerSuper`)      `supernet-tiny.pth`, `supernet-small.pth`, `supernet-base.pth`
-any            this project's                         `save_file(supernet.state_dict(), ...)`, or a network's
-=============  =====================================  ============================================================
+any            this project's                         a run's `supernet.safetensors`; a network's `state_dict()`
+=============  =====================================  =================================================================
 
 Others are given by `names`. Checkpoints of torch are converted once, without running what may be in them:
 `save_file(torch.load(file, weights_only=True)["state_dict"], "weights.safetensors")`; AutoFormer's have `["model"]`.
@@ -20,6 +20,7 @@ Others are given by `names`. Checkpoints of torch are converted once, without ru
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from search_spaces.base import SearchSpace
-from search_spaces.errors import UserError, nearest
+from search_spaces.errors import UserError
 from search_spaces.shared_layers import WeightSharingSupernet, norm_names
 from search_spaces.supernet import NormStats
 from search_spaces.weight_names import EPS, NAMINGS, Naming
@@ -102,12 +103,14 @@ def load_weights(
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: cannot read it as safetensors: {error}; a torch checkpoint is converted once with "
             "save_file(torch.load(file, weights_only=True), path)"
         ) from error
+    # Runs keep what they trained under this prefix, beside the optimiser's state.
+    return {key.removeprefix("model/"): v for key, v in state.items() if key.startswith("model/")} or state
 
 
 def _find(space: SearchSpace, state: Mapping[str, Tensor]) -> Naming | None:
@@ -146,7 +149,8 @@ def _unexpected(name: str, space: SearchSpace, parameters: Mapping[str, Tensor])
     if name.startswith("transforms."):
         return f"the file has learned kernels; make {space.name} with kernel_transform = true"
     short = name.removeprefix("largest.")
-    guess = nearest(short, [parameter.removeprefix("largest.") for parameter in parameters])
+    near = get_close_matches(short, [parameter.removeprefix("largest.") for parameter in parameters], 1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
     known = " or ".join(naming.marks for naming in NAMINGS if isinstance(space, naming.family))
     by_key = f"; other code's files are known by a key {known}" if known else ""
-    return f"{space.name} has no {short}. {guess} Give names for files of other code{by_key}"
+    return f"{space.name} has no {short}.{guess} Give names for files of other code{by_key}"

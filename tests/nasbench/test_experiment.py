@@ -171,6 +171,10 @@ def test_interrupting_says_how_to_go_on(tiny_experiment: Path, finished_run: Pat
         (["selection={rule = 'best', objective = 'latency'}"], ["'latency'", "'latency_ms'"]),
         (["evaluator.samples=5"], ["evaluator.samples = 5"]),
         (["supernet.checkpoint=nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["supernet.weights=nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["supernet.weights=space.toml"], ["space.toml: cannot read it as safetensors"]),
+        (["supernet.weights=space.toml", "supernet.checkpoint=space.toml"], ["either checkpoint or weights"]),
+        (["supernet.keep=['head']"], ["keep goes with weights"]),
     ],
 )
 def test_wrong_words_stop_before_anything_is_done(
@@ -217,6 +221,25 @@ def test_a_limit_on_accuracy_that_nothing_reaches_is_answered_with_the_nearest(
     ]
     with pytest.raises(UserError, match=r"the nearest has accuracy 0\.\d+ \(limit 0\.9999\)"):
         run_experiment(load_config(tiny_experiment, changes), tmp_path / "run", where=tiny_experiment.parent)
+
+
+def test_a_supernet_starts_from_published_weights(tiny_experiment: Path, finished_run: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    kept = load_file(finished_run / "supernet.safetensors").items()
+    trained = {key: value for key, value in kept if key.startswith("model/")}
+    published = {key.removeprefix("model/largest."): v for key, v in trained.items() if "classifier" not in key}
+    save_file(published, tmp_path / "published.safetensors")
+    changes = [
+        f'targets.calibration={{"host:fp32"="{finished_run / "calibration" / "host-fp32.json"}"}}',
+        f'supernet.weights="{tmp_path / "published.safetensors"}"',
+        "supernet.keep=['head.classifier']",
+        "supernet.epochs=0",
+        "stages=[]",
+    ]
+    view = run_experiment(load_config(tiny_experiment, changes), tmp_path / "run", where=tiny_experiment.parent)
+    used = load_file(view.path / "supernet.safetensors")
+    assert all((used[key] == value).all() == ("classifier" not in key) for key, value in trained.items())
 
 
 def test_limits_are_kept_by_the_search(tiny_experiment: Path, finished_run: Path, tmp_path: Path) -> None:
