@@ -32,12 +32,8 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -q
 
-# The runtimes bring thread pools and signal handlers of their own, and training is interrupted by signals in its tests: with all in
-# one process, Ctrl-C ended in a segmentation fault.
 test-full: .venv/installed-full
-	NASBENCH_ALL_EXTRAS=1 $(BIN)/python -m pytest -q tests/hardware_profiles
-	NASBENCH_ALL_EXTRAS=1 $(BIN)/python -m pytest -q tests --ignore=tests/hardware_profiles --ignore=tests/training
-	NASBENCH_ALL_EXTRAS=1 $(BIN)/python -m pytest -q tests/training
+	NASBENCH_ALL_EXTRAS=1 $(BIN)/python -m pytest -q
 
 lint: .venv/installed-full
 	$(BIN)/ruff check .

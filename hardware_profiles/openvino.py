@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,17 @@ def _load(module: str) -> Any:
     # Both packages report usage over the network, without asking, where they find the package that does it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return load(EXTRA, module)
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    """The one core of this process, never let go.
+
+    Its CPU plug-in gives the thread a stack for signals and takes it away with the core. Of two cores that go in the
+    order they came, the second puts back the stack of the first, which is no more, and the next signal, such as Ctrl-C,
+    ends in a segmentation fault.
+    """
+    return _load("openvino").Core()
 
 
 class _OpenVINOSession(Session):
@@ -71,7 +83,7 @@ class OpenVINOMeter(InProcessMeter):
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        compiled = _load("openvino").Core().compile_model(str(artifact.path), "CPU", options)
+        compiled = _core().compile_model(str(artifact.path), "CPU", options)
         return _OpenVINOSession(compiled.create_infer_request())
 
     def per_operator(self, artifact: Artifact, target: Target) -> list[OperatorTime]:

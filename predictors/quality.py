@@ -9,6 +9,16 @@ import numpy as np
 from predictors.base import Array, Estimate
 
 
+def relative_errors(logs: Array) -> Array:
+    """`(m,)` sizes of errors relative to the measurement, from ln(measured / predicted)."""
+    return np.abs(np.expm1(-logs))
+
+
+def share_within(logs: Array, relative: float) -> float:
+    """Share of predictions whose error is at most `relative` of the measurement, from ln(measured / predicted)."""
+    return float(np.mean(relative_errors(logs) <= relative))
+
+
 def figures(logs: Array, measured: Array, inside: float = np.nan) -> dict[str, float]:
     """How well predictions hold; nothing of no networks.
 
@@ -25,11 +35,7 @@ def figures(logs: Array, measured: Array, inside: float = np.nan) -> dict[str, f
 
     if not len(logs):
         return {}
-    errors = np.abs(np.expm1(-logs))
-    found = {
-        "median_error": float(np.median(errors)),
-        "within_10_percent": float(np.mean(errors <= 0.1)),
-    }
+    found = {"median_error": float(np.median(relative_errors(logs))), "within_10_percent": share_within(logs, 0.1)}
     if np.isfinite(inside):
         found["interval_90_coverage"] = inside
     if len(logs) == len(measured) and len(measured) > 2:

@@ -9,7 +9,6 @@ has not seen on this device.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,6 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import spearmanr
 
 from hardware_profiles.profile import (
     FitErrors,
@@ -31,6 +29,7 @@ from hardware_profiles.profile import (
     shipped_files,
 )
 from predictors.base import Array
+from predictors.quality import figures, share_within
 from predictors.roofline import ARITHMETIC, COSTS, FIXED, LINK, crossing_bytes, over_link, workload_work
 from search_spaces import UserError, Workload
 from search_spaces.reference import reference_network
@@ -319,18 +318,16 @@ def evaluate(data: Sample, prior: Prior) -> tuple[FitErrors, float]:
     networks = leave_out(data, prior, np.arange(n))
     families = leave_out(data, prior, data.groups)
     both = (networks, families)
-    ape, family_ape = (np.abs(np.expm1(left.errors)) for left in both)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant values, whose rank correlation is no number
-        rank = spearmanr(networks.errors + data.logs, data.logs).statistic if n > 2 else np.nan
+    alone, together = (figures(-left.errors, data.latency_ms) for left in both)
+    rank = alone.get("spearman")
     errors = FitErrors(
-        median_ape=round(float(np.median(ape)), 4),
-        within_10_percent=round(float(np.mean(ape <= 0.1)), 4),
-        within_20_percent=round(float(np.mean(ape <= 0.2)), 4),
-        spearman=None if np.isnan(rank) else round(float(rank), 4),
+        median_ape=round(alone["median_error"], 4),
+        within_10_percent=round(alone["within_10_percent"], 4),
+        within_20_percent=round(share_within(-networks.errors, 0.2), 4),
+        spearman=None if rank is None else round(rank, 4),
         coverage_90=round(_covered(networks, both, np.arange(n)), 4),
-        family_median_ape=round(float(np.median(family_ape)), 4),
-        family_within_20_percent=round(float(np.mean(family_ape <= 0.2)), 4),
+        family_median_ape=round(together["median_error"], 4),
+        family_within_20_percent=round(share_within(-families.errors, 0.2), 4),
         family_coverage_90=round(_covered(families, both, data.groups), 4),
     )
     return errors, _interval_scale(np.concatenate([left.relative for left in both]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -295,3 +297,29 @@ def test_a_runtime_may_be_the_users_own_class(tmp_path: Path, monkeypatch: pytes
         meter_for(own_target("my_meter:Absent"))
     with pytest.raises(UserError, match="unknown runtime 'onnxruntim'. Did you mean 'onnxruntime'"):
         converter_for(own_target("onnxruntim"))
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from hardware_profiles import converter_for, load_target, meter_for
+
+target = load_target("host:openvino-fp32")
+network = torch.nn.Conv2d(3, 4, 3).eval()
+artifact = converter_for(target).convert(network, target, (3, 8, 8), Path(sys.argv[1]) / "a.xml")
+sessions = [meter_for(target).open(artifact, target) for _ in range(2)]
+del sessions[0]
+sessions.clear()
+signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.extra("openvino")
+def test_ctrl_c_after_networks_ran_in_openvino_is_no_segmentation_fault(tmp_path: Path) -> None:
+    """Its plug-in changes where signals are handled; sessions that go in the order they came must not leave that."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted"), done.stderr[-500:]
