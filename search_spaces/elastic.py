@@ -314,7 +314,8 @@ def elastic_space(
 
     Args:
         in_channels, num_classes: of the task; handed to the function where it has parameters of these names.
-        network: the function, or its name, `"module:function"`.
+        network: the function, or its name, `"module:function"`. What it draws comes from a fixed seed: which channels
+            are kept depends on the weights, and is the same in every process.
         resolution: height and width of the images in pixels.
         weights: a safetensors file for the network.
         ratios, multiple, blocks, name: see `ElasticSpace`.
@@ -323,12 +324,15 @@ def elastic_space(
         UserError: a function that cannot be imported or gives no network, weights that do not fit, or what
             `ElasticSpace` raises.
     """
+    import torch
     from torch import nn
 
     make = _imported(network, name) if isinstance(network, str) else network
     task = {"in_channels": in_channels, "num_classes": num_classes}
     wanted = inspect.signature(make).parameters
-    made = make(**{key: value for key, value in task.items() if key in wanted})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = make(**{key: value for key, value in task.items() if key in wanted})
     if not isinstance(made, nn.Module):
         raise UserError(f"{name}: network: {network!r} gave a {type(made).__name__}, not a torch.nn.Module")
     if weights:

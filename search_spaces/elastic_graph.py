@@ -258,7 +258,12 @@ def _traced(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[fx.Graph,
     """The graph, whose nodes know the shape of their value and the path of their module."""
     example = torch.zeros((_BATCH, *input_shape), device=next((p.device for p in network.parameters()), None))
     tracer = _Tracer(example)
+    own_class = type(network)
     try:
+        # Further arguments of `forward` keep their defaults: what is traced takes images alone.
+        network.__class__ = type(
+            own_class.__name__, (own_class,), {"forward": lambda self, x: own_class.forward(self, x)}
+        )
         graph = tracer.trace(network)
     except Exception as error:  # whatever a user's module may raise
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -269,6 +274,8 @@ def _traced(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[fx.Graph,
             f"{type(error).__name__}: {first_line}. A network for an elastic space runs on that shape, and its path "
             "does not depend on its data"
         ) from error
+    finally:
+        network.__class__ = own_class
     for node in reversed(graph.nodes):
         in_place = str(getattr(node.target, "__name__", node.target)).endswith("_")
         if not node.users and node.op not in ("placeholder", "output") and not in_place:

@@ -34,7 +34,10 @@ class SuperElastic(WeightSharingSupernet):
     space: ElasticSpace
 
     def __init__(self, space: ElasticSpace) -> None:
-        super().__init__(space, deepcopy(space.network))
+        largest = deepcopy(space.network)
+        if len(space.input_shape) == 3:
+            largest = largest.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        super().__init__(space, largest)
 
     def run(self, x: Tensor, arch: Archs, normalise: Normalise, drop: Drop) -> Tensor:
         found = self.space.found
@@ -99,10 +102,10 @@ def _attribute(network: nn.Module, path: str) -> Any:
 class _CutNorm:
     """A normalisation layer with the scales and shifts of some channels; stands for it where a layer is asked for."""
 
-    def __init__(self, norm: _BatchNorm, channels: int, rows: Tensor | None) -> None:
-        ones = torch.ones(channels) if norm.weight is None else norm.weight
-        self.weight = _part(ones, rows, None) if norm.weight is not None else ones
-        self.bias = _part(norm.bias, rows, None) if norm.bias is not None else torch.zeros(channels)
+    def __init__(self, norm: _BatchNorm, x: Tensor, rows: Tensor | None) -> None:
+        channels = x.shape[1]
+        self.weight = x.new_ones(channels) if norm.weight is None else _part(norm.weight, rows, None)
+        self.bias = x.new_zeros(channels) if norm.bias is None else _part(norm.bias, rows, None)
         self.eps = norm.eps
         self._norm = norm
 
@@ -122,7 +125,7 @@ def _layer(
     if isinstance(module, BatchNorm):
         if rows is None and module.weight is not None:
             return normalise(module, x)
-        return normalise(cast(Any, _CutNorm(module, x.shape[1], rows)), x)
+        return normalise(cast(Any, _CutNorm(module, x, rows)), x)
     if isinstance(module, _DropoutNd):
         return drop(x, module.p)
     if isinstance(module, nn.Conv2d) and _plainly_depthwise(module):
@@ -166,10 +169,15 @@ def _bias(module: _ConvNd | nn.Linear, rows: Tensor | None) -> Tensor | None:
 
 
 def _part(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Some rows (first dimension) and columns (second) of a weight; None for all."""
-    if columns is not None:
-        weight = weight.index_select(1, columns.to(weight.device))
-    return weight if rows is None else weight.index_select(0, rows.to(weight.device))
+    """Some rows (first dimension) and columns (second) of a weight, in its memory format; None for all."""
+    if columns is None:
+        return weight if rows is None else weight.index_select(0, rows.to(weight.device))
+    last = weight.dim() == 4  # channels-last, so that what is taken stays so
+    weight = weight.permute(0, 2, 3, 1) if last else weight
+    if rows is not None:
+        weight = weight.index_select(0, rows.to(weight.device))
+    weight = weight.index_select(-1 if last else 1, columns.to(weight.device))
+    return weight.permute(0, 3, 1, 2) if last else weight
 
 
 def _cut_layer(module: nn.Module, columns: Tensor | None, rows: Tensor | None) -> None:

@@ -318,3 +318,39 @@ def test_a_function_makes_the_network_and_a_file_its_weights(module: str, tmp_pa
 def test_functions_that_do_not_make_a_network_are_named(module: str, network: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         elastic_space(3, 7, network=network, resolution=12)  # type: ignore[arg-type]
+
+
+class Optional(nn.Module):
+    """One layer called twice, a normalisation without scales, and arguments that are not images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.twice = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(16, affine=False), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, features: bool = False, mask: Tensor | None = None) -> Tensor:
+        x = F.relu(self.norm(self.a(x)))
+        x = x if mask is None else x * mask
+        x = self.twice(F.relu(self.twice(x))) + x
+        return x if features else self.head(x.mean(dim=(-1, -2)))
+
+
+def test_layers_may_run_twice_and_forward_have_options() -> None:
+    network = Optional()
+    space = space_of(network)
+    assert type(space.network) is Optional
+    assert [k.name for k in space.knobs] == ["a.channels"]
+    supernet, x = space.supernet(), images(4)
+    for arch in space.sample(3, np.random.default_rng(0)):
+        stats = calibrate(supernet, arch, x)
+        extracted = supernet.extract(arch, stats)
+        with torch.no_grad():
+            torch.testing.assert_close(extracted(x), supernet(x, arch, stats))
+            assert extracted(x, features=True).shape == (4, space.decode(arch)["a.channels"], 8, 8)
+        assert space.workload(arch) == trace(extracted, space.input_shape)
+
+
+def test_a_network_that_is_made_anew_keeps_the_same_channels(module: str) -> None:
+    first, second = (elastic_space(3, 7, network=f"{module}:make", resolution=12) for _ in range(2))
+    for group, kept in first._ranked.items():
+        assert all((a == b).all() for a, b in zip(kept, second._ranked[group], strict=True))
