@@ -123,11 +123,12 @@ class Inputs:
         self._places = {g: _Scale(v[live]) for g, v in features.places.items()}
         joined = self._joined(features)
         self.smoother = smoother or _Smoother(joined[live], self._logs[live])
-        groups = _groups(features, self._said(features, np.arange(len(table)), joined))[1]
+        base, groups = _groups(features, self._said(features, np.arange(len(table)), joined))
         self._scales = {name: [_Scale(v[live], own) for own, v in part] for name, part in groups.items()}
         self.of_costs = {
             name: np.concatenate([np.full(v.shape[1], own) for own, v in part]) for name, part in groups.items()
         }
+        self._whole = self._scaled(base, groups)
         self.known = self._points(table.keys, features)
 
     def __call__(self, keys: NDArray[Any]) -> Points:
@@ -138,13 +139,18 @@ class Inputs:
         rows = self.table.rows(keys)
         views = {False: self._view(features, rows)}
         if features.executed is not None:
-            executed = table_features(self.table, features.executed)
-            views[True] = self._view(executed, self.table.rows(features.executed))
+            at = self.table.rows(features.executed)
+            views[True] = self._view(table_features(self.table, features.executed), at)
         doubt = np.where(rows >= 0, 0.0, float((self.smoother.error * self._spread**2).mean()))
         return Points(views, features.cut, doubt)
 
     def _view(self, features: Features, rows: NDArray[np.intp]) -> View:
-        base, groups = _groups(features, self._said(features, rows, self._joined(features)))
+        """Of networks with these rows in the table, or -1."""
+        if (rows >= 0).all():
+            return self._whole[rows]
+        return self._scaled(*_groups(features, self._said(features, rows, self._joined(features))))
+
+    def _scaled(self, base: Array, groups: dict[str, list[tuple[bool, Array]]]) -> View:
         scaled = {
             name: np.concatenate([scale(v) for scale, (_, v) in zip(self._scales[name], part, strict=True)], axis=1)
             for name, part in groups.items()

@@ -12,6 +12,9 @@ from typer.testing import CliRunner, Result
 
 from hardware_profiles import load_target
 from nasbench.cli import app
+from nasbench.config import parse_config
+from nasbench.experiment import run_experiment
+from nasbench.run import load_run
 from predictors import Count, FewShot, MeasuredTable
 from predictors.choice import choose_predictor, few_shot_path
 from search_spaces import UserError, load_space
@@ -178,3 +181,30 @@ def test_nasbench201_sources_in_their_published_layout(data_dir: Path, tmp_path:
     pd.DataFrame({"network": names, "latency_ms": table.column("raspi4")[rows]}).to_csv(tmp_path / "m.csv", index=False)
     said = good("devices", "calibrate", *flow, "--from", tmp_path / "m.csv")
     assert "few-shot transfer of 10 measured networks from 1080ti_1, samsung_a50, silver_4114" in said
+
+
+def test_a_run_keeps_the_few_shot_predictor_that_it_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "few_shot_parts"
+    Path(f"{name}.py").write_text("def accuracy(choices):\n    return 0.5\n")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(folder)
+    np.savez("colours.npz", images=np.zeros((120, 3, 16, 16), dtype=np.uint8), labels=np.arange(120) % 3)
+    table = pd.read_csv("others.csv")[::8]
+    measured = pd.DataFrame({"arch": table.arch, "latency_ms": table.board_ms})
+    measured.to_csv("measured.csv", index=False)
+    good("devices", "calibrate", *FLOW, "--from", "measured.csv", "--output", "board.npz")
+    config = parse_config(
+        {
+            "task": {"name": "npz", "path": str(folder / "colours.npz")},
+            "space": {"name": "small.toml"},
+            "evaluator": {"name": f"{name}:accuracy", "samples": 0, "verify": 2},
+            "targets": {"devices": ["board"], "predictors": {"board": "few_shot:board.npz"}},
+            "objectives": {"accuracy": {}, "latency_ms": {}},
+            "strategy": {"name": "random", "evaluations": 6, "batch": 3},
+        }
+    )
+    run_experiment(config, folder / "run", where=folder)
+    kept = folder / "run" / "calibration" / "board-fp32.npz"
+    assert kept.read_bytes() == Path("board.npz").read_bytes()
+    assert not kept.with_suffix(".json").exists()  # so nothing was measured to calibrate
+    assert load_run(folder / "run").front()["latency_ms"].gt(0).all()
