@@ -27,6 +27,7 @@ from search_spaces.resnet_spec import (
 )
 
 if TYPE_CHECKING:
+    from search_spaces.resnet_mixture import MixtureResNet
     from search_spaces.resnet_network import ResNet
     from search_spaces.resnet_supernet import SuperResNet
 
@@ -226,12 +227,12 @@ class ResNetSpace(SearchSpace):
         table, row = self.table, np.asarray(arch)
         chosen = {knob.name: int(choice) for knob, choice in zip(self.knobs, row, strict=True)}
         stages = tuple(
-            tuple(self._block_spec(s, b, chosen) for b in range(stage.depths[chosen.get(f"stage{s}.depth", 0)]))
+            tuple(self.block_spec(s, b, chosen) for b in range(stage.depths[chosen.get(f"stage{s}.depth", 0)]))
             for s, stage in enumerate(table.stages)
         )
         return NetworkSpec(
             resolution=table.resolutions[chosen.get("resolution", 0)],
-            stem=self._stem_spec(chosen),
+            stem=self.stem_spec(chosen),
             stages=stages,
             classes=table.num_classes,
             dropout=table.dropout,
@@ -246,6 +247,11 @@ class ResNetSpace(SearchSpace):
         from search_spaces.resnet_supernet import SuperResNet
 
         return SuperResNet(self)
+
+    def mixture_supernet(self) -> MixtureResNet:
+        from search_spaces.resnet_mixture import MixtureResNet
+
+        return MixtureResNet(self)
 
     def _lay_out(self) -> Layout:
         table = self.table
@@ -281,7 +287,8 @@ class ResNetSpace(SearchSpace):
         width = self.table.stem_width if stage < 0 else self.table.stages[stage].width
         return make_divisible(width * self.table.widths[chosen.get(self._width_name(stage), 0)])
 
-    def _stem_spec(self, chosen: Mapping[str, int]) -> StemSpec:
+    def stem_spec(self, chosen: Mapping[str, int]) -> StemSpec:
+        """The stem with the given choices (decision -> index); the first of what is not given."""
         table = self.table
         inner = make_divisible(table.stem_width * table.widths[chosen.get("stem.inner_width", 0)])
         return StemSpec(
@@ -293,7 +300,8 @@ class ResNetSpace(SearchSpace):
             pool=table.stem_pool,
         )
 
-    def _block_spec(self, s: int, b: int, chosen: Mapping[str, int]) -> BottleneckSpec:
+    def block_spec(self, s: int, b: int, chosen: Mapping[str, int]) -> BottleneckSpec:
+        """Block `b` of stage `s` with the given choices (decision -> index); the first of what is not given."""
         cout = self._channels(s, chosen)
         expansion = self.table.expansions[chosen.get(f"stage{s}.block{b}.expansion", 0)]
         return BottleneckSpec(
@@ -309,14 +317,14 @@ class ResNetSpace(SearchSpace):
         table = self.table
         size = table.resolutions[chosen.get("resolution", 0)]
         if position == 0:
-            return Block("stem", stem_workload(self._stem_spec(chosen), size))
+            return Block("stem", stem_workload(self.stem_spec(chosen), size))
         size = strided(strided(size, table.stem_stride), 2 if table.stem_pool else 1)
         s, b = self._places[position - 1] if position <= len(self._places) else (len(table.stages), 0)
         for stage in table.stages[: s + (b > 0)]:
             size = strided(size, stage.stride)
         if s == len(table.stages):
             return Block("head", head_workload(self._channels(s - 1, chosen), table.num_classes, size))
-        return Block(f"stage{s}.block{b}", bottleneck_workload(self._block_spec(s, b, chosen), size))
+        return Block(f"stage{s}.block{b}", bottleneck_workload(self.block_spec(s, b, chosen), size))
 
     def _reference(self, name: str, reference: ReferenceArchitecture) -> Archs:
         """Its row, at the largest resolution."""

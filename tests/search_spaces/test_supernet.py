@@ -73,7 +73,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
 
 EXAMPLES = ("every_block", "elastic_chain", "signals", "words", "elastic_network")  # see conftest.py
 # Those that mixture supernets exist for.
-MIXTURES = tuple(name for name in (*SPACES, *EXAMPLES) if name not in ("resnet", "elastic_network"))
+MIXTURES = tuple(name for name in (*SPACES, *EXAMPLES) if name != "elastic_network")
 
 
 @pytest.fixture(params=[*SPACES, *EXAMPLES], scope="module")
