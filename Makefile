@@ -50,6 +50,7 @@ bench: .venv/installed-full
 	test -z "$$NASBENCH_DATA" || $(BIN)/python -m benchmarks.few_shot
 	test -z "$$NASBENCH_DATA" || $(BIN)/python -m benchmarks.jetson_nano
 	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.fidelity --space vit
 	$(BIN)/python -m benchmarks.quality
 
 clean:

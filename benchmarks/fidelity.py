@@ -1,6 +1,6 @@
 """Supernet fidelity: does accuracy with shared weights rank architectures as training them alone does?
 
-    python -m benchmarks.fidelity --run DIR [--space cnn | vit | PRESET] [--architectures 32] [--budget 60] [...]
+    python -m benchmarks.fidelity [--run DIR] [--space cnn | vit | PRESET] [--architectures 32] [--budget 60] [...]
 
 Architectures spread evenly over the logarithm of their multiply-accumulates are trained alone, `--seeds` times each,
 and judged with the weights of one supernet per training method. All methods have the same `--budget` of processor
@@ -182,7 +182,7 @@ def agreement(shared: NDArray[np.float64], alone: NDArray[np.float64]) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="directory for what is finished")
+    parser.add_argument("--run", type=Path, help="directory for what is finished; runs/fidelity-SPACE by default")
     parser.add_argument("--space", default="cnn", help="cnn, vit, or a preset that takes 28x28 grey images")
     parser.add_argument("--architectures", type=int, default=32)
     parser.add_argument("--images", type=int, default=4000, help="for training")
@@ -197,6 +197,7 @@ def main() -> None:
     recipe = RECIPES["vit" if given.space == "vit" else "cnn"]
     task = FirstImages(given.images, given.validation)
     settings = {key: value for key, value in vars(given).items() if key not in ("run", "methods", "seeds")}
+    given.run = given.run or Path("runs") / f"fidelity-{Path(given.space).stem}"
     given.run.mkdir(parents=True, exist_ok=True)
     results = Results(given.run, settings | {"recipe": recipe})
     archs = spread_sample(space, given.architectures, 1, {})

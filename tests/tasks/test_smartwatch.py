@@ -10,8 +10,8 @@ from torch import nn
 from nasbench.registry import resolve
 from nasbench.tasks.recordings import Recordings, RecordingsTask
 from nasbench.tasks.smartwatch import SmartwatchExercises, embedded
-from nasbench.training import evaluate_network, train_network
-from search_spaces import UserError
+from nasbench.training import evaluate_network, train_network, train_supernet
+from search_spaces import UserError, load_space
 
 SPLITS = ("train", "val", "test")
 
@@ -175,3 +175,14 @@ def test_a_small_network_knows_exercises_of_people_it_has_never_seen() -> None:
     majority = float(torch.bincount(labels).max()) / len(labels)
     assert majority < 0.25
     assert evaluate_network(network, task, "val", task.input_shape) > 2 * majority
+
+
+def test_the_space_for_sensors_learns_them_too() -> None:
+    task = SmartwatchExercises(overlap=0.0)
+    space = load_space("sensor_1d", *(task.input_shape[0], task.num_classes))
+    assert space.input_shape == task.input_shape
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    options = {"epochs": 2, "batch_size": 32, "lr": 0.1, "random_subnets": 1}
+    last = train_supernet(space.supernet(), space, task, **options)[-1]
+    assert min(last["accuracy_smallest"], last["accuracy_largest"]) > 0.4  # the most frequent exercise: below 0.25
