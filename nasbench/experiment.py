@@ -251,11 +251,8 @@ def new_supernet(plan: Plan) -> Supernet:
 def load_published(plan: Plan, supernet: Supernet) -> None:
     """Start from published weights."""
     from search_spaces import load_weights
-    from search_spaces.shared_layers import WeightSharingSupernet
 
     section = plan.config.supernet
-    if not isinstance(supernet, WeightSharingSupernet):
-        raise UserError(f"supernet.weights: published weights do not load into a {type(supernet).__name__}")
     load_weights(supernet, str(section.weights), keep=section.keep)
 
 

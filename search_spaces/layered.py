@@ -178,6 +178,13 @@ class LayeredSpace(SearchSpace):
         """The catalog indices of a layer."""
         return range(int(self._plan.first[position]), int(self._plan.first[position + 1]))
 
+    def owners(self, position: int) -> Sequence[int]:
+        """Blocks of a layer that together have every weight of it, whole: all, unless a space knows better.
+
+        A supernet makes a module of each to know its weights' sizes and first values.
+        """
+        return self.blocks_of(position)
+
     def place_of(self, block: int) -> tuple[Layer, dict[str, Choice]]:
         """The layer of a catalog index and the choices of its knobs."""
         first = self._plan.first

@@ -50,7 +50,7 @@ class LayeredParts:
         self.norm_names: dict[BatchNorm, str] = {}
         self._modules: dict[int, nn.Module] = {}
         for position in range(len(space.layers)):
-            self._create([space.place_of(block) for block in space.blocks_of(position)])
+            self._create([space.place_of(block) for block in space.owners(position)])
 
     def part(self, block: int) -> nn.Module:
         """The module of a block; it owns nothing."""

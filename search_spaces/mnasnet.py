@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -256,6 +257,19 @@ class MnasNetSpace(LayeredSpace):
         if isinstance(spec, LayerSpec):
             return network.Block(spec)
         return network.Stem(spec) if isinstance(spec, StemSpec) else network.Head(spec)
+
+    def owners(self, position: int) -> list[int]:
+        """Per operation the block with the largest choice of everything else."""
+        layer = self.layers[position]
+        chosen = []
+        for name in layer.knobs:
+            choices = self._decisions[name]
+            if name.endswith(".op"):
+                chosen.append(range(len(choices)))
+            else:  # a skip has no weights
+                largest = 0 if name.endswith(".skip") else choices.index(max(choices))
+                chosen.append(range(largest, largest + 1))
+        return [self.block_of(position, choice) for choice in product(*chosen)]
 
     def initialise(self, network: nn.Module) -> None:
         from search_spaces.mnasnet_network import initialise

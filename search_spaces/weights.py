@@ -31,12 +31,12 @@ from torch import Tensor
 from search_spaces.base import SearchSpace
 from search_spaces.errors import UserError
 from search_spaces.shared_layers import WeightSharingSupernet, norm_names
-from search_spaces.supernet import NormStats
+from search_spaces.supernet import NormStats, Supernet
 from search_spaces.weight_names import EPS, NAMINGS, Naming
 
 
 def load_weights(
-    supernet: WeightSharingSupernet,
+    supernet: Supernet,
     path: str | Path,
     *,
     names: Mapping[str, str] | None = None,
@@ -58,6 +58,8 @@ def load_weights(
         UserError: an unreadable file, unknown names, a parameter that the file lacks, has too many or in another shape,
             or values that are not finite numbers; key and shapes are named.
     """
+    if not isinstance(supernet, WeightSharingSupernet):
+        raise UserError(f"published weights do not load into a {type(supernet).__name__}: it has no largest network")
     where = Path(path)
     state = _read(where)
     naming = _find(supernet.space, state) if names is None else None
