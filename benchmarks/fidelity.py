@@ -60,7 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
 # the learning rate of a sandwich is that of the sum of its gradients, whose norm is limited for all.
 RECIPES: dict[str, dict[str, Any]] = {
     "cnn": {"optimizer": "sgd", "lr": 0.1, "batch_size": 64, "label_smoothing": 0.0},
-    "vit": {"optimizer": "adamw", "lr": 1e-3, "batch_size": 64, "label_smoothing": 0.0, "weight_decay": 0.05},
+    "vit": {"optimizer": "adamw", "lr": 4e-3, "batch_size": 32, "label_smoothing": 0.0, "weight_decay": 0.05},
 }
 
 
@@ -79,12 +79,12 @@ def tiny_cnn() -> SearchSpace:
 
 
 def tiny_vit() -> SearchSpace:
-    """An AutoFormer space of networks with 49 patches of 4x4 pixels."""
+    """An AutoFormer space of networks with 16 patches of 7x7 pixels."""
     from search_spaces import AutoFormerSpace
 
     return AutoFormerSpace(
         1, 10, widths=[16, 24, 32, 48], depths=[1, 2, 3, 4], heads=[1, 2, 3], ratios=[1, 2, 3], head_width=8,
-        resolution=28, patch=4, max_relative_position=7, dropout=0.0, drop_path=0.0, name="tiny_vit",
+        resolution=28, patch=7, max_relative_position=3, dropout=0.0, drop_path=0.0, name="tiny_vit",
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.tasks.base import Split, Task
 from nasbench.training.evaluation import batches, fixed_subset, subnet_accuracy
+from nasbench.training.precision import device_of
 from nasbench.training.workers import workers
 from search_spaces import Archs, SearchSpace, UserError
 from search_spaces.supernet import Supernet, calibrate
@@ -96,5 +97,6 @@ class SupernetEvaluator(Evaluator):
 
     def extract(self, arch: Archs) -> nn.Module:
         """The stand-alone network of one architecture `(K,)` with the statistics that it is judged with."""
-        stats = calibrate(self.network, arch, batches(self.task, self.calibration, self.batch_size))
-        return self.network.extract(arch, stats)
+        device = device_of(self.network)
+        stats = calibrate(self.network, arch, batches(self.task, self.calibration, self.batch_size, device=device))
+        return self.network.extract(arch, stats).cpu()
