@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from search_spaces import Archs, SearchSpace, UserError, nearest, trace
-from search_spaces.supernet import resize
+from search_spaces.supernet import fit
 
 ZeroCostProxy = Callable[[nn.Module, Tensor, Tensor], float]
 
@@ -229,8 +229,8 @@ def score_architecture(
     for start in range(initialisations):
         with _random_state(seed + start):
             network = space.build(arch).to(images.device)
-        size = getattr(network, "input_shape", images.shape[1:])[-1]
-        total += score_network(network, resize(images, int(size)), labels, proxies)
+        taken = fit(images, getattr(network, "input_shape", images.shape[1:]))
+        total += score_network(network, taken, labels, proxies)
     return total / initialisations
 
 

@@ -46,7 +46,7 @@ class ElasticSpace(SearchSpace):
     Args:
         network: with her weights; a copy is kept, and the network stays as it is. Classification: one output
             `(batch, classes)`.
-        input_shape: `(channels, height, width)` of an image, or `(channels, length)`.
+        input_shape: `(channels, height, width)` of an image, `(channels, 1, length)` of a window of a signal.
         ratios: shares of a group's channels to choose from, 1 among them.
         multiple: widths are rounded up to a multiple of this.
         blocks: whether residual blocks may go.
@@ -74,10 +74,13 @@ class ElasticSpace(SearchSpace):
         self.name = name
         if not ratios or any(not 0 < r <= 1 for r in ratios) or 1 not in ratios:
             raise UserError(f"{name}: ratios = {list(ratios)}: expected shares above 0 up to 1, with 1 among them")
+        if len(input_shape) != 3:
+            raise UserError(f"{name}: input_shape = {tuple(input_shape)}: expected (channels, height, width)")
         if multiple < 1:
             raise UserError(f"{name}: multiple = {multiple}: expected 1 or more")
         self.network: nn.Module = deepcopy(network)
-        self._input_shape = tuple(int(n) for n in input_shape)
+        channels, height, width = (int(n) for n in input_shape)
+        self._input_shape = channels, height, width
         self.found: ElasticGraph = analyse(self.network, self._input_shape)
         self._classes = _classes(self.found, name)
         self._costs = ElasticWorkload(self.network, self.found, self._input_shape)
@@ -95,7 +98,7 @@ class ElasticSpace(SearchSpace):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        return self._input_shape  # type: ignore[return-value]
+        return self._input_shape
 
     @property
     def num_classes(self) -> int:
@@ -303,7 +306,7 @@ def elastic_space(
     num_classes: int = 1000,
     *,
     network: str | Callable[..., Any],
-    resolution: int = 224,
+    resolution: int | tuple[int, int] = 224,
     weights: str = "",
     ratios: Sequence[float] = RATIOS,
     multiple: int = 8,
@@ -316,7 +319,7 @@ def elastic_space(
         in_channels, num_classes: of the task; handed to the function where it has parameters of these names.
         network: the function, or its name, `"module:function"`. What it draws comes from a fixed seed: which channels
             are kept depends on the weights, and is the same in every process.
-        resolution: height and width of the images in pixels.
+        resolution: height and width of the images in pixels, one number or two; `[1, length]` for signals.
         weights: a safetensors file for the network.
         ratios, multiple, blocks, name: see `ElasticSpace`.
 
@@ -337,9 +340,8 @@ def elastic_space(
         raise UserError(f"{name}: network: {network!r} gave a {type(made).__name__}, not a torch.nn.Module")
     if weights:
         _load(made, Path(weights), name)
-    space = ElasticSpace(
-        made, (in_channels, resolution, resolution), ratios=ratios, multiple=multiple, blocks=blocks, name=name
-    )
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    space = ElasticSpace(made, (in_channels, height, width), ratios=ratios, multiple=multiple, blocks=blocks, name=name)
     if space.num_classes != num_classes:
         raise UserError(f"{name}: network: has {space.num_classes} outputs, the task has {num_classes} classes")
     return space

@@ -120,7 +120,7 @@ def analyse(network: nn.Module, input_shape: Sequence[int]) -> ElasticGraph:
     """Trace a network in eval mode, and find what of it is elastic. The network stays as it is.
 
     Args:
-        input_shape: `(channels, height, width)` or `(channels, length)` of one input.
+        input_shape: `(channels, height, width)` of one input.
 
     Raises:
         UserError: the network does not run on that shape, or its path depends on the data; the module is named.
@@ -379,6 +379,8 @@ class _Analysis:
             dims = (dims,) if isinstance(dims, int) else dims
             inner = isinstance(dims, tuple | list) and all(int(str(d)) % len(given) > 1 for d in dims)
             return self.axes[x] if inner else None
+        if name in ("squeeze", "unsqueeze"):
+            return self.axes[x] if len(shape) > 2 and shape[:2] == given[:2] else None
         if name in ("cat", "concat"):
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
             terms: Any = node.args[0]

@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from search_spaces.base import Archs
 from search_spaces.depthwise import depthwise_conv2d
 from search_spaces.shared_layers import BatchNorm, Drop, Normalise, WeightSharingSupernet
-from search_spaces.supernet import NormStats, resize
+from search_spaces.supernet import NormStats, fit
 
 if TYPE_CHECKING:
     from search_spaces.elastic import ElasticSpace
@@ -34,17 +34,13 @@ class SuperElastic(WeightSharingSupernet):
     space: ElasticSpace
 
     def __init__(self, space: ElasticSpace) -> None:
-        largest = deepcopy(space.network)
-        if len(space.input_shape) == 3:
-            largest = largest.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        super().__init__(space, largest)
+        super().__init__(space, deepcopy(space.network).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def run(self, x: Tensor, arch: Archs, normalise: Normalise, drop: Drop) -> Tensor:
         found = self.space.found
         cuts = self.space.cuts(arch)
         absent = {node: block for block in self.space.absent(arch) for node in block.nodes}
-        if x.dim() == 4:
-            x = resize(x, self.space.input_shape[1]).contiguous(memory_format=torch.channels_last)
+        x = fit(x, self.space.input_shape).contiguous(memory_format=torch.channels_last)
         values: dict[fx.Node, Any] = {}
         for node in found.graph.nodes:
             if (block := absent.get(node)) is not None:

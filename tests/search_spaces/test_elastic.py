@@ -350,6 +350,32 @@ def test_layers_may_run_twice_and_forward_have_options() -> None:
         assert space.workload(arch) == trace(extracted, space.input_shape)
 
 
+class Signals(nn.Module):
+    """Convolutions along time, of windows (channels, 1, length)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv1d(6, 16, 5, 2, 2), nn.BatchNorm1d(16)
+        self.b, self.c = nn.Conv1d(16, 16, 3, padding=1, groups=16), nn.Conv1d(16, 24, 1)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.a(x.squeeze(2))))
+        return self.head(F.max_pool1d(F.relu(self.c(self.b(x))), 2).mean(-1))
+
+
+def test_signals_are_windows_of_height_one() -> None:
+    space = ElasticSpace(Signals(), (6, 1, 32))
+    assert [k.name for k in space.knobs] == ["a.channels", "c.channels"]
+    supernet, x = space.supernet(), torch.randn(8, 6, 1, 48)  # resampled to 32
+    for arch in space.sample(2, np.random.default_rng(0)):
+        stats = calibrate(supernet, arch, x)
+        extracted = supernet.extract(arch, stats)
+        with torch.no_grad():
+            torch.testing.assert_close(extracted(F.interpolate(x, (1, 32), mode="bilinear")), supernet(x, arch, stats))
+        assert space.workload(arch) == trace(extracted, space.input_shape)
+
+
 def test_a_network_that_is_made_anew_keeps_the_same_channels(module: str) -> None:
     first, second = (elastic_space(3, 7, network=f"{module}:make", resolution=12) for _ in range(2))
     for group, kept in first._ranked.items():
