@@ -31,7 +31,8 @@ from typing import Any
 
 import torch
 
-from hardware_profiles.profile import Profile, RooflineFit, load_profile, shipped_files
+from hardware_profiles.profile import Profile, load_profile, shipped_files
+from hardware_profiles.profile_sections import RooflineFit
 from predictors.roofline_fitting import fit_roofline, fitted_alone
 from tools.published_rows import read, report
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from hardware_profiles.openvino import OpenVINOConverter, OpenVINOMeter
     from hardware_profiles.passes import InProcessMeter
     from hardware_profiles.paths import user_data_dir
-    from hardware_profiles.profile import OperatingPoint, Profile, Target, list_profiles, load_profile, load_target
+    from hardware_profiles.profile import Profile, Target, list_profiles, load_profile, load_target
+    from hardware_profiles.profile_sections import OperatingPoint
     from hardware_profiles.recording import RecordingMeter, ReplayMeter
     from hardware_profiles.runtimes import converter_for, meter_for
     from hardware_profiles.ssh import SshMeter
@@ -42,7 +43,7 @@ _LAZY = {
     "OnnxRuntimeMeter": "onnx_runtime",
     "OpenVINOConverter": "openvino",
     "OpenVINOMeter": "openvino",
-    "OperatingPoint": "profile",
+    "OperatingPoint": "profile_sections",
     "OperatorTime": "meter",
     "Profile": "profile",
     "Protocol": "meter",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hardware_profiles.profile import Constraints, Target
+from hardware_profiles.profile import Target
+from hardware_profiles.profile_sections import Constraints
 from search_spaces.operators import FOLDED, Operator, Tensor, Workload
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from hardware_profiles import OperatingPoint, Profile
-    from hardware_profiles.profile import Constraints
+    from hardware_profiles.profile_sections import Constraints
 
 _WIDTH = 160  # of lines where there is no terminal: a table's rows stay whole
 _LINES = 20  # references shown of one operating point before the view says how many more there are

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from scipy.special import stdtrit
 
-from hardware_profiles.profile import RooflineFit, Target
+from hardware_profiles.profile import Target
+from hardware_profiles.profile_sections import RooflineFit
 from hardware_profiles.records import Record
 from predictors.base import AdditivePredictor, Array, Estimate, Predictor
 from predictors.operator_model import LEAST_NETWORKS, OperatorModel

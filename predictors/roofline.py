@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.constraints import check_workload
-from hardware_profiles.profile import RooflineFit, RooflineParameters, Target
+from hardware_profiles.profile import Target
+from hardware_profiles.profile_sections import RooflineFit, RooflineParameters
 from predictors.base import AdditivePredictor, Array, Estimate
 from search_spaces import Operator, UserError, Workload
 from search_spaces.operators import ELEMENTWISE, FOLDED

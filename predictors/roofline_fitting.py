@@ -18,16 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from hardware_profiles.profile import (
-    FitErrors,
-    Profile,
-    Reference,
-    RooflineFit,
-    RooflineParameters,
-    Target,
-    load_profile,
-    shipped_files,
-)
+from hardware_profiles.profile import Profile, Target, load_profile, shipped_files
+from hardware_profiles.profile_sections import FitErrors, Reference, RooflineFit, RooflineParameters
 from predictors.base import Array
 from predictors.quality import figures, share_within
 from predictors.roofline import ARITHMETIC, COSTS, FIXED, LINK, crossing_bytes, over_link, workload_work

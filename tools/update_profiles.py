@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hardware_profiles.paths import write_text
-from hardware_profiles.profile import Profile, Reference, RooflineFit, parse_profile, shipped_files
+from hardware_profiles.profile import Profile, parse_profile, shipped_files
+from hardware_profiles.profile_sections import Reference, RooflineFit
 from predictors.roofline_fitting import fit_target, fitted_alone, fitted_points
 from search_spaces import UserError
 from tools.published_rows import Row, read

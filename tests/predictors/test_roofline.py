@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hardware_profiles import load_profile, load_target
-from hardware_profiles.profile import Profile, ReferenceSet, parse_profile, shipped_files
+from hardware_profiles.profile import Profile, parse_profile, shipped_files
+from hardware_profiles.profile_sections import ReferenceSet
 from predictors import Roofline, fit_roofline
 from predictors.roofline import ARITHMETIC, COSTS, FIXED, LINK, costs_of, workload_work
 from predictors.roofline_fitting import (
