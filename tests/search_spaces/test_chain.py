@@ -1,5 +1,7 @@
 """Chains of chosen blocks: the published spaces, and what a table of one's own must say."""
 
+import csv
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,13 @@ def test_fbnet_decodes_the_rows_of_a_measured_table(data_dir: Path) -> None:
         "k5_e1|k3_e3|k5_e1|k5_e1_g2"
     )
     assert (TableLookup(table).bind(space).predict(table.archs).mean == table.column("pixel3")).all()
+    with gzip.open(data_dir / "fbnet_latency_help.csv.gz", "rt") as file:
+        rows = [row["ops"] for row in csv.DictReader(file)]
+    assert len(rows) == len(table.archs) == 5000
+    assert ["|".join(map(str, space.decode(arch).values())) for arch in table.archs] == rows
+    names = [knob.name for knob in space.knobs]
+    back = np.stack([space.encode(dict(zip(names, row.split("|"), strict=True))) for row in rows])
+    assert (back == table.archs).all()
     with pytest.raises(UserError, match="other knobs or another input"):
         TableLookup(table).bind(load_space("fbnet"))
 
