@@ -100,8 +100,8 @@ class Store(nn.Module):
             crop(full, *shape).copy_(value.detach())
             value = full
         value = value.detach().clone()
-        if value.dim() == 4:  # twice as fast in convolutions on CPUs
-            value = value.contiguous(memory_format=torch.channels_last)
+        if value.dim() == 4:  # nearly twice as fast on CPUs; `contiguous` would leave 1x1 kernels as they are
+            value = value.to(memory_format=torch.channels_last)
         owner.register_parameter(last, nn.Parameter(value))
 
 
