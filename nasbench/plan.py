@@ -135,7 +135,10 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     if (wrong := _RUNNER_KEYS & config.supernet.options.keys()) and needs_supernet:
         raise UserError(f"supernet: unknown key {sorted(wrong)[0]!r}")
     if needs_supernet and given["epochs"]:
-        check_training(space, given)  # told now, not after the targets were calibrated
+        try:
+            check_training(space, given)  # told now, not after the targets were calibrated
+        except UserError as error:
+            raise UserError(f"supernet.{error}") from error
         if config.supernet.tensorboard:
             require("tensorboard")
     return Plan(

@@ -326,7 +326,7 @@ def test_the_experiment_file_has_all_keys_and_refuses_wrong_ones_at_once():
         ({"method": "progresive_shrinking"}, "method"),
         ({"method": "progressive_shrinking", "phases": {"heads": 0.2}}, "'heads' matches no knob"),
         ({"method": "single_path", "distillation": "alpha"}, "no teacher"),
-        ({"lr": -1.0}, "lr = -1.0"),
+        ({"lr": -1.0}, r"supernet\.lr = -1.0: expected above 0"),
         ({"log_dir": "x"}, "unknown key 'log_dir'"),
     ):
         with pytest.raises(UserError, match=message):
