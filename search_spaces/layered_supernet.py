@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 def path_name(layer: Layer, choices: dict[str, Choice]) -> str:
     """Where the weights of a layer with these choices are: `layer3.k3_e6`, or `stem.shared` where nothing is chosen."""
-    words = [str(choices[name]).replace(".", "p") for name in layer.paths]
-    return f"{layer.name}.{'__'.join(words) or 'shared'}"
+    # Names of modules have no points; escaped, different choices stay different.
+    words = [str(choices[name]).replace("%", "%25").replace(".", "%2E") for name in layer.paths]
+    return ".".join([layer.name, *(words or ["shared"])])
 
 
 class LayeredParts:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from search_spaces import (
     AutoFormerSpace,
+    ChainSpace,
     MnasNetSpace,
     MobileHybridSpace,
     MobileNetV3Space,
@@ -225,6 +226,18 @@ def test_dropout_acts_in_training_alone(space: SearchSpace) -> None:
     stats = calibrate(supernet, arch, x)
     assert torch.equal(supernet(x, arch, stats), supernet(x, arch, stats))
     assert torch.equal(supernet.eval()(x, arch), supernet(x, arch))
+
+
+def test_choices_of_any_name_have_weights_of_their_own() -> None:
+    blocks = {"a.b": {"type": "conv"}, "a%2Eb": {"type": "conv"}, "apb": {"type": "conv"}}
+    space = ChainSpace(1, 3, blocks=blocks, stages=[{"width": 8}], resolution=8, final_width=0)
+    supernet, x = space.supernet(), images(space, 2)
+    with torch.no_grad():
+        outputs = [supernet(x, arch) for arch in np.arange(3, dtype=np.uint8)[:, None]]
+        assert not any(torch.equal(outputs[a], outputs[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+        stats = calibrate(supernet, space.encode({"layer0": "a.b"}), x)
+        network = supernet.extract(space.encode({"layer0": "a.b"}), stats)
+        assert close(network(x), supernet(x, space.encode({"layer0": "a.b"}), stats))
 
 
 def test_convolutions_write_channels_last(examples: dict[str, Callable[[], SearchSpace]]) -> None:
