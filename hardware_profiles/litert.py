@@ -50,8 +50,8 @@ class _LiteRTSession(Session):
 class LiteRTMeter(InProcessMeter):
     """Measures `.tflite` files with LiteRT and XNNPACK on this machine's CPU; see `InProcessMeter`.
 
-    The Python package gives no times of single operators (as of 2.3 it can have delegates profiled, but no call reads the
-    profile); on a device, `benchmark_model --enable_op_profiling` does.
+    The Python package gives no times of single operators (as of 2.3 it can have delegates profiled, but no call reads
+    the profile); on a device, `benchmark_model --enable_op_profiling` does.
     """
 
     runtime = "litert"
