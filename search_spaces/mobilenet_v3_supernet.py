@@ -20,7 +20,12 @@ from search_spaces.supernet import resize
 if TYPE_CHECKING:
     from search_spaces.mobilenet_v3 import MobileNetV3Space
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"": lambda x: x, "relu": torch.relu, "hard_swish": F.hardswish}
+# Of what a normalisation has just made, and nobody else reads: overwritten, unless the gradient will ask for it.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda x: x,
+    "relu": torch.relu_,
+    "hard_swish": lambda x: F.hardswish(x, inplace=not x.requires_grad),
+}
 
 
 def shared_weights(space: MobileNetV3Space) -> MobileNetV3:

@@ -48,7 +48,7 @@ class SupernetEvaluator(Evaluator):
         *,
         calibration_images: int = 500,
         validation_images: int = 0,
-        batch_size: int = 250,
+        batch_size: int = 100,
         seed: int = 0,
     ) -> None:
         for key, value, least in (

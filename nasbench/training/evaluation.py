@@ -88,7 +88,7 @@ def evaluate_network(
 
 
 def subnet_accuracy(
-    supernet: Supernet, arch: Archs, task: Task, calibration: Tensor, validation: Split, batch_size: int = 250
+    supernet: Supernet, arch: Archs, task: Task, calibration: Tensor, validation: Split, batch_size: int = 100
 ) -> float:
     """Accuracy (0..1) of one architecture `(K,)` of a supernet with statistics calibrated for it.
 
