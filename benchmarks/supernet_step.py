@@ -6,15 +6,17 @@
 One thread, processor time, interleaved, median over repeats. A step is: gradients cleared, forward, cross-entropy,
 backward and one SGD step with momentum and weight decay. In the supernet SGD runs over all parameters that got a
 gradient, at their full size; each extracted network has its own SGD. Images come at the space's largest resolution: the
-supernet resizes them within its step, an extracted network gets them resized beforehand. With `bf16` forward passes run
-under autocast. The last line is JSON; with several dtypes, as by default for vision transformers, all keys but the last
-end in `_fp32` or `_bf16`:
+supernet resizes them within its step, an extracted network gets them resized beforehand. The supernet computes the
+weight gradients of wide depthwise kernels by `search_spaces.depthwise`, the extracted networks by torch. With `bf16`
+forward passes run under autocast. The last line is JSON; with several dtypes, as by default for vision transformers,
+all keys but the last end in `_fp32` or `_bf16`:
 
 random_s               processor seconds of a supernet step, mean over the random subnets
 dynamic_over_static    total over the smallest, the largest and eight seeded random subnets, supernet / extracted
 sandwich_over_static   one sandwich step (largest, smallest, two random; gradients accumulate, one SGD step) over the
                        total of separate steps of the same four networks extracted
 sandwich_s             processor seconds of one sandwich step
+sandwich_speedup       the same step with torch's depthwise gradients over it
 images_per_s           batch / sandwich_s
 peak_memory_mb         highest resident set size of this process
 """
@@ -28,13 +30,14 @@ import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces import SearchSpace, calibrate, load_space
+from search_spaces import SearchSpace, calibrate, depthwise, load_space
 from search_spaces.base import Archs
 from search_spaces.supernet import resize
 
@@ -75,26 +78,30 @@ def measure(
     dynamic = Training(supernet, dtype)
     sandwich = list(archs)[:4]
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in archs}
-    sandwich_seconds = []
+    sandwich_seconds: list[tuple[float, float]] = []
     for repeat in range(repeats + 1):
         for name, arch in archs.items():
             pair = dynamic.step([(images, arch)], labels), static[name].step([(resized[name],)], labels)
             if repeat:  # the first pass warms up
                 seconds[name].append(pair)
-        spent = dynamic.step([(images, archs[name]) for name in sandwich], labels)
+        inputs = [(images, archs[name]) for name in sandwich]
+        ours = dynamic.step(inputs, labels)
+        with patch.object(depthwise, "WIDEST", sys.maxsize):
+            plain = dynamic.step(inputs, labels)
         if repeat:
-            sandwich_seconds.append(spent)
+            sandwich_seconds.append((ours, plain))
     medians = {name: np.median(pairs, axis=0) for name, pairs in seconds.items()}
     print(f"{'subnet':>10} {'supernet ms':>12} {'extracted ms':>13} {'ratio':>7}")
     for name, (shared, alone) in medians.items():
         print(f"{name:>10} {shared * 1e3:12.1f} {alone * 1e3:13.1f} {shared / alone:7.3f}")
     total = np.sum(list(medians.values()), axis=0)
-    sandwich_s = float(np.median(sandwich_seconds))
+    sandwich_s, plain_s = (float(x) for x in np.median(sandwich_seconds, axis=0))
     return {
         "random_s": round(float(np.mean([medians[name][0] for name in archs if name.startswith("random")])), 4),
         "dynamic_over_static": round(float(total[0] / total[1]), 4),
         "sandwich_over_static": round(sandwich_s / float(sum(medians[name][1] for name in sandwich)), 4),
         "sandwich_s": round(sandwich_s, 4),
+        "sandwich_speedup": round(plain_s / sandwich_s, 3),
         "images_per_s": round(len(images) / sandwich_s, 1),
     }
 

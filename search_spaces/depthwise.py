@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 # The widest kernel for which oneDNN has a vectorised depthwise weight gradient. Beyond it torch's processor builds take
 # a plain loop, many times slower (`python -m benchmarks.depthwise`).
-_WIDEST = 3
+WIDEST = 3
 # Bytes of input worked on at a time. A padded copy of so much stays in the cache, and in memory that malloc keeps.
 _PART = 1 << 22
 
@@ -33,7 +33,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> 
         stride, padding: of rows and columns.
     """
     if (
-        weight.shape[3] > _WIDEST
+        weight.shape[3] > WIDEST
         and len(weight) == x.shape[1]
         and weight.requires_grad
         and torch.is_grad_enabled()
@@ -71,7 +71,7 @@ def _simple(conv: nn.Conv2d) -> bool:
     """Whether a convolution is depthwise and all that `depthwise_conv2d` offers is all that it needs."""
     return (
         conv.groups == conv.in_channels == conv.out_channels
-        and conv.kernel_size[1] > _WIDEST
+        and conv.kernel_size[1] > WIDEST
         and conv.dilation == (1, 1)
         and conv.bias is None
         and conv.padding_mode == "zeros"
@@ -134,7 +134,7 @@ def _strips(columns: int) -> list[tuple[int, int]]:
 
     oneDNN's vectorised gradient also wants a kernel that is no narrower than the stride, which is two at most.
     """
-    count = -(-columns // _WIDEST)
+    count = -(-columns // WIDEST)
     edges = [columns * i // count for i in range(count + 1)]
     return [(a, b - a) for a, b in pairwise(edges)]
 
