@@ -42,13 +42,13 @@ def synflow(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Logarithm of the synaptic flow: the sum of |weight x gradient| over all weights.
 
     The gradient is that of the sum of the outputs for an image of ones, with every weight replaced by its absolute
-    value, in double precision (Tanaka et al., NeurIPS 2020); without normalisation layers, as the score of a network
-    of Abdelfattah et al. (ICLR 2021). The logarithm, which ranks the same, because the score multiplies over layers.
+    value, in double precision (Tanaka et al., NeurIPS 2020); without batch normalisation, as the score of a network of
+    Abdelfattah et al. (ICLR 2021). The logarithm, which ranks the same, because the score multiplies over layers.
     A network without any flow has the logarithm of the smallest double, -708.4.
     """
     copied = deepcopy(network).double().eval()
     for module in copied.modules():
-        if isinstance(module, _NORMALISATIONS):
+        if isinstance(module, _BatchNorm):
             module.forward = _identity  # type: ignore[assignment]
     with torch.no_grad():
         for parameter in copied.parameters():
@@ -316,7 +316,8 @@ class _ActivationCodes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.partition("::")[2].removesuffix("_")
         rectifies = name in ("clamp", "clamp_min") and args[1:2] == (0,)  # other ways to write ReLU and ReLU6
-        if (name in self.NAMES or rectifies) and len(args[0]) == len(self.kernel):
+        # Rows of a matrix may be the tokens of one image after another.
+        if (name in self.NAMES or rectifies) and len(args[0]) % len(self.kernel) == 0:
             # With signs s of +1 and -1, two codes of n places agree in (n + s.s') / 2 of them.
             signs = (args[0].reshape(len(self.kernel), -1) > 0).to(torch.float32).mul_(2).sub_(1)
             self.kernel += ((signs @ signs.T).double() + signs.shape[1]).cpu() / 2

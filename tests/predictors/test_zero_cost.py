@@ -180,6 +180,20 @@ def test_any_network_has_scores(name: str) -> None:
     scores = score_network(network, images, torch.tensor([0, 1]))
     assert np.isfinite(scores).all()
     assert (scores != 0).all()
+    assert abs(scores[0]) < 700, "the synaptic flow overflowed"
+
+
+def test_naswot_sees_tokens_that_lie_in_one_matrix(batch: tuple[Tensor, Tensor]) -> None:
+    class Tokens(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).flatten(2).transpose(1, 2)
+            rows = F.relu(tokens.reshape(-1, tokens.shape[2]))
+            return self.head(rows.reshape(tokens.shape).mean(1))
+
+    torch.manual_seed(1)
+    tokens = Tokens()
+    torch.manual_seed(1)
+    assert naswot(tokens, *batch) == pytest.approx(naswot(Plain(), *batch), rel=1e-12)
 
 
 def test_several_at_once_are_those_one_by_one(plain: Plain, batch: tuple[Tensor, Tensor]) -> None:
