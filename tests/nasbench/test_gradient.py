@@ -13,6 +13,7 @@ from nasbench.strategies.darts import DARTS
 from nasbench.strategies.gumbel import GDAS, GumbelSearch, gumbel_softmax
 from nasbench.strategies.proxylessnas import ProxylessNAS
 from nasbench.tasks.base import Split, Task
+from predictors import MeasuredTable, TableLookup
 from predictors.counts import Count
 from predictors.roofline import Roofline
 from search_spaces import ChainSpace, NASBench201Space, UserError, load_space
@@ -278,3 +279,10 @@ def test_expected_costs_are_those_of_independent_choices(name):
         assert float(expected) == pytest.approx(bound.predict(archs).mean.mean(), rel=0.03)
         gradients = torch.autograd.grad(expected, chances)
         assert all(torch.isfinite(g).all() and g.any() for g in gradients)
+
+
+def test_a_table_of_whole_networks_is_no_differentiable_cost(data_dir):
+    table = MeasuredTable.from_help(data_dir / "nb201_latency_help.csv.gz", ["pixel3"])
+    bound = TableLookup(table).bind(load_space("nasbench201"))
+    with pytest.raises(UserError, match="gradient search needs a predictor that is a sum over blocks"):
+        bound.expected([torch.full((5,), 0.2) for _ in range(6)])

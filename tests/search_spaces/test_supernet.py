@@ -338,6 +338,37 @@ def test_paths_asked_for_run_and_their_weights_learn(name: str, examples: dict[s
     assert count_modules(mixture, weights, x, run) > count_modules(mixture, weights, x)
 
 
+def saved_bytes(mixture: MixtureSupernet, weights: list[Tensor], x: Tensor, run: list[Tensor] | None = None) -> int:
+    """What a pass keeps for the gradient, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in mixture.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = mixture(x, weights, run)
+    del result
+    return sum(kept.values())
+
+
+def test_memory_is_that_of_the_paths_that_run() -> None:
+    blocks = {"mb": {"type": "inverted_residual", "kernel": [3, 5, 7], "expansion": [2, 2.0001, 2.0002]}}  # 9 alike
+    stages = [{"width": 16, "layers": 4}]
+    space = ChainSpace(1, 3, blocks=blocks, stages=stages, resolution=16, stem_stride=1, final_width=0)
+    mixture, x = space.mixture_supernet(), images(space, 8)
+    one = one_hot(space, np.zeros(len(space.knobs), dtype=np.uint8))
+    two = [F.one_hot(torch.tensor(1), 9).bool() for _ in space.knobs]
+    even = [torch.full((9,), 1 / 9) for _ in space.knobs]
+    single = saved_bytes(mixture, one, x)
+    path = saved_bytes(mixture, one, x, two) - single  # one path more in every layer
+    assert path > 0.5 * single
+    assert saved_bytes(mixture, even, x) == pytest.approx(single + 8 * path, rel=0.05)
+
+
 def test_carried_choices_see_shapes_of_their_own(examples: dict[str, Callable[[], SearchSpace]]) -> None:
     """A mixture of two architectures that differ in one width is linear in the last layer that knows the width."""
     space = examples["words"]()
