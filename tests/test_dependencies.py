@@ -38,4 +38,5 @@ def test_imports_go_upwards_only(package: str) -> None:
 def test_nothing_untrusted_is_loaded(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         assert not imported(file) & {"pickle", "dill", "joblib", "shelve", "marshal"}, file
-        assert "torch.load(" not in file.read_text(encoding="utf-8"), file
+        calls = [node.func for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        assert "torch.load" not in [ast.unparse(function) for function in calls], file
