@@ -78,7 +78,7 @@ class ElasticSpace(SearchSpace):
             raise UserError(f"{name}: input_shape = {tuple(input_shape)}: expected (channels, height, width)")
         if multiple < 1:
             raise UserError(f"{name}: multiple = {multiple}: expected 1 or more")
-        self.network: nn.Module = deepcopy(network)
+        self.network: nn.Module = deepcopy(network).cpu()
         channels, height, width = (int(n) for n in input_shape)
         self._input_shape = channels, height, width
         self.found: ElasticGraph = analyse(self.network, self._input_shape)

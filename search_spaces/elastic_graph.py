@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from search_spaces.errors import UserError
 
@@ -125,6 +126,13 @@ def analyse(network: nn.Module, input_shape: Sequence[int]) -> ElasticGraph:
     Raises:
         UserError: the network does not run on that shape, or its path depends on the data; the module is named.
     """
+    for name, module in network.named_modules():
+        known = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and type(module).forward is _BatchNorm.forward
+        if getattr(module, "running_mean", None) is not None and not known:
+            raise UserError(
+                f"{type(network).__name__}: {type(module).__name__} {name!r} keeps running statistics; an elastic "
+                "network can calibrate those of BatchNorm1d and BatchNorm2d alone"
+            )
     modes = [(m, m.training) for m in network.modules()]
     network.eval()
     try:
@@ -205,6 +213,9 @@ class _Tracer(fx.Tracer):
         self.once: dict[str, bool] = {}  # whether a module is only ever called with one argument
         self._path: list[str] = []
         self._computing = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -337,6 +348,8 @@ class _Analysis:
         if not isinstance(x, fx.Node) or x not in self.axes:
             return None
         axis = self.axes[x]
+        if is_parametrized(module) or module._forward_pre_hooks:  # its weights are computed
+            return None
         if isinstance(module, nn.Flatten):
             return self._flattened(x, shape) if module.start_dim == 1 else None
         if isinstance(module, _POINTWISE_MODULES):
@@ -377,7 +390,7 @@ class _Analysis:
         if name in ("mean", "sum", "amax") and len(sources) == 1 and shape[:2] == given[:2]:
             dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             dims = (dims,) if isinstance(dims, int) else dims
-            inner = isinstance(dims, tuple | list) and all(int(str(d)) % len(given) > 1 for d in dims)
+            inner = isinstance(dims, tuple | list) and all(isinstance(d, int) and d % len(given) > 1 for d in dims)
             return self.axes[x] if inner else None
         if name in ("squeeze", "unsqueeze"):
             return self.axes[x] if len(shape) > 2 and shape[:2] == given[:2] else None
@@ -405,7 +418,7 @@ class _Analysis:
             for s in sources:
                 if s not in wide:
                     self._fix(s, "is one for all channels")
-            if any(s not in wide and s.meta["shape"][1] != 1 for s in sources):
+            if any(s not in wide and (s.meta["shape"][1] != 1 or len(s.meta["shape"]) != len(shape)) for s in sources):
                 return None
         for other in wide[1:]:
             self._unify(self.axes[wide[0]], self.axes[other])

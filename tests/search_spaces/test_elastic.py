@@ -208,6 +208,19 @@ class Shuffled(nn.Module):
         return self.head(torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+def test_layers_whose_weights_are_computed_are_fixed() -> None:
+    network = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 16, 1)), nn.Conv2d(16, 16, 1), nn.ReLU(),
+        nn.Conv2d(16, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )  # fmt: skip
+    space = space_of(network)
+    assert [k.name for k in space.knobs] == ["1.channels", "3.channels"]
+    arch, supernet, x = space.references["smallest"], space.supernet(), images(2)
+    with torch.no_grad():
+        stats = space.statistics(arch)
+        torch.testing.assert_close(supernet.extract(arch, stats)(x), supernet(x, arch, stats))
+
+
 def test_what_channels_are_computed_with_is_fixed_and_says_why() -> None:
     space = space_of(Shuffled())
     assert [k.name for k in space.knobs] == ["a.channels", "c.channels", "d.channels"]
@@ -237,6 +250,7 @@ def test_paths_that_depend_on_the_data_are_refused_by_name(part: nn.Module) -> N
         (nn.Sequential(nn.Conv2d(5, 8, 1), nn.Flatten()), {}, r"cannot follow Conv2d in '0'.*shape \(3, 8, 8\)"),
         (nn.Conv2d(3, 8, 1), {}, "outputs of shape"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), {}, "nothing of the network is elastic .*is the output"),
+        (nn.Sequential(nn.Conv2d(3, 8, 1), nn.SyncBatchNorm(8)), {}, "SyncBatchNorm '1' keeps running statistics"),
         (small(), {"ratios": (0.5, 0.75)}, "ratios"),
         (small(), {"ratios": (0, 1)}, "ratios"),
         (small(), {"multiple": 0}, "multiple = 0"),
