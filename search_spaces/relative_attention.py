@@ -35,7 +35,8 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, members: Tensor) -> Tensor
     spread = torch.matmul(torch.bmm(q, keys.transpose(1, 2)).transpose(0, 1), members.t())
     logits = torch.baddbmm(spread, q.transpose(0, 1), k.permute(1, 2, 0), alpha=qkv.shape[-1] ** -0.5)
     weights = logits.softmax(-1)
-    gathered = torch.bmm(weights, v.transpose(0, 1)).transpose(0, 1)
+    # Contiguous, or exporters that take `baddbmm` apart would have a result in the order of `gathered`.
+    gathered = torch.bmm(weights, v.transpose(0, 1)).transpose(0, 1).contiguous()
     return torch.baddbmm(gathered, torch.matmul(weights, members).transpose(0, 1), values)
 
 
