@@ -1,6 +1,6 @@
 """How well zero-cost proxies rank the networks of NAS-Bench-201, before any training.
 
-    NASBENCH_DATA=... python -m benchmarks.proxies [--cells 300] [--batch 64] [--initialisations 1] [--seed 0]
+    NASBENCH_DATA=... python -m benchmarks.proxies [--cells 300] [--batch 32] [--initialisations 1] [--seed 0]
 
 Random cells of the whole space, those that cut the output off from the input included, as in the literature; Spearman
 rank correlation of each proxy with the benchmark's CIFAR-10 test accuracy after 200 epochs. Images: Fashion-MNIST, the
@@ -95,7 +95,7 @@ def figures(table: pd.DataFrame, accuracy: np.ndarray, seed: int) -> dict[str, d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--initialisations", type=int, default=1)
     parser.add_argument("--images", choices=("fashion_mnist", "noise"), default="fashion_mnist")
     parser.add_argument("--seed", type=int, default=0)
