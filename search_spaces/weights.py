@@ -51,8 +51,9 @@ def load_weights(
         keep: modules of `largest` (`head.classifier`) that keep the weights they have: for other tasks.
 
     Returns:
-        The file's running statistics, those of the largest network; None where it has none. Where the published network
-        adds another constant to its variances than ours, the difference is in the variances.
+        The file's running statistics, those of the largest network; None where it has none, or where normalisation
+        layers are kept. Where the published network adds another constant to its variances than ours, the difference is
+        in the variances.
 
     Raises:
         UserError: an unreadable file, unknown names, a parameter that the file lacks, has too many or in another shape,
@@ -92,15 +93,16 @@ def load_weights(
     missing = [name for name in parameters if name not in found and not name.startswith(kept)]
     if missing:
         raise UserError(f"{where}: nothing in it for {missing[0]}; {len(missing)} of {len(parameters)} parameters lack")
-    if mean or var:
-        for norm in norm_names(supernet.largest).values():
-            if norm not in mean or norm not in var:
-                raise UserError(f"{where}: has running statistics, but none for {norm}")
+    norms = norm_names(supernet.largest).values()
+    whole = bool(mean or var) and not any(f"largest.{norm}.".startswith(kept) for norm in norms)
+    for norm in norms if whole else ():
+        if norm not in mean or norm not in var:
+            raise UserError(f"{where}: has running statistics, but none for {norm}")
     with torch.no_grad():
         for name, value in found.items():
             parameters[name].copy_(value)
     extra = 0.0 if naming is None else naming.eps - EPS
-    return NormStats(mean, {name: value + extra for name, value in var.items()}) if mean else None
+    return NormStats(mean, {name: value + extra for name, value in var.items()}) if whole else None
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -323,6 +323,8 @@ def test_modules_can_keep_their_weights(tmp_path: Path) -> None:
         load_weights(supernet, path)
     load_weights(supernet, path, keep=["head.classifier"])
     assert torch.equal(supernet.get_parameter("largest.head.classifier.weight"), before)
+    assert load_weights(supernet, path, keep=["head.classifier"]) is not None
+    assert load_weights(supernet, path, keep=["head.classifier", "stem"]) is None  # some statistics are missing now
     with pytest.raises(UserError, match="keep: resnet has no module 'classifier'"):
         load_weights(supernet, path, keep=["classifier"])
 
