@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search_spaces.autoformer_network import Attention, AutoFormer, Perceptron, layer_norm
-from search_spaces.supernet import MixtureSupernet, check_weights
+from search_spaces.supernet import MixtureSupernet, check_weights, resize
 
 if TYPE_CHECKING:
     from search_spaces.autoformer import AutoFormerSpace
@@ -39,6 +39,7 @@ class MixtureAutoFormer(MixtureSupernet):
         width, depth, *layers = weights
         depths = self.space.table.depths
         channels = width @ self._mask("width")
+        x = resize(x, self.space.table.resolution)
         x = self.largest.embedding(x, self.space.table.widths[-1]) * channels
         mixed = []
         for index, modules in enumerate(self.largest.layers):

@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, head_width: int, positions: RelativePositions) -> None:
         super().__init__()
-        self.heads, self.head_width = heads, head_width
+        self.head_width = head_width
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, heads * 3 * head_width)
         self.key_positions = nn.Parameter(torch.zeros(2, 2 * positions.reach + 2, head_width))

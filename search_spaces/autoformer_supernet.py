@@ -10,7 +10,7 @@ from torch import Tensor
 from search_spaces.autoformer_network import AutoFormer
 from search_spaces.base import Archs
 from search_spaces.shared_layers import Drop, Normalise, WeightSharingSupernet
-from search_spaces.supernet import NormStats
+from search_spaces.supernet import NormStats, resize
 
 if TYPE_CHECKING:
     from search_spaces.autoformer import AutoFormerSpace
@@ -31,7 +31,8 @@ class SuperAutoFormer(WeightSharingSupernet):
         super().__init__(space, space.build((space.cardinalities - 1).astype(space.dtype)))
 
     def run(self, x: Tensor, arch: Archs, normalise: Normalise, drop: Drop) -> Tensor:
-        return self.largest.run(x, self.space.spec(arch), drop)
+        spec = self.space.spec(arch)
+        return self.largest.run(resize(x, spec.resolution), spec, drop)
 
     def calibrate(self, arch: Archs, batches: Iterable[Tensor]) -> NormStats:
         return NormStats({}, {})

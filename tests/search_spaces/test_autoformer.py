@@ -13,6 +13,7 @@ from torch import Tensor
 from search_spaces import AutoFormerSpace, UserError, load_space
 from search_spaces.autoformer_network import Attention, RelativePositions
 from search_spaces.relative_attention import attend
+from search_spaces.supernet import resize
 
 PRESETS = ("autoformer_tiny", "autoformer_small", "autoformer_base")
 
@@ -140,6 +141,15 @@ def test_dropped_branches_are_dropped_for_whole_samples_in_training_alone() -> N
     with torch.no_grad():
         assert torch.allclose(network(x), plain, atol=1e-5)
         assert not torch.allclose(network.train()(x), plain, atol=1e-5)
+
+
+def test_images_of_another_size_are_resized() -> None:
+    space = small()
+    supernet, arch, x = space.supernet(), space.references["largest"], torch.randn(2, 2, 20, 20)
+    assert torch.equal(supernet(x, arch), supernet(resize(x, 16), arch))
+    weights = [F.one_hot(torch.tensor(int(c)), len(k.choices)).float() for c, k in zip(arch, space.knobs, strict=True)]
+    mixture = space.mixture_supernet()
+    assert torch.equal(mixture(x, weights), mixture(resize(x, 16), weights))
 
 
 def test_dropout_is_proportional_to_the_width() -> None:
