@@ -11,7 +11,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import binom
 
 from predictors.base import AdditivePredictor, Array, Estimate
-from predictors.operator_features import COORDINATES, GROUPS, QUANTITIES, describe, group_of, kernels
+from predictors.operator_features import (
+    COORDINATES,
+    GROUPS,
+    QUANTITIES,
+    describe,
+    footprints,
+    group_of,
+    kernels,
+    strained,
+)
 from search_spaces import Operator, UserError, Workload
 from search_spaces.errors import explain
 
@@ -37,6 +46,7 @@ class Fit(BaseModel):
         rest: their weights.
         length: scale of the rest, in factors of two of a size.
         offset: what every network costs.
+        strain: power of a network's footprint that its cost grows by, as caches hold less and less of it.
         doubts: per group, standard deviation of the log cost; 1 for groups that no network had.
         noise: standard deviation of a log measurement.
         stretch: factor on all spreads that made intervals cover 90 % of networks of families left out.
@@ -58,6 +68,7 @@ class Fit(BaseModel):
     rest: tuple[float, ...]
     length: float
     offset: float
+    strain: float = 0.0
     doubts: tuple[float, ...]
     noise: float
     stretch: float
@@ -84,10 +95,10 @@ class OperatorModel(AdditivePredictor):
         fit: the fitted numbers.
     """
 
-    # Features: cost, cost times its log standard deviation, and cost in strange operators by group.
-    COST, DOUBT, STRANGE_FROM = range(3)
+    # Features: cost, cost times its log standard deviation, footprint, and cost in strange operators by group.
+    COST, DOUBT, FOOTPRINT, STRANGE_FROM = range(4)
 
-    leading = 2
+    leading = 3
 
     def __init__(self, fit: Fit) -> None:
         from predictors.operator_fitting import Basis, Parameters
@@ -103,7 +114,7 @@ class OperatorModel(AdditivePredictor):
         )
         self._parameters = Parameters(
             np.array(fit.rates), np.array(fit.trends), np.array(fit.centre), np.array(fit.rest), fit.offset,
-            np.array(fit.doubts),
+            fit.strain, np.array(fit.doubts),
         )  # fmt: skip
         self._rows: dict[Operator, Array] = {}
 
@@ -167,6 +178,7 @@ class OperatorModel(AdditivePredictor):
             rest=tuple(p.rest.tolist()),
             length=found.basis.length,
             offset=p.offset,
+            strain=p.strain,
             doubts=tuple(p.doubt.tolist()),
             noise=found.noise,
             stretch=_stretch(np.abs(found.residuals) / found.spread),
@@ -177,7 +189,8 @@ class OperatorModel(AdditivePredictor):
         return cls(numbers), found.residuals
 
     def block_features(self, workload: Workload) -> Array:
-        """`(2 + groups,)`: cost, cost times its doubt, and cost in operators of each group unlike all measured ones."""
+        """`(3 + groups,)`: cost, cost times its doubt, footprint, and cost in operators of each group unlike all
+        measured ones."""
         return self.block_rows([workload])[0]
 
     def block_rows(self, workloads: Sequence[Workload]) -> Array:
@@ -190,10 +203,13 @@ class OperatorModel(AdditivePredictor):
         return rows
 
     def head(self, totals: Any) -> Any:
-        return totals[:, self.COST] + self.numbers.offset
+        cost = totals[:, self.COST] + self.numbers.offset
+        return cost * strained(totals[:, self.FOOTPRINT]) ** self.numbers.strain if self.numbers.strain else cost
 
     @property
-    def coefficients(self) -> tuple[Array, float]:
+    def coefficients(self) -> tuple[Array, float] | None:
+        if self.numbers.strain:
+            return None
         weights = np.zeros(self.STRANGE_FROM + len(GROUPS))
         weights[self.COST] = 1.0
         return weights, self.numbers.offset
@@ -204,7 +220,7 @@ class OperatorModel(AdditivePredictor):
         low, high = self.numbers.lowest / (1 + MARGIN), self.numbers.highest * (1 + MARGIN)
         beyond = np.maximum(np.log(np.maximum(mean, 1e-12) / high), np.log(low / np.maximum(mean, 1e-12)))
         # Full correlation of the operators' doubts: an upper bound that adds up over blocks.
-        doubt = totals[:, self.DOUBT] / np.maximum(mean, 1e-12)
+        doubt = totals[:, self.DOUBT] / np.maximum(totals[:, self.COST] + self.numbers.offset, 1e-12)
         log_std = self.numbers.stretch * np.sqrt(self.numbers.noise**2 + doubt**2)
         # A heuristic, since nothing was measured there: a factor two outside the range adds 0.14 to the log spread.
         log_std = log_std + 0.2 * np.maximum(beyond, 0.0)
@@ -258,6 +274,7 @@ class OperatorModel(AdditivePredictor):
             rows[:, self.COST] = costs(self._parameters, self._basis, groups, quantities, coordinates)
             std, strange = doubts(self._parameters, self._basis, groups, coordinates)
             rows[:, self.DOUBT] = rows[:, self.COST] * std
+            rows[:, self.FOOTPRINT] = footprints(quantities)
             rows[np.arange(len(some)), self.STRANGE_FROM + groups] = rows[:, self.COST] * strange
             self._rows.update(zip(some, rows, strict=True))
 

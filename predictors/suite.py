@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 # A layer of a recipe: the name of a block and its arguments.
 Layer = tuple[str, tuple[tuple[str, Any], ...]]
 
-MACS = (2e6, 1.5e9)
-RESOLUTIONS = (32, 320)
-MOST_PARAMS = 3e7
+MACS = (3e5, 1.5e9)
+RESOLUTIONS = (20, 320)
+MOST_PARAMS = 7e7
 TRIALS = 20
 ACTIVATIONS = ("relu", "relu6", "hard_swish", "silu", "gelu")
 
@@ -98,7 +98,7 @@ def calibration_suite(n: int = 96, seed: int = 0) -> list[MadeUpNetwork]:
         mine = len(range(theme, n, len(THEMES)))
         rng = np.random.default_rng([seed, theme])
         # Strata of each theme; the dear half is the denser one, as most published networks are there.
-        wanted = ((np.arange(mine) + rng.random(mine)) / mine) ** 0.7
+        wanted = ((np.arange(mine) + rng.random(mine)) / mine) ** 0.5
         for i, share in enumerate(wanted):
             made.append(_drawn(list(THEMES)[theme], i, recipe, MACS[0] * (MACS[1] / MACS[0]) ** share, rng))
     return made
@@ -128,9 +128,10 @@ class _Dice:
 
     def __init__(self, rng: np.random.Generator, scale: float) -> None:
         self.rng = rng
-        self.width = np.exp(rng.uniform(np.log(12), np.log(40))) * np.clip(scale, 0.4, 2.0)
-        self.growth = rng.uniform(1.4, 2.2)
-        self.stages = self.count(2, 5)
+        self.width = np.exp(rng.uniform(np.log(12), np.log(48))) * np.clip(scale, 0.3, 2.0)
+        self.growth = rng.uniform(1.4, 2.3)
+        self.stages = self.count(3, 5)
+        self.deepest = self.count(1, 9)
 
     def channels(self, stage: float, share: float = 1.0) -> int:
         """Of a stage, or a share of them; mostly a multiple of 8 or 16."""
@@ -151,7 +152,7 @@ class _Dice:
         """(stage, block in it, stride) of every block; most stages halve the resolution."""
         for stage in range(1, self.stages + 1):
             stride = self.one(1, 2, 2, 2, 2)
-            for block in range(self.count(1, 4)):
+            for block in range(self.count(1, self.deepest)):
                 yield stage, block, stride if block == 0 else 1
 
 
@@ -246,6 +247,16 @@ def _inverted(d: _Dice) -> Iterator[Layer]:
     yield from _top(d)
 
 
+def _mobile(d: _Dice, gates: tuple[str, ...] = ("",)) -> Iterator[Layer]:
+    yield from _stem(d)
+    act, gate = d.one("relu", "relu6", "hard_swish", "silu"), d.one(*gates)
+    for stage, block, stride in d.each():
+        if block == 0:
+            out, kernel, expansion = d.channels(stage, 0.7), d.one(3, 3, 5), d.one(3, 4, 6, 6)
+        yield _layer("inverted", out=out, kernel=kernel, stride=stride, expansion=expansion, act=act, gate=gate)
+    yield from _top(d)
+
+
 def _fused(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
     act = d.one("relu", "relu6", "silu", "hard_swish")
@@ -325,6 +336,17 @@ def _decoder(d: _Dice) -> Iterator[Layer]:
         yield _layer("enlarged", out=d.one(4, 19, 21, 32), factor=d.one(3.7, 7.8, 8.3))
 
 
+def _upward(d: _Dice) -> Iterator[Layer]:
+    yield from _stem(d)
+    depth = d.count(1, 3)
+    for stage in range(1, depth + 1):
+        yield _layer("conv", out=d.channels(stage), kernel=3, stride=2)
+    for stage in range(depth, 0, -1):
+        yield _layer("grown", out=d.channels(stage - 1), kernel=d.one(2, 3, 4))
+        if d.chance(0.5):
+            yield _layer("conv", out=d.channels(stage - 1), kernel=3)
+
+
 def _attention(d: _Dice) -> Iterator[Layer]:
     heads, size = d.one(2, 3, 4, 6, 8), d.one(16, 32, 64)
     yield _layer("patches", out=heads * size, patch=d.one(8, 16, 16))
@@ -359,6 +381,9 @@ THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "splits": _splits,
     "ghost": _ghosts,
     "decoder": _decoder,
+    "upward": _upward,
     "attention": _attention,
     "mixed_attention": _mixed_attention,
+    "mobile": _mobile,
+    "gated": partial(_mobile, gates=("sigmoid", "hard_sigmoid")),
 }

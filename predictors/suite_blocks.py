@@ -35,6 +35,11 @@ def _conv(
     return nn.Sequential(*layers)
 
 
+def _doubled(channels: int, out: int, kernel: int) -> nn.ConvTranspose2d:
+    """A map of twice the size, by a kernel of 2, 3 or 4."""
+    return nn.ConvTranspose2d(channels, out, kernel, 2, (kernel - 1) // 2, 1 if kernel == 3 else 0)
+
+
 class _Sum(nn.Module):
     """Two branches added, and an activation."""
 
@@ -151,9 +156,7 @@ class _Hourglass(nn.Module):
         self.up = up
         self.down = _conv(channels, out, 3, 2)
         self.inner = _conv(out, out, kernel)
-        size = (2, 3, 4)[channels % 3]
-        grow = nn.ConvTranspose2d(out, out, size, 2, (size - 1) // 2, 1 if size == 3 else 0)
-        self.grow = grow if up == "transposed" else nn.Identity()
+        self.grow = _doubled(out, out, (2, 3, 4)[channels % 3]) if up == "transposed" else nn.Identity()
         self.join = _conv(channels + out, out, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -325,6 +328,8 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
         return _Enlarged(c, **a), a["out"]
     if kind == "ghost":
         return _Ghost(c, a["out"], a["kernel"], a["stride"]), a["out"]
+    if kind == "grown":
+        return nn.Sequential(_doubled(c, a["out"], a["kernel"]), nn.BatchNorm2d(a["out"]), nn.ReLU()), a["out"]
     if kind == "hourglass":
         return _Hourglass(c, **a), a["out"]
     if kind == "pyramid":
