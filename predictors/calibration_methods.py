@@ -16,7 +16,7 @@ from hardware_profiles.profile_sections import RooflineFit
 from hardware_profiles.records import Record
 from predictors.base import AdditivePredictor, Array, Estimate, Predictor
 from predictors.operator_model import LEAST_NETWORKS, OperatorModel
-from predictors.quality import figures
+from predictors.quality import figures, spread_around
 from predictors.roofline import Roofline
 from search_spaces import UserError, Workload
 
@@ -200,20 +200,6 @@ class ScaledRoofline(AdditivePredictor):
     def coefficients(self) -> tuple[Array, float] | None:
         linear = self.base.coefficients
         return None if linear is None else (self.factor * linear[0], self.factor * linear[1])
-
-
-def spread_around(mean: Array, log_std: float, lowest: float, highest: float) -> Estimate:
-    """Log-normal estimate; wider, and with a warning, where the prediction lies outside what was measured."""
-    beyond = np.maximum(
-        np.log(np.maximum(mean, 1e-12) / (1.1 * highest)), np.log(lowest / 1.1 / np.maximum(mean, 1e-12))
-    )
-    outside = beyond > 0
-    # A heuristic, as in the operator model: a factor two outside the range adds 0.14 to the log spread.
-    spread = log_std + 0.2 * np.maximum(beyond, 0.0)
-    warning = ""
-    if outside.any():
-        warning = f"{int(outside.sum())} of {len(mean)} networks lie outside the measured {lowest:.3g} to {highest:.3g}"
-    return Estimate.relative(mean, spread, warning)
 
 
 @dataclass(frozen=True)

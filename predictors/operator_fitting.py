@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.sparse import csr_matrix, diags_array, issparse
+from scipy.sparse import csr_matrix, diags_array
 
 from predictors.base import Array
 from predictors.operator_features import (
@@ -513,7 +513,7 @@ _COSTLIER = np.array([[np.log(COSTLIER.get((g, q), 1.0)) for q in QUANTITIES] fo
 
 
 def _dense(matrix: Array | csr_matrix) -> Array:
-    dense: Array = matrix.toarray() if issparse(matrix) else matrix
+    dense: Array = matrix.toarray() if isinstance(matrix, csr_matrix) else matrix
     return dense
 
 

@@ -21,12 +21,11 @@ from predictors.operator_features import (
     kernels,
     strained,
 )
+from predictors.quality import spread_around
 from search_spaces import Operator, UserError, Workload
 from search_spaces.errors import explain
 
 LEAST_NETWORKS = 8
-# Predictions this far outside the measured range are still called inside it.
-MARGIN = 0.1
 # A network with a larger share of its cost in operators unlike all measured ones is told so.
 STRANGE = 0.05
 
@@ -216,20 +215,12 @@ class OperatorModel(AdditivePredictor):
 
     def estimate(self, totals: Array) -> Estimate:
         """Log-normal; wider where operators or the whole are unlike what was measured, with a warning for the whole."""
-        mean = self.head(totals)
-        low, high = self.numbers.lowest / (1 + MARGIN), self.numbers.highest * (1 + MARGIN)
-        beyond = np.maximum(np.log(np.maximum(mean, 1e-12) / high), np.log(low / np.maximum(mean, 1e-12)))
         # Full correlation of the operators' doubts: an upper bound that adds up over blocks.
         doubt = totals[:, self.DOUBT] / np.maximum(totals[:, self.COST] + self.numbers.offset, 1e-12)
         log_std = self.numbers.stretch * np.sqrt(self.numbers.noise**2 + doubt**2)
-        # A heuristic, since nothing was measured there: a factor two outside the range adds 0.14 to the log spread.
-        log_std = log_std + 0.2 * np.maximum(beyond, 0.0)
-        warning, outside = self.numbers.warning, beyond > 0
-        if outside.any():
-            unit = self.metric.rpartition("_")[2]
-            far = f"{int(outside.sum())} of {len(mean)} networks lie outside the calibrated {low:.3g}-{high:.3g} {unit}"
-            warning = f"{warning}; {far}" if warning else far
-        return Estimate.relative(mean, log_std, warning)
+        unit = self.metric.rpartition("_")[2]
+        estimate = spread_around(self.head(totals), log_std, self.numbers.lowest, self.numbers.highest, unit)
+        return replace(estimate, warning="; ".join(w for w in (self.numbers.warning, estimate.warning) if w))
 
     def doubts(self, features: Array) -> str:
         strange = features[:, self.STRANGE_FROM :]

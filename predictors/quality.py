@@ -8,6 +8,9 @@ import numpy as np
 
 from predictors.base import Array, Estimate
 
+# Predictions this far outside the measured range are still called inside it.
+MARGIN = 0.1
+
 
 def relative_errors(logs: Array) -> Array:
     """`(m,)` sizes of errors relative to the measurement, from ln(measured / predicted)."""
@@ -45,6 +48,26 @@ def figures(logs: Array, measured: Array, inside: float = np.nan) -> dict[str, f
         if np.isfinite(rank):
             found["spearman"] = rank
     return found
+
+
+def spread_around(mean: Array, log_std: Array | float, lowest: float, highest: float, unit: str = "") -> Estimate:
+    """Log-normal estimate; wider, and with a warning, where the prediction lies outside what was measured.
+
+    Args:
+        mean: `(n,)` predictions.
+        log_std: of them, as far as they lie inside.
+        lowest, highest: of the measured values, in `unit`.
+    """
+    low, high = lowest / (1 + MARGIN), highest * (1 + MARGIN)
+    safe = np.maximum(mean, 1e-12)
+    beyond = np.maximum(np.maximum(np.log(safe / high), np.log(low / safe)), 0.0)
+    # A heuristic, since nothing was measured there: a factor two outside the range adds 0.14 to the log spread.
+    spread = log_std + 0.2 * beyond
+    warning = ""
+    if outside := int((beyond > 0).sum()):
+        measured = f"{lowest:.3g} to {highest:.3g} {unit}".strip()
+        warning = f"{outside} of {len(mean)} networks lie outside the measured {measured}"
+    return Estimate.relative(mean, spread, warning)
 
 
 def estimate_figures(estimate: Estimate, measured: Array) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -247,16 +247,6 @@ def _inverted(d: _Dice) -> Iterator[Layer]:
     yield from _top(d)
 
 
-def _mobile(d: _Dice, gates: tuple[str, ...] = ("",)) -> Iterator[Layer]:
-    yield from _stem(d)
-    act, gate = d.one("relu", "relu6", "hard_swish", "silu"), d.one(*gates)
-    for stage, block, stride in d.each():
-        if block == 0:
-            out, kernel, expansion = d.channels(stage, 0.7), d.one(3, 3, 5), d.one(3, 4, 6, 6)
-        yield _layer("inverted", out=out, kernel=kernel, stride=stride, expansion=expansion, act=act, gate=gate)
-    yield from _top(d)
-
-
 def _fused(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
     act = d.one("relu", "relu6", "silu", "hard_swish")
@@ -384,6 +374,4 @@ THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "upward": _upward,
     "attention": _attention,
     "mixed_attention": _mixed_attention,
-    "mobile": _mobile,
-    "gated": partial(_mobile, gates=("sigmoid", "hard_sigmoid")),
 }

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from predictors import OperatorModel, calibration_suite
-from predictors.operator_features import COORDINATES, GROUPS, describe, group_of, kernels
+from predictors.operator_features import COORDINATES, GROUPS, QUANTITIES, describe, group_of, kernels
 from predictors.operator_model import Fit
 from search_spaces import SearchSpace, Tensor, UserError, Workload, WorkloadBuilder, load_space
 
@@ -69,7 +69,7 @@ def test_a_truth_with_curves_is_found_on_spaces_that_no_network_was_of(
 ) -> None:
     rng = np.random.default_rng(0)
     trends = rng.normal(0, 0.03, (len(GROUPS), len(COORDINATES)))
-    rates = np.log([RATES.get(g, OTHER_RATES) + np.array(1e-9) for g in GROUPS])
+    rates = np.log(np.array([(*RATES.get(g, OTHER_RATES), 0.0) for g in GROUPS]) + 1e-9)
     curved = OperatorModel(
         Fit(
             rates=tuple(map(tuple, rates.tolist())), trends=tuple(map(tuple, trends.tolist())),
@@ -130,7 +130,7 @@ def test_beyond_what_was_measured_the_spread_grows_and_a_warning_says_so(space: 
     model = OperatorModel.fit([workloads[i] for i in order[:40]], y[order[:40]])
     inside, outside = model.bind(space).predict(archs[order[:10]]), model.bind(space).predict(archs[order[-10:]])
     assert "lie outside" not in inside.warning
-    assert "10 of 10 networks lie outside the calibrated" in outside.warning
+    assert "10 of 10 networks lie outside the measured" in outside.warning
     assert (outside.std / outside.mean).min() > np.median(inside.std / inside.mean)
 
 
@@ -236,3 +236,24 @@ def test_every_made_up_network_of_a_suite_runs_at_its_resolution() -> None:
     assert all(n.workload().macs > 0 for n in networks)
     with pytest.raises(UserError, match="at least as many"):
         calibration_suite(3)
+
+
+def test_a_row_of_a_convolution_is_started_once_for_all_that_it_computes() -> None:
+    net = WorkloadBuilder()
+    x = net.input(Tensor((16, 6, 5)))
+    spatial = net.add("conv2d", [x], (16, 6, 5), kernel=(3, 3), stride=(1, 1))
+    pointwise = net.add("conv2d", [spatial], (16, 6, 5), kernel=(1, 1), stride=(1, 1))
+    pooled = net.add("max_pool2d", [pointwise], (16, 3, 2), kernel=(2, 2), stride=(2, 2))
+    _, quantities, _ = describe(net.build([pooled]).operators)
+    macs, starts = quantities[:, QUANTITIES.index("macs")], quantities[:, QUANTITIES.index("starts")]
+    assert starts == pytest.approx([macs[0] / 5, macs[1] / 30, 0.0])
+
+
+def test_large_networks_of_many_families_pay_for_what_no_cache_holds(suite: list[Workload]) -> None:
+    families = [network.family for network in calibration_suite(45)]
+    values = np.array([sum(t.size for op in w.operators for t in (*op.inputs, op.output)) + w.params for w in suite])
+    y = truth(suite) * (1 + values / 1e6) ** 0.1
+    model = OperatorModel.fit(suite, y, families=families)
+    assert model.numbers.strain > 0.03
+    assert model.coefficients is None  # no sum any more
+    assert OperatorModel.fit(suite, y).numbers.strain == 0.0
