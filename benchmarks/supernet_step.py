@@ -121,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     resolution = options.resolution or (64 if options.space == "ofa_mobilenet_v3" else None)
-    transformer = options.space.startswith("autoformer")
+    transformer = options.space.startswith(("autoformer", "vit"))
     sized: dict[str, Any] = {"resolution": resolution} if transformer else {"resolutions": [resolution]}
     space = load_space(options.space, 3, CLASSES, **(sized if resolution else {}))
     drawn = space.sample(2 if options.quick else 8, np.random.default_rng(options.seed))
