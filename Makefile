@@ -43,6 +43,11 @@ lint: .venv/installed-full
 bench: .venv/installed-full
 	$(BIN)/python -m benchmarks.search_throughput
 	$(BIN)/python -m benchmarks.supernet_step
+	$(BIN)/python -m benchmarks.supernet_step --space autoformer_tiny --resolution 128
+	$(BIN)/python -m benchmarks.depthwise
+	$(BIN)/python -m benchmarks.subnet_evaluation
+	$(BIN)/python -m benchmarks.encoding
+	test -z "$$NASBENCH_DATA" || $(BIN)/python -m benchmarks.proxies
 	$(BIN)/python -m benchmarks.host_latency
 	$(BIN)/python -m benchmarks.device_profiles
 	$(BIN)/python -m benchmarks.calibration_intervals
