@@ -22,6 +22,8 @@ from search_spaces.errors import UserError
 Array = np.ndarray[Any, Any]
 
 PROFILED_RUNS = 30
+# What artifacts of a few milliseconds take to be measured in five passes, so that most are confirmed.
+SECONDS_EACH = 0.35
 
 
 class Session(ABC):
@@ -66,7 +68,7 @@ class InProcessMeter(Meter):
         pass_ms: time spent on one artifact in one pass, which sets the repeats (at least 3, at most 50).
         warmup: untimed runs of an artifact at the start of each of its turns.
         tolerance: how near a second pass must come to the best.
-        budget_s: no further pass begins after this many seconds.
+        budget_s: no further pass begins after this many seconds, or `SECONDS_EACH` per artifact where that is more.
         open_mb: sessions are opened in groups of at most this many MB of files, to bound memory.
         seed: of the input values and of the orders.
         progress: called with (done, total) passes; unconfirmed networks may take more passes than planned.
@@ -129,9 +131,10 @@ class InProcessMeter(Meter):
         self._check_target(target)
         rng = np.random.default_rng(self.seed)
         groups = _groups(artifacts, self.open_mb * 1e6)
+        budget_s = max(self.budget_s, SECONDS_EACH * len(artifacts))
         results: dict[int, Measurement] = {}
         for group in groups:
-            done = self._measure_group([artifacts[i] for i in group], target, rng, self.budget_s / len(groups))
+            done = self._measure_group([artifacts[i] for i in group], target, rng, budget_s / len(groups))
             results.update(zip(group, done, strict=True))
         return [results[i] for i in range(len(artifacts))]
 
