@@ -125,9 +125,12 @@ def predict(
     target: Annotated[str, typer.Option(help="device or device:operating-point.")],
     network: Annotated[
         str | None,
-        typer.Argument(help="A reference network (mobilenet_v2, resnet18@160), SPACE:ARCHITECTURE, or an ONNX file."),
+        typer.Argument(
+            help="A reference network (mobilenet_v2, resnet18@160), SPACE:ARCHITECTURE, an ONNX file, or, with --space, "
+            "an architecture."
+        ),
     ] = None,
-    space: Annotated[str | None, typer.Option(help="A space, with --arch.")] = None,
+    space: Annotated[str | None, typer.Option(help="A space, with an architecture.")] = None,
     arch: Annotated[str | None, typer.Option(help="Choice indices separated by blanks, or a reference name.")] = None,
     metric: Annotated[
         list[str] | None,
@@ -143,9 +146,11 @@ def predict(
     from predictors.choice import choose_predictor
 
     device = load_target(target)
+    if space and network and not arch and ":" not in network and not network.endswith(".onnx"):
+        network, arch = None, network
     named = named_networks([network] if network else [], space, [arch] if arch else [])
     if len(named) != 1:
-        raise UserError("name one network, or --space with one --arch")
+        raise UserError("name one network, or --space with one architecture")
     (chosen,) = named
     workload = chosen.workload
     choices = [

@@ -39,6 +39,12 @@ def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError("must be distinct names of blocks, at least one; leave it out for all blocks")
+    return names
+
+
 # A number, or the list of numbers to choose from.
 Choices = Annotated[tuple[Positive, ...], BeforeValidator(_choices), AfterValidator(_ascending)]
 Strides = Annotated[tuple[Literal[1, 2], ...], BeforeValidator(_choices), AfterValidator(_ascending)]
@@ -59,7 +65,7 @@ class Stage(BaseModel):
     width: Choices
     layers: Choices = (1,)
     stride: Strides = (1,)
-    choices: tuple[str, ...] = ()
+    choices: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()
 
 
 class ReferenceArchitecture(BaseModel):

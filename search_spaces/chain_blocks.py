@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from search_spaces.mobilenet_v3_spec import make_divisible
 
-Positive = Annotated[int, Field(ge=1)]
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError("must be a whole number")
+    return value
+
+
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 
 
 def _odd(value: int) -> int:
@@ -19,7 +26,7 @@ def _odd(value: int) -> int:
     return value
 
 
-Odd = Annotated[int, Field(ge=1), AfterValidator(_odd)]
+Odd = Annotated[Positive, AfterValidator(_odd)]
 Activation = Literal["gelu", "hard_swish", "leaky_relu", "relu", "relu6", "silu"]
 
 
@@ -50,7 +57,7 @@ class InvertedResidualChoice(_Kernel):
     """
 
     type: Literal["inverted_residual"]
-    expansion: Annotated[float, Field(gt=0)] = 6
+    expansion: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 6
     widen: bool = False
     groups: Positive = 1
     squeeze: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -101,7 +108,7 @@ class GhostChoice(_Kernel):
     """Two ghost modules around a strided depthwise convolution (GhostNet, Han et al., CVPR 2020)."""
 
     type: Literal["ghost"]
-    expansion: Annotated[float, Field(gt=0)] = 2
+    expansion: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2
     squeeze: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
@@ -132,7 +139,7 @@ class AttentionChoice(_Kernel):
 
     type: Literal["attention"]
     head_width: Positive = 16
-    expansion: Annotated[float, Field(ge=0)] = 2
+    expansion: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2
 
 
 class SqueezeExciteChoice(_Choice):
@@ -185,7 +192,7 @@ def expanded(blocks: Any) -> Any:
     `mb` with `kernel = [3, 5]` is `mb_kernel3` and `mb_kernel5`. What is no table is left for others to judge.
 
     Raises:
-        ValueError: an empty list.
+        ValueError: an empty list, or two blocks of one name.
     """
     if not isinstance(blocks, Mapping):
         return blocks
@@ -196,7 +203,8 @@ def expanded(blocks: Any) -> Any:
             raise ValueError(f"blocks.{name}.{empty[0]}: a list of choices needs at least one")
         for values in product(*lists.values()):
             chosen = dict(zip(lists, values, strict=True))
-            result["_".join([name, *(f"{key}{value}" for key, value in chosen.items())])] = (
-                {**block, **chosen} if lists else block
-            )
+            full = "_".join([name, *(f"{key}{value}" for key, value in chosen.items())])
+            if full in result:
+                raise ValueError(f"two blocks are called {full!r}; rename blocks.{name}, or list each value once")
+            result[full] = {**block, **chosen} if lists else block
     return result

@@ -49,5 +49,5 @@ def explain(error: ValidationError, where: str, known: Iterable[object] = ()) ->
         return f"{where}: key {key!r} is missing"
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}. {nearest(str(first['loc'][-1]), known)}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     return f"{where}: {key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"

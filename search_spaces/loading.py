@@ -52,14 +52,24 @@ def presets() -> dict[str, str]:
 
 
 def preset_text(name: str) -> str:
-    """The TOML text of a shipped space.
+    """The TOML text of a shipped space, or of a file of one's own.
 
     Raises:
-        UserError: no space of that name.
+        UserError: no space of that name, or an unreadable file.
     """
+    if Path(name).suffix == ".toml":
+        return _file_text(Path(name))
     if name not in _tables():
         raise UserError(f"unknown space {name!r}. {nearest(name, _tables())}")
     return _tables()[name]
+
+
+def _file_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"space file {path}: cannot read it: {reason}") from error
 
 
 def template(name: str) -> str:
@@ -87,10 +97,7 @@ def load_space(
     path = Path(name)
     if path.suffix == ".toml":
         where, title = str(path), path.stem
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"space file {where}: cannot read it: {error}") from error
+        text = _file_text(path)
     elif str(name) in _tables():
         where, title = str(name), str(name)
         text = _tables()[title]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,12 @@ class GradientSearch(GradientStrategy):
         if epochs <= warmup_epochs or warmup_epochs < 0:
             raise UserError(f"strategy.epochs: must be above warmup_epochs ({warmup_epochs}), got {epochs}")
         temperature = self.default_temperature if temperature is None else temperature
-        if min(temperature) <= 0:
+        if not all(0 < t < math.inf for t in temperature):
             raise UserError(f"strategy.temperature: both must be above 0, got {temperature}")
+        numbers = {"lr": lr, "path_lr": path_lr, "cost_weight": cost_weight, "limit_weight": limit_weight}
+        for key, value in numbers.items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"strategy.{key}: must be a finite number, 0 or more, got {value}")
         if batch_size < 2:
             raise UserError(f"strategy.batch_size: must be at least 2, got {batch_size}")
         if proposals < 1:
@@ -154,7 +159,7 @@ class GradientSearch(GradientStrategy):
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
                 weight_optimizer.step()
-                losses.append(loss.item())
+                losses.append(self._finite(loss, epoch))
             schedule.step()
             if epoch >= self.warmup_epochs:
                 for images, labels in self._batches(task, train, halves[1], generator):
@@ -166,7 +171,7 @@ class GradientSearch(GradientStrategy):
                     path_optimizer.step()
                     with torch.no_grad():
                         self.stepped(logits, before, drawn)
-                    path_losses.append(loss.item())
+                    path_losses.append(self._finite(loss, epoch))
             self.history.append(
                 {
                     "loss": float(np.mean(losses)),
@@ -179,6 +184,20 @@ class GradientSearch(GradientStrategy):
         self.probabilities = [p.detach().double().numpy() for p in _softmax(logits)]
         archs = self._most_wanted(costs, costly)
         return Proposals(np.arange(len(archs), dtype=np.int64), archs)
+
+    def _finite(self, loss: Tensor, epoch: int) -> float:
+        """The loss as a number.
+
+        Raises:
+            UserError: the search broke down.
+        """
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(
+                f"gradient search broke down in epoch {epoch + 1} of {self.epochs}: loss {value:g}. Lower strategy.lr, "
+                f"now {self.lr:g}, or strategy.path_lr, now {self.path_lr:g}"
+            )
+        return value
 
     def _start(self, knob: int) -> Tensor:
         """Equal logits of the choices that the space offers; the others have no chance, now or ever."""

@@ -193,6 +193,7 @@ def test_from_nothing_to_a_validated_predictor(board: Path, space: Path) -> None
     before = profile.read_bytes()
     uncalibrated = good("predict", f"{space}:largest", "--target", "board")
     assert "roofline from datasheet figures" in uncalibrated
+    assert good("predict", "largest", "--space", str(space), "--target", "board") == uncalibrated
 
     said = good("devices", "calibrate", "board", "--space", space, "--networks", "10", "--quiet")
     kept = kept_calibration(load_target("board"))

@@ -125,11 +125,24 @@ def test_samples_are_distributions_that_sharpen():
 
 @pytest.mark.parametrize(
     ("options", "key"),
-    [({"epochs": 2}, "epochs"), ({"temperature": (5.0, 0.0)}, "temperature"), ({"proposals": 0}, "proposals")],
+    [
+        ({"epochs": 2}, "epochs"),
+        ({"temperature": (5.0, 0.0)}, "temperature"),
+        ({"temperature": (float("nan"), 1.0)}, "temperature"),
+        ({"proposals": 0}, "proposals"),
+        ({"lr": -1.0}, "lr"),
+        ({"path_lr": float("nan")}, "path_lr"),
+        ({"cost_weight": float("inf")}, "cost_weight"),
+    ],
 )
 def test_bad_settings_name_their_key(space, options, key):
     with pytest.raises(UserError, match=f"strategy.{key}"):
         GumbelSearch(space, 0, **({"warmup_epochs": 2} | options))
+
+
+def test_a_search_that_breaks_down_says_so(space):
+    with pytest.raises(UserError, match=r"broke down in epoch 1 of 12.*strategy\.lr, now 1e\+38"):
+        find(GumbelSearch, space, [], lr=1e38)
 
 
 def test_what_a_space_does_not_permit_has_no_chance(method, space):

@@ -54,7 +54,9 @@ def test_the_template_names_every_type_of_block_and_key(tmp_path: Path) -> None:
 def test_a_new_space_begins_as_a_copy_of_another(tmp_path: Path) -> None:
     path = new_space("other", "fbnet_32", tmp_path)
     assert load_space(path).knobs == load_space("fbnet_32").knobs
-    assert path.read_text() == call("spaces", "show", "fbnet_32", "--toml")
+    assert (
+        path.read_text() == call("spaces", "show", "fbnet_32", "--toml") == call("spaces", "show", str(path), "--toml")
+    )
 
 
 def test_every_space_is_listed() -> None:
