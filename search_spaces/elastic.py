@@ -72,12 +72,15 @@ class ElasticSpace(SearchSpace):
         from search_spaces.elastic_graph import analyse
 
         self.name = name
-        if not ratios or any(not 0 < r <= 1 for r in ratios) or 1 not in ratios:
-            raise UserError(f"{name}: ratios = {list(ratios)}: expected shares above 0 up to 1, with 1 among them")
+        listed = not isinstance(ratios, str) and isinstance(ratios, Sequence)
+        if not listed or not all(isinstance(r, int | float) and 0 < r <= 1 for r in ratios) or 1 not in ratios:
+            raise UserError(
+                f"{name}: ratios = {ratios!r}: expected a list of shares above 0 up to 1, with 1 among them"
+            )
         if len(input_shape) != 3:
             raise UserError(f"{name}: input_shape = {tuple(input_shape)}: expected (channels, height, width)")
-        if multiple < 1:
-            raise UserError(f"{name}: multiple = {multiple}: expected 1 or more")
+        if not isinstance(multiple, int) or multiple < 1:
+            raise UserError(f"{name}: multiple = {multiple!r}: expected a whole number, 1 or more")
         self.network: nn.Module = deepcopy(network).cpu()
         channels, height, width = (int(n) for n in input_shape)
         self._input_shape = channels, height, width
@@ -330,25 +333,33 @@ def elastic_space(
     import torch
     from torch import nn
 
-    make = _imported(network, name) if isinstance(network, str) else network
+    size = [resolution] * 2 if isinstance(resolution, int) else resolution
+    pair = isinstance(size, list | tuple) and len(size) == 2
+    if not pair or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in size):
+        raise UserError(f"{name}: resolution = {resolution!r}: expected a number of pixels, or [height, width]")
+    make = network if callable(network) else _imported(network, name)
     task = {"in_channels": in_channels, "num_classes": num_classes}
     wanted = inspect.signature(make).parameters
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = make(**{key: value for key, value in task.items() if key in wanted})
+        try:
+            made = make(**{key: value for key, value in task.items() if key in wanted})
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's function may raise
+            raise UserError(f"{name}: network: {network!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{name}: network: {network!r} gave a {type(made).__name__}, not a torch.nn.Module")
     if weights:
         _load(made, Path(weights), name)
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    space = ElasticSpace(made, (in_channels, height, width), ratios=ratios, multiple=multiple, blocks=blocks, name=name)
+    space = ElasticSpace(made, (in_channels, *size), ratios=ratios, multiple=multiple, blocks=blocks, name=name)
     if space.num_classes != num_classes:
         raise UserError(f"{name}: network: has {space.num_classes} outputs, the task has {num_classes} classes")
     return space
 
 
 def _imported(path: str, name: str) -> Callable[..., Any]:
-    module, colon, function = path.partition(":")
+    module, colon, function = path.partition(":") if isinstance(path, str) else ("", "", "")
     if not colon:
         raise UserError(f'{name}: network = {path!r}: expected "module:function"')
     try:
@@ -366,8 +377,15 @@ def _load(network: nn.Module, path: Path, name: str) -> None:
     from safetensors.torch import load_file
 
     try:
-        network.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{name}: weights: {path} cannot be read as safetensors: {error}") from error
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise UserError(f"{name}: weights: {path}: {key} has values that are not finite")
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{name}: weights: {path} does not fit the network: {' '.join(lines[:3])}") from error
 

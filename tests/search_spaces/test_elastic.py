@@ -253,7 +253,10 @@ def test_paths_that_depend_on_the_data_are_refused_by_name(part: nn.Module) -> N
         (nn.Sequential(nn.Conv2d(3, 8, 1), nn.SyncBatchNorm(8)), {}, "SyncBatchNorm '1' keeps running statistics"),
         (small(), {"ratios": (0.5, 0.75)}, "ratios"),
         (small(), {"ratios": (0, 1)}, "ratios"),
+        (small(), {"ratios": 0.5}, "ratios = 0.5: expected a list"),
+        (small(), {"ratios": ["a", 1]}, "ratios = .*expected a list"),
         (small(), {"multiple": 0}, "multiple = 0"),
+        (small(), {"multiple": 1.5}, "multiple = 1.5: expected a whole number"),
         (small(), {"multiple": 64, "blocks": False}, "nothing of the network is elastic"),
     ],
 )
@@ -319,11 +322,27 @@ def test_a_function_makes_the_network_and_a_file_its_weights(module: str, tmp_pa
         elastic_space(3, 7, network=f"{module}:make", resolution=12, weights=f"{tmp_path}/none.safetensors")
 
 
+@pytest.mark.parametrize("resolution", [0, 2.5, "28", [], [28, 28, 28], True])
+def test_sizes_that_are_none_are_named(resolution: object) -> None:
+    with pytest.raises(UserError, match="resolution = .*expected a number of pixels"):
+        elastic_space(3, 4, network=small, resolution=resolution)  # type: ignore[arg-type]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    network = small()
+    torch.nn.init.constant_(next(network.parameters()), torch.nan)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="weights.* has values that are not finite"):
+        elastic_space(3, 4, network=small, resolution=8, weights=f"{tmp_path}/weights.safetensors")
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
         ("her_networks", "expected \"module:function\""),
+        (3, "expected \"module:function\""),
         ("her_networks:none", "cannot import 'her_networks:none'"),
+        (lambda size: small(), "failed: TypeError: .*'size'"),
         ("her_networks:nn", "a function was expected"),
         ("her_networks:forgets", "gave a NoneType"),
         (lambda: copy.deepcopy(small()), "has 4 outputs, the task has 7 classes"),
