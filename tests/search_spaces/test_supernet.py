@@ -149,9 +149,9 @@ def test_statistics_of_one_batch_give_the_result_of_training(
             assert close(supernet(x, arch, calibrate(supernet, arch, x)), supernet(x, arch), 1e-3)
 
 
+# An elastic network keeps the most important channels, not the leading ones: test_elastic.py tests its gradients.
+@pytest.mark.parametrize("space", MIXTURES, indirect=True, scope="module")
 def test_gradients_are_those_of_the_extracted_network(space: SearchSpace, supernet: WeightSharingSupernet) -> None:
-    if space.name == "elastic":
-        pytest.skip("keeps the most important channels, not the leading ones: test_elastic.py tests its gradients")
     # In double precision: 22 layers of activations that cut off multiply what is rounded differently.
     supernet = copy.deepcopy(supernet).double()
     x, labels = images(space, 8).double(), torch.arange(8) % 4
