@@ -126,7 +126,7 @@ def predict(
     network: Annotated[
         str | None,
         typer.Argument(
-            help="A reference network (mobilenet_v2, resnet18@160), SPACE:ARCHITECTURE, an ONNX file, or, with --space, "
+            help="A reference network (mobilenet_v2, resnet18@160), SPACE:ARCHITECTURE, an ONNX file; with --space, "
             "an architecture."
         ),
     ] = None,

@@ -102,6 +102,12 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     config = config.model_copy(deep=True)
     task = _component("task", config.task.name, config.task, "task", where)
     space = make_space(config, task, where)
+    if (task.input_shape[1] == 1) != (space.input_shape[1] == 1):
+        raise UserError(
+            f"space.name = {config.space.name!r} takes inputs of shape {tuple(space.input_shape)}, task.name = "
+            f"{config.task.name!r} gives {tuple(task.input_shape)}: windows of signals, of height 1, need a space for "
+            "signals, such as sensor_1d, and images one for images"
+        )
     targets = {t.name: t for t in map(load_target, config.targets.devices)}
     _settle_targets(config, targets, where)
     metrics, make_evaluator, needs_supernet = _evaluator(config, space, task, where)
@@ -119,6 +125,12 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
 
     if issubclass(strategy, GradientStrategy) and type(space).mixture_supernet is SearchSpace.mixture_supernet:
         space.mixture_supernet()  # says that there is none
+    evaluated = not issubclass(strategy, GradientStrategy) and any(o.metric in metrics for o in objectives)
+    if evaluated and config.evaluator.samples and space.size < MIN_SAMPLES:
+        raise UserError(
+            f"evaluator.samples = {config.evaluator.samples}: the space has {space.size} architectures, too few for an "
+            f"accuracy predictor, which needs {MIN_SAMPLES}; 0 evaluates every proposal instead"
+        )
     _check_selection(config, space, objectives)
     _settle_paths(config, where)
 

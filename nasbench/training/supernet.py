@@ -202,6 +202,8 @@ def check_training(space: SearchSpace, options: Mapping[str, Any]) -> None:
         UserError: a value out of range, or values that do not go together.
     """
     Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
+    if options["validation_images"] < 0:
+        raise UserError(f"validation_images = {options['validation_images']}: expected 0 (never) or more")
     keys = ("method", "random_subnets", "phases", "distillation", "distillation_weight")
     _checked(*(options[key] for key in keys))
     choose_device(options["device"])
