@@ -238,7 +238,8 @@ class GradientSearch(GradientStrategy):
             self.space.canonical(np.vstack([best, np.column_stack(columns)]).astype(self.space.dtype))
         )
         permitted = self.space.permits(archs)
-        if not permitted.any():  # the likely choices are permitted one by one, but not together
+        redrawn = not permitted.any()
+        if redrawn:  # the likely choices are permitted one by one, but not together
             archs = first_of_each(self.space.sample(self.proposals, rng))
             permitted = self.space.permits(archs)
         logs = [np.log(np.maximum(p, 1e-300)) for p in self.probabilities]
@@ -250,7 +251,8 @@ class GradientSearch(GradientStrategy):
             value = estimate.mean if objective.quantile is None else estimate.quantile(objective.quantile)
             excess += violations(value[:, None], (objective,))[:, 0]
         # The most likely architecture is the search's answer: among those that keep the limits it stands first.
-        likelihood[0] = np.inf
+        if not redrawn:
+            likelihood[0] = np.inf
         order = np.lexsort((-likelihood, excess))
         return archs[order[permitted[order]][: self.proposals]]
 
