@@ -295,7 +295,11 @@ def test_a_supernets_own_weights_and_a_networks_load(tmp_path: Path) -> None:
     target, _, _ = once_for_all_mobilenet()
     assert load_weights(target, save(source.state_dict(), tmp_path)) is None
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
-    load_weights(target, save({f"model/{key}": value for key, value in source.state_dict().items()}, tmp_path))
+    raw = {f"model/{key}": value for key, value in source.state_dict().items()}
+    load_weights(target, save(raw, tmp_path))
+    averaged = {f"ema/{key}": value + 1 for key, value in source.state_dict().items()}
+    load_weights(target, save(raw | averaged, tmp_path))
+    assert all(torch.equal(a + 1, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
     plain, _, _ = once_for_all_mobilenet(kernel_transform=False)
     network = plain.space.build(plain.space.references["largest"])
     stats = load_weights(plain, save(network.state_dict(), tmp_path))
