@@ -193,7 +193,9 @@ def named_networks(names: Iterable[str], space: str | None = None, archs: Iterab
     found = [named_network(n, chosen) for n in names]
     found += [space_network(chosen, a, space or "") for a in archs] if chosen is not None else []
     if not found:
-        raise UserError("name a network: a reference network, SPACE:ARCHITECTURE, FILE.onnx, or --space with --arch")
+        raise UserError(
+            "name a network: a reference network, SPACE:ARCHITECTURE, FILE.onnx, or an architecture with --space"
+        )
     listed = [n.name for n in found]
     if twice := sorted({n for n in listed if listed.count(n) > 1}):
         raise UserError(f"{twice[0]}: named twice")

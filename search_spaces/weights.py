@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot read it as safetensors: {error}; a torch checkpoint is converted once with "
             "save_file(torch.load(file, weights_only=True), path)"
         ) from error
-    # Runs keep what they trained under these prefixes, beside the optimiser's state: averaged weights where they average.
+    # Runs keep what they trained under these prefixes, beside the state of the optimiser; averages are what was judged.
     for prefix in ("ema/", "model/"):
         if found := {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}:
             return found
