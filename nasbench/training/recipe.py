@@ -58,7 +58,10 @@ class Recipe:
             "clip_norm": (self.clip_norm >= 0, "0 (off) or more"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in 0..1, below 1"),
             "ema": (0 <= self.ema < 1, "a decay in 0..1, below 1; 0 is off, 0.999 averages about 1,000 steps"),
-            "accumulate": (self.accumulate >= 1, "1 (off) or more"),
+            "accumulate": (
+                self.accumulate >= 1 and self.batch_size % self.accumulate == 0,
+                f"1 (off), or more parts that batch_size = {self.batch_size} can be divided into",
+            ),
         }
         for key, (right, expected) in rules.items():
             if not right:

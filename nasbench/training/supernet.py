@@ -204,6 +204,8 @@ def check_training(space: SearchSpace, options: Mapping[str, Any]) -> None:
     Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
     if options["validation_images"] < 0:
         raise UserError(f"validation_images = {options['validation_images']}: expected 0 (never) or more")
+    if not options["save_every_s"] >= 0:
+        raise UserError(f"save_every_s = {options['save_every_s']}: expected seconds, 0 (after every step) or more")
     keys = ("method", "random_subnets", "phases", "distillation", "distillation_weight")
     _checked(*(options[key] for key in keys))
     choose_device(options["device"])

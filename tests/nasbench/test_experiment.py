@@ -173,6 +173,8 @@ def test_interrupting_says_how_to_go_on(tiny_experiment: Path, finished_run: Pat
         (["space.name=mobilenet_v3_small"], ["evaluator.samples", "the space has 1 architectures", "0 evaluates"]),
         (["space.name=sensor_1d"], ["'sensor_1d' takes inputs of shape (1, 1, 128)", "images one for images"]),
         (["supernet.validation_images=-1"], ["supernet.validation_images = -1"]),
+        (["supernet.save_every_s=-1"], ["supernet.save_every_s = -1"]),
+        (["supernet.accumulate=3"], ["supernet.accumulate = 3", "batch_size = 32"]),
         (["supernet.checkpoint=nowhere.safetensors"], ["nowhere.safetensors"]),
         (["supernet.weights=nowhere.safetensors"], ["nowhere.safetensors"]),
         (["supernet.weights=space.toml"], ["space.toml: cannot read it as safetensors"]),

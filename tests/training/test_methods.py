@@ -298,6 +298,7 @@ def test_schedules():
         ({"ema": 1.0}, "ema = 1.0: expected a decay"),
         ({"accumulate": 0}, "accumulate = 0: expected 1"),
         ({"accumulate": 64}, "at least two images a part"),
+        ({"accumulate": 3}, r"accumulate = 3: expected 1 \(off\), or more parts that batch_size ="),
         ({"device": "tpu"}, "device = 'tpu': expected auto, cpu, cuda"),
         ({"device": "cuda:99"}, r"device = 'cuda:99': torch finds \d+ CUDA devices here"),
     ],
