@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from nasbench.training import Update
     from search_spaces.supernet import Supernet
 
-SUPERNET, SEARCH, FRONT = "supernet.safetensors", "search.npz", "front.csv"
+SUPERNET, MIXTURE = "supernet.safetensors", "mixture.safetensors"
+SEARCH, FRONT = "search.npz", "front.csv"
 
 
 def run_experiment(
@@ -439,18 +440,25 @@ def evaluated_search(
 def gradient_search(
     plan: Plan, run: Run, evaluator: Evaluator, costs: dict[str, BoundPredictor], report: Reporter
 ) -> np.ndarray[Any, np.dtype[Any]]:
-    """Search by gradient on the mixture supernet, then evaluate what it found like anything else."""
+    """Search by gradient on the mixture supernet, from its checkpoint on; evaluate what it found like anything else."""
     import torch
 
     file = run.path / SEARCH
     if file.is_file():
         archs = load_state(file)["archs"]
     else:
-        with report.phase("search"), run.phase("search", "architectures") as done:
+        with report.phase("search") as phase, run.phase("search", "architectures") as done:
             torch.manual_seed(plan.config.seed)
             kind = cast(type[GradientStrategy], plan.strategy)
             strategy = kind(plan.space, plan.config.seed, **plan.strategy_options)
-            archs = strategy.run(plan.space.mixture_supernet(), plan.task, costs, plan.objectives).archs
+            archs = strategy.run(
+                plan.space.mixture_supernet(),
+                plan.task,
+                costs,
+                plan.objectives,
+                checkpoint=run.path / MIXTURE,
+                progress=phase.training(),
+            ).archs
             save_state(file, {"archs": archs})
             done[0] = len(archs)
     proposals = Proposals(np.arange(len(archs), dtype=np.int64), archs)

@@ -73,8 +73,8 @@ class Run:
     """The directory of one execution, open for writing by one process at a time.
 
     Files: `config.toml` (resolved), `run.json` (state, versions), `archive.sqlite`, `calibration/`,
-    `supernet.safetensors`, `search.npz`, `front.csv`, `stages/`, `figures/`, `report.html`. All are readable at any
-    moment.
+    `supernet.safetensors` (of a gradient search `mixture.safetensors` too), `search.npz`, `front.csv`, `stages/`,
+    `figures/`, `report.html`. All are readable at any moment.
     """
 
     path: Path

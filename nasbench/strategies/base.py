@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from search_spaces.base import Archs
 if TYPE_CHECKING:
     from nasbench.objectives import Objective
     from nasbench.tasks.base import Task
+    from nasbench.training.progress import ProgressCallback
     from predictors.base import BoundPredictor
     from search_spaces.supernet import MixtureSupernet
 
@@ -124,6 +126,9 @@ class GradientStrategy(ABC):
         task: Task,
         costs: Mapping[str, BoundPredictor],
         objectives: Sequence[Objective],
+        *,
+        checkpoint: Path | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Proposals:
         """Search, and return the architectures found, most wanted first.
 
@@ -132,4 +137,6 @@ class GradientStrategy(ABC):
             task: training data (the search splits it in two for weights and path weights; validation stays unseen).
             costs: bound predictor per objective name, for all objectives but accuracy.
             objectives: with their limits.
+            checkpoint: file to resume from, if it exists, and to save to; None saves nothing.
+            progress: called after every step.
         """

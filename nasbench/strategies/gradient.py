@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasbench.evaluators.base import Proposals
 from nasbench.objectives import Objective, violations
 from nasbench.strategies.base import GradientStrategy
-from nasbench.tasks.base import Split, Task
+from nasbench.tasks.base import Task
+from nasbench.training.checkpoint import check_settings, load_state, save_state
+from nasbench.training.loop import deferred_interrupt, step_seed
+from nasbench.training.precision import choose_device, device_of
+from nasbench.training.progress import ProgressCallback, Update
 from nasbench.variation import first_of_each
 from predictors.base import BoundPredictor
 from search_spaces import SearchSpace, UserError
@@ -63,6 +71,7 @@ class GradientSearch(GradientStrategy):
         cost_weight: of costs without a limit.
         limit_weight: of costs with one.
         proposals: architectures to hand over: the most likely one, and distinct samples.
+        device: `auto` takes CUDA where it is present, else the CPU; or `cpu`, `cuda`, `cuda:1`.
 
     Attributes:
         history: per epoch `loss` (of the weights), `path_loss`, `temperature`, `entropy` (mean over knobs, 1 at the
@@ -86,6 +95,7 @@ class GradientSearch(GradientStrategy):
         cost_weight: float = 0.2,
         limit_weight: float = 5.0,
         proposals: int = 32,
+        device: str = "auto",
     ) -> None:
         super().__init__(space, seed)
         if epochs <= warmup_epochs or warmup_epochs < 0:
@@ -104,6 +114,11 @@ class GradientSearch(GradientStrategy):
         self.epochs, self.warmup_epochs, self.batch_size = epochs, warmup_epochs, batch_size
         self.lr, self.path_lr, self.temperature = lr, path_lr, temperature
         self.cost_weight, self.limit_weight, self.proposals = cost_weight, limit_weight, proposals
+        try:
+            choose_device(device)
+        except UserError as error:
+            raise UserError(f"strategy.{error}") from error
+        self.device = device
         self.history: list[dict[str, float]] = []
         self.probabilities: list[NDArray[np.float64]] = []
 
@@ -130,57 +145,123 @@ class GradientSearch(GradientStrategy):
         task: Task,
         costs: Mapping[str, BoundPredictor],
         objectives: Sequence[Objective],
+        *,
+        checkpoint: Path | None = None,
+        progress: ProgressCallback | None = None,
+        save_every_s: float = 30.0,
     ) -> Proposals:
-        generator = torch.Generator().manual_seed(self.seed)
+        """Search, from the checkpoint on if there is one; all else as the contract says.
+
+        What a step draws follows from the seed and the step's number, so a search resumed from its checkpoint ends with
+        the same bits as one that was never stopped, given the same number of threads. Ctrl-C saves a checkpoint after
+        the running step; a second one stops at once.
+
+        Args:
+            save_every_s: seconds between checkpoints; the end of an epoch always makes one.
+
+        Raises:
+            UserError: the search broke down, or a checkpoint that is corrupt or was made with other settings.
+        """
+        device, home = choose_device(self.device), device_of(supernet)
+        supernet.to(device).train()
         costly = [o for o in objectives if o.name in costs]
-        logits = [self._start(knob) for knob in range(len(self.space.knobs))]
-        train = task.split("train")
-        order = torch.randperm(len(train), generator=generator)
-        halves = order[: len(train) // 2], order[len(train) // 2 :]
+        # The logits stay on the CPU, where they are drawn from and cost nothing: all devices draw the same paths.
+        paths = nn.ParameterList([self._start(knob) for knob in range(len(self.space.knobs))])
+        trained, logits = nn.ModuleDict({"mixture": supernet, "paths": paths}), list(paths)
         weight_optimizer = torch.optim.SGD(supernet.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(weight_optimizer, self.epochs)
         path_optimizer = torch.optim.Adam(logits, lr=self.path_lr, betas=(0.5, 0.999))
-        supernet.train()
+        optimizers = (weight_optimizer, path_optimizer)
+        train = task.split("train")
+        rows = torch.randperm(len(train), generator=self._generator("halves", 0))
+        halves = rows[: len(train) // 2], rows[len(train) // 2 :]
+        counts = [len(self._batches(half, "weights", 0)) for half in halves]
+        if not all(counts):
+            raise UserError(f"task {task.name}: a gradient search needs 4 training images or more, got {len(train)}")
+        settings = self._settings(task, objectives, len(train))
         self.history = []
-        for epoch in range(self.epochs):
-            start, end = self.temperature
-            temperature = start * (end / start) ** (epoch / max(self.epochs - 1, 1))
+        losses: list[float] = []
+        path_losses: list[float] = []
+        if checkpoint is not None and checkpoint.exists():
+            state = load_state(checkpoint, trained, optimizers, {}, partial(check_settings, checkpoint, settings))
+            self.history, losses, path_losses = state["history"], state["losses"], state["path_losses"]
 
-            def task_loss(images: Tensor, labels: Tensor, sample: Sample) -> Tensor:
-                asked = {} if sample.run is None else {"run": sample.run}
-                return task.loss(supernet(task.prepare(images), sample.weights, **asked), labels)
+        def save() -> None:
+            if checkpoint is not None:
+                state = {"history": self.history, "losses": losses, "path_losses": path_losses}
+                save_state(checkpoint, trained, optimizers, {"settings": settings, **state}, {})
 
-            losses, path_losses = [], []
-            for images, labels in self._batches(task, train, halves[0], generator):
-                with torch.no_grad():
-                    drawn = self.sample_for_weights(logits, temperature, generator)
-                loss = task_loss(images, labels, drawn)
-                weight_optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
-                weight_optimizer.step()
-                losses.append(self._finite(loss, epoch))
-            schedule.step()
-            if epoch >= self.warmup_epochs:
-                for images, labels in self._batches(task, train, halves[1], generator):
-                    drawn = self.sample(logits, temperature, generator)
-                    loss = task_loss(images, labels, drawn) + self._cost_loss(logits, costs, costly)
-                    path_optimizer.zero_grad()
-                    loss.backward(inputs=logits)
-                    before = [v.detach().clone() for v in logits]
-                    path_optimizer.step()
-                    with torch.no_grad():
-                        self.stepped(logits, before, drawn)
-                    path_losses.append(self._finite(loss, epoch))
-            self.history.append(
-                {
-                    "loss": float(np.mean(losses)),
-                    "path_loss": float(np.mean(path_losses)) if path_losses else float("nan"),
-                    "temperature": temperature,
-                    "entropy": _entropy(logits),
-                    **{o.name: float(costs[o.name].expected(_softmax(logits)).detach()) for o in costly},
-                }
-            )
+        def task_loss(rows: Tensor, step: int, sample: Sample) -> Tensor:
+            images = task.augment(train.images[rows], step_seed(self.seed, "augment", step)).to(device)
+            asked = {} if sample.run is None else {"run": [r.to(device) for r in sample.run]}
+            weights = [w.to(device) for w in sample.weights]
+            return task.loss(supernet(task.prepare(images), weights, **asked), train.labels[rows].to(device))
+
+        def weight_step(rows: Tensor, step: int, temperature: float) -> float:
+            with torch.no_grad():
+                drawn = self.sample_for_weights(logits, temperature, self._generator("paths", step))
+            loss = task_loss(rows, step, drawn)
+            value = self._finite(loss, len(self.history))
+            weight_optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(supernet.parameters(), 5.0)
+            weight_optimizer.step()
+            return value
+
+        def path_step(rows: Tensor, step: int, temperature: float) -> float:
+            drawn = self.sample(logits, temperature, self._generator("paths", step))
+            loss = task_loss(rows, step, drawn).cpu() + self._cost_loss(logits, costs, costly)
+            value = self._finite(loss, len(self.history))
+            path_optimizer.zero_grad()
+            loss.backward(inputs=logits)
+            before = [v.detach().clone() for v in logits]
+            path_optimizer.step()
+            with torch.no_grad():
+                self.stepped(logits, before, drawn)
+            return value
+
+        saved = started = time.monotonic()
+        first = step = self._step_of(len(self.history), *counts) + len(losses) + len(path_losses)
+        steps = self._step_of(self.epochs, *counts)
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), deferred_interrupt(checkpoint is not None) as interrupted:
+            while (epoch := len(self.history)) < self.epochs:
+                start, end = self.temperature
+                temperature = start * (end / start) ** (epoch / max(self.epochs - 1, 1))
+                for group in weight_optimizer.param_groups:
+                    group["lr"] = self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+                batches = self._batches(halves[0], "weights", epoch)
+                if epoch >= self.warmup_epochs:
+                    batches += self._batches(halves[1], "logits", epoch)
+                for number in range(len(losses) + len(path_losses), len(batches)):
+                    torch.manual_seed(step_seed(self.seed, "layers", step))
+                    if number < counts[0]:
+                        losses.append(weight_step(batches[number], step, temperature))
+                    else:
+                        path_losses.append(path_step(batches[number], step, temperature))
+                    step += 1
+                    if progress is not None:
+                        rate = (step - first) / (time.monotonic() - started)
+                        mean = float(np.mean(path_losses or losses))
+                        progress(Update(step, steps, rate * self.batch_size, mean, (steps - step) / rate))
+                    last = number + 1 == len(batches)
+                    if last:
+                        self.history.append(
+                            {
+                                "loss": float(np.mean(losses)),
+                                "path_loss": float(np.mean(path_losses)) if path_losses else float("nan"),
+                                "temperature": temperature,
+                                "entropy": _entropy(logits),
+                                **{o.name: float(costs[o.name].expected(_softmax(logits)).detach()) for o in costly},
+                            }
+                        )
+                        losses, path_losses = [], []
+                    stop = interrupted.is_set()
+                    if last or stop or time.monotonic() - saved > save_every_s:
+                        save()
+                        saved = time.monotonic()
+                    if stop:
+                        raise KeyboardInterrupt
+        supernet.to(home)
         self.probabilities = [p.detach().double().numpy() for p in _softmax(logits)]
         archs = self._most_wanted(costs, costly)
         return Proposals(np.arange(len(archs), dtype=np.int64), archs)
@@ -205,15 +286,40 @@ class GradientSearch(GradientStrategy):
         logits[torch.as_tensor(self.space.menu.choices(knob))] = 0.0
         return logits.requires_grad_()
 
-    def _batches(
-        self, task: Task, split: Split, rows: Tensor, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled, augmented batches; a rest of one image is left out, since batch statistics need two."""
-        rows = rows[torch.randperm(len(rows), generator=generator)]
-        for batch in rows.split(self.batch_size):
-            if len(batch) > 1:
-                seed = int(torch.randint(2**31, (), generator=generator))
-                yield task.augment(split.images[batch], seed), split.labels[batch]
+    def _generator(self, purpose: str, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(step_seed(self.seed, purpose, step))
+
+    def _batches(self, rows: Tensor, purpose: str, epoch: int) -> list[Tensor]:
+        """Shuffled rows, batch by batch; a rest of one image is left out, since batch statistics need two."""
+        rows = rows[torch.randperm(len(rows), generator=self._generator(f"order/{purpose}", epoch))]
+        return [batch for batch in rows.split(self.batch_size) if len(batch) > 1]
+
+    def _step_of(self, epoch: int, weight_steps: int, path_steps: int) -> int:
+        """The number of an epoch's first step, by the steps of either kind in an epoch."""
+        return epoch * weight_steps + max(epoch - self.warmup_epochs, 0) * path_steps
+
+    def _settings(self, task: Task, objectives: Sequence[Objective], images: int) -> dict[str, Any]:
+        """What the training depends on, as JSON gives it back."""
+        settings = {
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "warmup_epochs": self.warmup_epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "path_lr": self.path_lr,
+            "temperature": self.temperature,
+            "cost_weight": self.cost_weight,
+            "limit_weight": self.limit_weight,
+            "space": self.space.name,
+            "knobs": [
+                [knob.name, self.space.menu.choices(index).tolist()] for index, knob in enumerate(self.space.knobs)
+            ],
+            "task": task.name,
+            "images": images,
+            "method": type(self).__name__,
+            "objectives": [[o.name, o.maximise, o.limit] for o in objectives],
+        }
+        return cast(dict[str, Any], json.loads(json.dumps(settings)))
 
     def _cost_loss(
         self, logits: Sequence[Tensor], costs: Mapping[str, BoundPredictor], objectives: Sequence[Objective]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,15 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
 def save_state(
     path: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     metadata: Mapping[str, Any],
     kept: Mapping[str, Tensor],
 ) -> None:
-    """Write weights, optimiser state, and further tensors by their names."""
+    """Write weights, the state of their optimisers, and further tensors by their names."""
     tensors = {**kept, **{_MODEL + name: t for name, t in model.state_dict().items()}}
+    owners = _owners(optimizers)
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in owners[parameter].state.get(parameter, {}).items() if parameter in owners else ():
             if isinstance(value, Tensor):
                 tensors[f"{_OPTIMIZER}{name}/{key}"] = value
     save_tensors(path, tensors, metadata)
@@ -93,11 +94,11 @@ def save_state(
 def load_state(
     path: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     kept: Mapping[str, Tensor],
     check: Callable[[Mapping[str, Any]], None],
 ) -> dict[str, Any]:
-    """Restore what `save_state` wrote, into `model`, `optimizer` and the tensors of `kept`; returns the metadata.
+    """Restore what `save_state` wrote, into `model`, `optimizers` and the tensors of `kept`; returns the metadata.
 
     Args:
         check: called with the metadata before anything is changed.
@@ -110,17 +111,37 @@ def load_state(
     _put_weights(model.state_dict(), tensors, _MODEL, path)
     others = (_MODEL, _OPTIMIZER)
     _put_weights(kept, {n: t for n, t in tensors.items() if not n.startswith(others)}, "", path)
-    parameters = dict(model.named_parameters())
+    owners, parameters = _owners(optimizers), dict(model.named_parameters())
     for full, tensor in tensors.items():
         if full.startswith(_OPTIMIZER):
             name, _, key = full.removeprefix(_OPTIMIZER).rpartition("/")
-            if name not in parameters:
+            if name not in parameters or parameters[name] not in owners:
                 raise UserError(f"{path}: optimiser state for {name!r}, which this network does not have")
             parameter = parameters[name]
             # State shares its parameter's memory layout, as if it had never been away.
             own = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
-            optimizer.state[parameter][key] = own
+            owners[parameter].state[parameter][key] = own
     return metadata
+
+
+def check_settings(path: Path, ours: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of a training with other settings.
+
+    Raises:
+        UserError: naming the first key that differs, with both values.
+    """
+    theirs = metadata.get("settings", {})
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):
+            raise UserError(
+                f"{path}: this training was begun with {key} = {theirs.get(key)!r}, now it is {ours.get(key)!r}; "
+                "continue with the same settings, or delete the file to train anew"
+            )
+
+
+def _owners(optimizers: Sequence[torch.optim.Optimizer]) -> dict[Tensor, torch.optim.Optimizer]:
+    """Which optimiser a parameter belongs to."""
+    return {parameter: o for o in optimizers for group in o.param_groups for parameter in group["params"]}
 
 
 def _put_weights(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nasbench.tasks.base import Task
 from nasbench.training.averaging import WeightAverage
-from nasbench.training.checkpoint import load_state, save_state
+from nasbench.training.checkpoint import check_settings, load_state, save_state
 from nasbench.training.logs import TensorBoard
 from nasbench.training.precision import Precision, device_of
 from nasbench.training.processes import ALONE, Ranks
@@ -134,8 +134,8 @@ def fit(
     step, sums, epoch_s = 0, dict[str, float](), 0.0
     found = ranks.broadcast(checkpoint if checkpoint is not None and checkpoint.exists() else None)
     if found is not None:
-        check = partial(_check_settings, found, settings)
-        state = load_state(found, model, optimizer, kept, check)
+        check = partial(check_settings, found, settings)
+        state = load_state(found, model, [optimizer], kept, check)
         history, step, sums, epoch_s = state["history"], state["step"], state["sums"], state["epoch_s"]
         precision.scaler.load_state_dict(state.get("scaler", {}))
     else:
@@ -152,14 +152,14 @@ def fit(
             if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
                 raise broke_down("weights are no longer finite")
             state = {"settings": settings, "history": history, "step": step, "sums": sums, "epoch_s": epoch_s}
-            save_state(checkpoint, model, optimizer, state | {"scaler": precision.scaler.state_dict()}, kept)
+            save_state(checkpoint, model, [optimizer], state | {"scaler": precision.scaler.state_dict()}, kept)
 
     model.train()
     saved = started = time.monotonic()
     first = step
     interruptible = checkpoint is not None or ranks.count > 1
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), _deferred_interrupt(interruptible) as interrupted, closing(log):
+    with torch.random.fork_rng(devices=cuda), deferred_interrupt(interruptible) as interrupted, closing(log):
         while step < steps:
             epoch, within = divmod(step, per_epoch)
             if within == 0 or step == first:
@@ -251,18 +251,8 @@ def _purpose(purpose: str, part: int) -> str:
     return f"{purpose}/{part}" if part else purpose
 
 
-def _check_settings(path: Path, ours: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    theirs = metadata.get("settings", {})
-    for key in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(key) != ours.get(key):
-            raise UserError(
-                f"{path}: this training was begun with {key} = {theirs.get(key)!r}, now it is {ours.get(key)!r}; "
-                "continue with the same settings, or delete the file to train anew"
-            )
-
-
 @contextmanager
-def _deferred_interrupt(active: bool) -> Iterator[threading.Event]:
+def deferred_interrupt(active: bool) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into an event, so that no step is cut in two; the second one has its usual effect."""
     event = threading.Event()
     if not active or threading.current_thread() is not threading.main_thread():

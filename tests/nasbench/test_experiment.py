@@ -20,8 +20,10 @@ from nasbench.config import load_config
 from nasbench.experiment import run_experiment
 from nasbench.objectives import minimised
 from nasbench.pareto import non_dominated_mask
+from nasbench.progress import Phase
 from nasbench.report.figures import objectives_of
-from nasbench.run import load_run, load_state
+from nasbench.run import load_run, load_run_config, load_state
+from nasbench.training import Update
 from search_spaces import UserError, load_space
 
 NASBENCH = [sys.executable, "-m", "nasbench"]
@@ -311,8 +313,8 @@ def test_what_a_device_does_not_run_is_never_proposed(strategy: str, tmp_path: P
     assert "kernel 5 is above 3" in " ".join(view.state["notes"])
 
 
-def test_a_gradient_strategy_runs_in_the_same_procedure(
-    tiny_experiment: Path, finished_run: Path, tmp_path: Path
+def test_a_gradient_strategy_runs_in_the_same_procedure_and_is_resumed(
+    tiny_experiment: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calibration = finished_run / "calibration" / "host-fp32.json"
     config = load_config(
@@ -325,8 +327,26 @@ def test_a_gradient_strategy_runs_in_the_same_procedure(
         ],
     )
     config.targets.calibration = {"host:fp32": str(calibration)}
-    view = run_experiment(config, tmp_path / "run", where=tiny_experiment.parent)
+    steps: list[int] = []
+
+    def stopped(update: Update) -> None:
+        steps.append(update.step)
+        if (path / "mixture.safetensors").exists():  # the first epoch is over
+            steps.clear()
+            raise KeyboardInterrupt
+
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Phase, "training", lambda self: stopped)
+        run_experiment(config, path, where=tiny_experiment.parent)
+    assert load_run(path).state["status"] == "interrupted"
+    assert not (path / "search.npz").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Phase, "training", lambda self: lambda update: steps.append(update.step))
+        view = run_experiment(load_run_config(path), path, resume=True, where=tiny_experiment.parent)
     assert view.front()["pareto"].any()
+    assert steps
+    assert steps[0] > 1
 
 
 def test_help_is_answered_without_torch(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,103 @@ def test_the_seed_decides_everything(method, space):
     np.testing.assert_array_equal(first, again)
 
 
+class Killed(Exception):
+    """Ends a search at a step."""
+
+
+class Dropped(Toy):
+    """Draws from torch's own generator too, and has weights that only some paths train."""
+
+    def __init__(self, space):
+        super().__init__(space)
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(2)) for _ in range(2)])
+
+    def forward(self, x, weights, run=None):
+        widest = next(w for w in weights if len(w) > 1)
+        scales = [s for s, w in zip(self.scales, widest, strict=False) if w != 0]
+        return torch.dropout(super().forward(x, weights, run), 0.2, True) * sum(scales, torch.ones(2))
+
+
+class Noisy(Bright):
+    def augment(self, images, seed):
+        noise = torch.randint(0, 64, images.shape, generator=torch.Generator().manual_seed(seed))
+        return images ^ noise.to(torch.uint8)
+
+
+def trained(method, space, checkpoint=None, kill_at=None, save_every_s=0.0, **options):
+    """A search of 7 epochs of 4 steps on the weights, and 4 on the logits after the first; and the steps that ran."""
+    steps = []
+
+    def progress(update):
+        steps.append(update.step)
+        if update.step == kill_at:
+            raise Killed
+
+    torch.manual_seed(0)
+    strategy = method(space, 0, **(OPTIONS | {"epochs": 7} | options))
+    macs, mixture = make_objective("macs"), Dropped(space)
+    torch.manual_seed(kill_at or 0)  # of no consequence: steps draw from their own numbers
+    found = strategy.run(
+        mixture, Noisy(), {"macs": Count("macs").bind(space)}, [ACCURACY, macs],
+        checkpoint=checkpoint, progress=progress, save_every_s=save_every_s,
+    )  # fmt: skip
+    return strategy, found, mixture, steps
+
+
+@pytest.mark.parametrize("save_every_s", [0.0, 1e9], ids=["every step", "every epoch"])
+def test_a_resumed_search_ends_with_the_same_bits(method, space, tmp_path, save_every_s):
+    file = tmp_path / "mixture.safetensors"
+    for at in (2, 11, 19, 40):  # in the warm-up, in a part of either kind
+        with pytest.raises(Killed):
+            trained(method, space, file, at, save_every_s)
+    strategy, found, mixture, steps = trained(method, space, file, None, save_every_s)
+    straight, expected, reference, all_steps = trained(method, space)
+    assert all_steps == list(range(1, 7 * 4 + 6 * 4 + 1))
+    assert steps == list(range(40 if save_every_s == 0 else 37, 53))
+    np.testing.assert_equal(strategy.history, straight.history)
+    for ours, theirs in zip(strategy.probabilities, straight.probabilities, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(mixture.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    np.testing.assert_array_equal(found.archs, expected.archs)
+    again, same, _, none = trained(method, space, file)  # of what has finished nothing is left to do
+    assert not none
+    np.testing.assert_array_equal(same.archs, found.archs)
+    np.testing.assert_equal(again.history, straight.history)
+
+
+def test_a_first_interrupt_saves_the_running_step(space, tmp_path):
+    file = tmp_path / "mixture.safetensors"
+
+    def interrupt(update):
+        if update.step == 11:
+            signal.raise_signal(signal.SIGINT)
+
+    torch.manual_seed(0)
+    strategy = GumbelSearch(space, 0, **(OPTIONS | {"epochs": 7}))
+    costs, objectives = {"macs": Count("macs").bind(space)}, [ACCURACY, make_objective("macs")]
+    with pytest.raises(KeyboardInterrupt):
+        strategy.run(Dropped(space), Noisy(), costs, objectives, checkpoint=file, progress=interrupt)
+    resumed, _, _, steps = trained(GumbelSearch, space, file)
+    assert steps[0] == 12
+    np.testing.assert_equal(resumed.history, trained(GumbelSearch, space)[0].history)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("path_lr", 0.1), ("epochs", 8), ("batch_size", 4), ("temperature", (2.0, 1.0))]
+)
+def test_a_checkpoint_of_other_settings_is_refused(space, tmp_path, key, value):
+    file = tmp_path / "mixture.safetensors"
+    with pytest.raises(Killed):
+        trained(GumbelSearch, space, file, 3)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=rf"mixture\.safetensors: this training was begun with {key} = "):
+        trained(GumbelSearch, space, file, **{key: value})
+    with pytest.raises(UserError, match="begun with method = 'GumbelSearch', now it is 'DARTS'"):
+        trained(DARTS, space, file, temperature=GumbelSearch.default_temperature)
+    assert file.read_bytes() == before
+
+
 def test_few_architectures_give_few_proposals(make_space):
     small = make_space(max_depths=(1,), kernels=(3,))
     _, proposals = find(GumbelSearch, small, [], proposals=10)
@@ -131,6 +230,7 @@ def test_samples_are_distributions_that_sharpen():
         ({"temperature": (float("nan"), 1.0)}, "temperature"),
         ({"proposals": 0}, "proposals"),
         ({"lr": -1.0}, "lr"),
+        ({"device": "tpu"}, "device"),
         ({"path_lr": float("nan")}, "path_lr"),
         ({"cost_weight": float("inf")}, "cost_weight"),
     ],
