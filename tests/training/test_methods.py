@@ -201,7 +201,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(task):
         return network[1].weight
 
     torch.testing.assert_close(train(1), train(4), atol=2e-5, rtol=1e-3)
-    with pytest.raises(UserError, match=r"batch_size = 64.*expected a multiple of 5"):
+    with pytest.raises(UserError, match=r"accumulate = 5: .*batch_size = 64 can be divided into"):
         train(5)
 
 
