@@ -26,7 +26,8 @@ class SupernetEvaluator(Evaluator):
 
     The images are chosen once, from `seed`: a value depends on the architecture and the supernet's weights alone, not
     on the order or the company in which it is asked for. A row whose evaluation raises, or whose logits are not finite,
-    is `FAILED`. The fidelity `images` sets the number of validation images of a row.
+    is `FAILED`. The fidelity `images` sets the number of validation images of a row. What was judged once is not judged
+    again, as long as the supernet's weights stay as they are.
 
     Args:
         space: that the architectures come from.
@@ -65,6 +66,8 @@ class SupernetEvaluator(Evaluator):
         self.preferred_batch = torch.get_num_threads()
         self.calibration = fixed_subset(task.split("train"), calibration_images, seed).images
         self.validation = fixed_subset(task.split("val"), validation_images, seed)
+        self._known: dict[tuple[bytes, int], float] = {}  # by architecture and number of validation images
+        self._weights: list[int] = []
 
     def evaluate(self, proposals: Proposals) -> Evaluation:
         n = len(proposals)
@@ -72,6 +75,9 @@ class SupernetEvaluator(Evaluator):
         status = np.full(n, Status.OK, dtype=np.uint8)
         messages: dict[int, str] = {}
         archs, images = self.space.canonical(proposals.archs), proposals.fidelity.get("images")
+        weights = [parameter._version for parameter in self.network.parameters()]  # counts changes in place
+        if weights != self._weights:
+            self._known, self._weights = {}, weights
 
         def evaluate_row(row: int) -> None:
             validation = self.validation
@@ -80,12 +86,15 @@ class SupernetEvaluator(Evaluator):
                 if images is not None:
                     count = int(images[row])
                     validation = Split(validation.images[:count], validation.labels[:count])
-                accuracy = subnet_accuracy(
-                    self.network, archs[row], self.task, self.calibration, validation, self.batch_size
-                )
+                key = archs[row].tobytes(), len(validation)
+                accuracy = self._known.get(key)
+                if accuracy is None:
+                    accuracy = subnet_accuracy(
+                        self.network, archs[row], self.task, self.calibration, validation, self.batch_size
+                    )
                 if math.isnan(accuracy):
                     raise FloatingPointError("the logits are not finite")
-                values[row] = accuracy
+                values[row] = self._known[key] = accuracy
             except (UserError, RuntimeError, ValueError, ArithmeticError) as error:
                 status[row] = Status.FAILED
                 messages[row] = f"{type(error).__name__}: {error}"

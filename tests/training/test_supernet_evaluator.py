@@ -26,9 +26,30 @@ def test_values_do_not_depend_on_order_or_company(evaluator, space, task, traine
     together = evaluator.evaluate(proposals(archs))
     assert (together.status == Status.OK).all()
     assert (together.seconds > 0).all()
-    np.testing.assert_array_equal(evaluator.evaluate(proposals(archs[::-1])).values[::-1], together.values)
-    other = SupernetEvaluator(space, task, trained, calibration_images=200, validation_images=200)
-    np.testing.assert_array_equal(other.evaluate(proposals(archs[2:3])).values, together.values[2:3])
+    for rows in ([4, 3, 2, 1, 0], [2]):
+        other = SupernetEvaluator(space, task, trained, calibration_images=200, validation_images=200)
+        np.testing.assert_array_equal(other.evaluate(proposals(archs[rows])).values, together.values[rows])
+
+
+def test_what_is_known_is_not_judged_again_until_the_weights_change(space, task, trained, monkeypatch):
+    judged = []
+
+    def judge(supernet, arch, *others):
+        judged.append(arch)
+        return 0.1 * len(judged)
+
+    monkeypatch.setattr("nasbench.evaluators.supernet.subnet_accuracy", judge)
+    evaluator = SupernetEvaluator(space, task, trained, calibration_images=200, validation_images=200)
+    archs = np.unique(space.sample(20, np.random.default_rng(0)), axis=0)[:3]
+    first = evaluator.evaluate(proposals(archs)).values
+    np.testing.assert_array_equal(evaluator.evaluate(proposals(archs)).values, first)
+    assert len(judged) == 3
+    evaluator.evaluate(proposals(archs[:1], images=[50]))
+    assert len(judged) == 4
+    with torch.no_grad():
+        next(trained.parameters()).mul_(1.0)
+    evaluator.evaluate(proposals(archs[:2]))
+    assert len(judged) == 6
 
 
 def test_the_value_is_that_of_the_extracted_network(space, task, trained):
