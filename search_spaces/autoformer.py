@@ -15,6 +15,7 @@ from search_spaces.autoformer_spec import LayerSpec, NetworkSpec
 from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
 from search_spaces.errors import UserError, explain
 from search_spaces.mobilenet_v3_table import Positive, ascending
+from search_spaces.published import PublishedModel
 
 if TYPE_CHECKING:
     from search_spaces.autoformer_mixture import MixtureAutoFormer
@@ -30,18 +31,12 @@ _PARTS = ("attention", "mlp")
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Reference(BaseModel):
+class Reference(PublishedModel):
     """A named architecture, layer by layer, and what is published of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: Positive
     heads: tuple[Positive, ...]
     ratios: tuple[float, ...]
-    macs: int | str | None = None
-    params: int | str | None = None
-    source: str = ""
-    options: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _equally_long(self) -> Reference:
@@ -193,9 +188,7 @@ class AutoFormerSpace(SearchSpace):
 
     @property
     def published(self) -> dict[str, Published]:
-        table = self.table.references
-        return {key: Published(table[key].macs, table[key].params, table[key].source, table[key].options)
-                for key in self._references}  # fmt: skip
+        return {name: self.table.references[name].published for name in self._references}
 
     @cached_property
     def catalog(self) -> Catalog:

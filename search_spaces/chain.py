@@ -23,6 +23,7 @@ from search_spaces.chain_blocks import (
 from search_spaces.errors import UserError, explain, nearest
 from search_spaces.layered import Layer, LayeredSpace
 from search_spaces.operators import Shape
+from search_spaces.published import PublishedModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +69,7 @@ class Stage(BaseModel):
     choices: Annotated[tuple[str, ...], AfterValidator(_distinct)] = ()
 
 
-class ReferenceArchitecture(BaseModel):
+class ReferenceArchitecture(PublishedModel):
     """A named architecture, and what is published of it.
 
     Args:
@@ -76,13 +77,7 @@ class ReferenceArchitecture(BaseModel):
         macs, params, source, options: see `Published`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     choices: tuple[Choice, ...]
-    macs: int | str | None = None
-    params: int | str | None = None
-    source: str = ""
-    options: dict[str, Any] = {}
 
 
 class ChainTable(BaseModel):
@@ -214,7 +209,7 @@ class ChainSpace(LayeredSpace):
 
     @property
     def published(self) -> dict[str, Published]:
-        return {name: Published(r.macs, r.params, r.source, r.options) for name, r in self.table.references.items()}
+        return {name: reference.published for name, reference in self.table.references.items()}
 
     def image_shape(self, choices: Mapping[str, Choice]) -> tuple[int, int, int]:
         return self._image(int(choices.get("resolution", self.table.resolution[-1])))

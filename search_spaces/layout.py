@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.base import Archs, Choice, Knob
+from search_spaces.base import Archs, Block, Catalog, Choice, Knob, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,37 @@ class Layout:
         """Whether every step up of a depth knob switches some other knob on, so that their presence tells it."""
         steps = {int(s) for k, s in zip(self._depth_knob, self._least_depth, strict=True) if k == column}
         return set(range(1, len(self.knobs[column].choices))) <= steps
+
+
+class LaidOutSpace(SearchSpace):
+    """A space whose knobs and blocks lie in a `Layout`; a subclass sets `_layout` and makes the blocks."""
+
+    _layout: Layout
+
+    @property
+    def knobs(self) -> tuple[Knob, ...]:
+        return self._layout.knobs
+
+    def active(self, archs: Archs) -> NDArray[np.bool_]:
+        return self._layout.active(archs)
+
+    @cached_property
+    def feature_knobs(self) -> tuple[int, ...]:
+        """Knobs that `features` shows: those with a choice, without depths that the blocks' zeros tell anyway."""
+        chosen = (index for index, knob in enumerate(self.knobs) if len(knob.choices) > 1)
+        return tuple(index for index in chosen if not self._layout.tells_depth(index))
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return Catalog(int(self._layout.first_id[-1]), self._make_block)
+
+    def blocks(self, archs: Archs) -> NDArray[np.int32]:
+        return self._layout.blocks(archs)
+
+    @property
+    def block_knobs(self) -> tuple[tuple[int, ...], ...]:
+        return self._layout.position_knobs
+
+    @abstractmethod
+    def _make_block(self, index: int) -> Block:
+        """The block with an index of the catalog."""

@@ -24,6 +24,7 @@ from search_spaces.mnasnet_spec import (
     stem_workload,
 )
 from search_spaces.mobilenet_v3_table import Positive, ascending
+from search_spaces.published import PublishedModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +56,7 @@ class SearchedBlock(BaseModel):
         return ascending(values)
 
 
-class ReferenceArchitecture(BaseModel):
+class ReferenceArchitecture(PublishedModel):
     """A named architecture, one value per block, and what is published of it (see `Published`).
 
     Args:
@@ -63,18 +64,12 @@ class ReferenceArchitecture(BaseModel):
         skips, filters: the same; `identity` and 1 everywhere where left out.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     ops: tuple[str, ...]
     kernels: tuple[int, ...]
     squeezes: tuple[float, ...]
     depths: tuple[int, ...]
     skips: tuple[str, ...] = ()
     filters: tuple[float, ...] = ()
-    macs: int | str | None = None
-    params: int | str | None = None
-    source: str = ""
-    options: dict[str, Any] = {}
 
 
 class Table(BaseModel):
@@ -299,7 +294,7 @@ class MnasNetSpace(LayeredSpace):
 
     @property
     def published(self) -> dict[str, Published]:
-        return {name: Published(r.macs, r.params, r.source, r.options) for name, r in self.table.references.items()}
+        return {name: reference.published for name, reference in self.table.references.items()}
 
     def _all_decisions(self) -> dict[str, tuple[Any, ...]]:
         """Every decision with its choices, those of one choice too."""

@@ -16,6 +16,7 @@ from search_spaces.layered import Layer, LayeredSpace
 from search_spaces.mobilenet_v3_spec import make_divisible
 from search_spaces.mobilenet_v3_table import Positive, ascending
 from search_spaces.operators import Shape, Workload, WorkloadBuilder
+from search_spaces.published import PublishedModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +60,7 @@ class Stage(BaseModel):
         return self
 
 
-class ReferenceArchitecture(BaseModel):
+class ReferenceArchitecture(PublishedModel):
     """A named architecture, equal kernels, expansions and ratios everywhere, and what is published of it.
 
     Args:
@@ -67,8 +68,6 @@ class ReferenceArchitecture(BaseModel):
         token_widths, layers: one per stage with attention.
         macs, params, source, options: see `Published`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     resolution: int
     widths: tuple[int, ...]
@@ -79,10 +78,6 @@ class ReferenceArchitecture(BaseModel):
     kernel: int = 3
     expansion: float = 4
     ratio: float = 2
-    macs: int | str | None = None
-    params: int | str | None = None
-    source: str = ""
-    options: dict[str, Any] = {}
 
 
 class Table(BaseModel):
@@ -224,9 +219,7 @@ class MobileHybridSpace(LayeredSpace):
 
     @property
     def published(self) -> dict[str, Published]:
-        table = self.table.references
-        return {key: Published(table[key].macs, table[key].params, table[key].source, table[key].options)
-                for key in self._references}  # fmt: skip
+        return {name: self.table.references[name].published for name in self._references}
 
     def image_shape(self, choices: Mapping[str, Choice]) -> tuple[int, int, int]:
         size = int(self._choice("resolution", choices))

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from search_spaces.base import Archs, Block, Catalog, Choice, Knob, Published, SearchSpace
+from search_spaces.base import Archs, Block, Choice, Published
 from search_spaces.emitter import strided
 from search_spaces.errors import UserError, explain
+from search_spaces.layout import LaidOutSpace
 from search_spaces.mobilenet_v3_spec import (
     BlockSpec,
     HeadSpec,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from search_spaces.mobilenet_v3_supernet import SuperMobileNetV3
 
 
-class MobileNetV3Space(SearchSpace):
+class MobileNetV3Space(LaidOutSpace):
     """MobileNetV3 with searchable depths, kernels, expansions, width and input resolution.
 
     The family of once-for-all (Cai et al., ICLR 2020) on the network of Howard et al. (ICCV 2019): a 3x3 stem, stages
@@ -104,10 +105,6 @@ class MobileNetV3Space(SearchSpace):
         self._references = {key: self._reference(key, r) for key, r in self.table.references.items()}
 
     @property
-    def knobs(self) -> tuple[Knob, ...]:
-        return self._layout.knobs
-
-    @property
     def input_shape(self) -> tuple[int, int, int]:
         return self.table.in_channels, self.table.resolutions[-1], self.table.resolutions[-1]
 
@@ -124,27 +121,6 @@ class MobileNetV3Space(SearchSpace):
         )
         return len(self.table.resolutions) * len(self.table.widths) * prod(per_stage)
 
-    def active(self, archs: Archs) -> NDArray[np.bool_]:
-        return self._layout.active(archs)
-
-    @cached_property
-    def feature_knobs(self) -> tuple[int, ...]:
-        """Knobs that `features` shows: those with a choice, without depths that the blocks' zeros tell anyway."""
-        chosen = (index for index, knob in enumerate(self.knobs) if len(knob.choices) > 1)
-        return tuple(index for index in chosen if not self._layout.tells_depth(index))
-
-    @cached_property
-    def catalog(self) -> Catalog:
-        return Catalog(int(self._layout.first_id[-1]), self._make_block)
-
-    def blocks(self, archs: Archs) -> NDArray[np.int32]:
-        """Positions: the stem, every block of every stage, the head."""
-        return self._layout.blocks(archs)
-
-    @property
-    def block_knobs(self) -> tuple[tuple[int, ...], ...]:
-        return self._layout.position_knobs
-
     @property
     def references(self) -> dict[str, Archs]:
         """The two ends, what a person would try first (at full resolution the middle choice of every other knob, at
@@ -160,7 +136,7 @@ class MobileNetV3Space(SearchSpace):
 
     @property
     def published(self) -> dict[str, Published]:
-        return {name: Published(r.macs, r.params, r.source, r.options) for name, r in self.table.references.items()}
+        return {name: reference.published for name, reference in self.table.references.items()}
 
     def from_lists(
         self,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from search_spaces.layout import Layout, Position
+from search_spaces.published import PublishedModel
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -62,21 +63,15 @@ class Stage(BaseModel):
         return self
 
 
-class ReferenceArchitecture(BaseModel):
+class ReferenceArchitecture(PublishedModel):
     """A named architecture of the space, and what is published of it (see `Published`).
 
     Args:
         kernels, expansions: one list per stage, of its blocks; without `expansions` where the table gives `hidden`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kernels: tuple[tuple[Positive, ...], ...]
     expansions: tuple[tuple[int | float, ...], ...] = ()
-    macs: int | str | None = None
-    params: int | str | None = None
-    source: str = ""
-    options: dict[str, Any] = {}
 
 
 class Table(BaseModel):

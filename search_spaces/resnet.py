@@ -8,15 +8,15 @@ from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from search_spaces.base import Archs, Block, Catalog, Knob, Published, SearchSpace
+from search_spaces.base import Archs, Block, Published
 from search_spaces.emitter import strided
 from search_spaces.errors import UserError, explain
-from search_spaces.layout import Layout, Position
+from search_spaces.layout import LaidOutSpace, Layout, Position
 from search_spaces.mobilenet_v3_spec import make_divisible
 from search_spaces.mobilenet_v3_table import Positive, ascending
+from search_spaces.published import PublishedModel
 from search_spaces.resnet_spec import (
     BottleneckSpec,
     NetworkSpec,
@@ -55,7 +55,7 @@ class Stage(BaseModel):
         return ascending(values)
 
 
-class ReferenceArchitecture(BaseModel):
+class ReferenceArchitecture(PublishedModel):
     """A named architecture, one width multiplier and one expansion everywhere, and what is published of it.
 
     Args:
@@ -65,16 +65,10 @@ class ReferenceArchitecture(BaseModel):
         macs, params, source, options: see `Published`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     stem_depth: int
     depths: tuple[int, ...]
     width: float
     expansion: float
-    macs: int | str | None = None
-    params: int | str | None = None
-    source: str = ""
-    options: dict[str, Any] = {}
 
 
 class Table(BaseModel):
@@ -101,7 +95,7 @@ class Table(BaseModel):
         return ascending(values)
 
 
-class ResNetSpace(SearchSpace):
+class ResNetSpace(LaidOutSpace):
     """ResNet50D with searchable stem, depths, widths, expansions and input resolution.
 
     The second family of once-for-all (Cai et al., ICLR 2020; `OFAResNets` of mit-han-lab/once-for-all): a stem of two
@@ -173,10 +167,6 @@ class ResNetSpace(SearchSpace):
         self._references = {key: self._reference(key, r) for key, r in self.table.references.items()}
 
     @property
-    def knobs(self) -> tuple[Knob, ...]:
-        return self._layout.knobs
-
-    @property
     def input_shape(self) -> tuple[int, int, int]:
         return self.table.in_channels, self.table.resolutions[-1], self.table.resolutions[-1]
 
@@ -192,27 +182,6 @@ class ResNetSpace(SearchSpace):
         blocks = prod(sum(len(table.expansions) ** depth for depth in stage.depths) for stage in table.stages)
         return len(table.resolutions) * len(table.stem_depths) * widths * blocks
 
-    def active(self, archs: Archs) -> NDArray[np.bool_]:
-        return self._layout.active(archs)
-
-    @cached_property
-    def feature_knobs(self) -> tuple[int, ...]:
-        """Knobs that `features` shows: those with a choice, without depths that the blocks' zeros tell anyway."""
-        chosen = (index for index, knob in enumerate(self.knobs) if len(knob.choices) > 1)
-        return tuple(index for index in chosen if not self._layout.tells_depth(index))
-
-    @cached_property
-    def catalog(self) -> Catalog:
-        return Catalog(int(self._layout.first_id[-1]), self._make_block)
-
-    def blocks(self, archs: Archs) -> NDArray[np.int32]:
-        """Positions: the stem, every block of every stage, the head."""
-        return self._layout.blocks(archs)
-
-    @property
-    def block_knobs(self) -> tuple[tuple[int, ...], ...]:
-        return self._layout.position_knobs
-
     @property
     def references(self) -> dict[str, Archs]:
         """The two ends, and those of the table."""
@@ -220,7 +189,7 @@ class ResNetSpace(SearchSpace):
 
     @property
     def published(self) -> dict[str, Published]:
-        return {name: Published(r.macs, r.params, r.source, r.options) for name, r in self.table.references.items()}
+        return {name: reference.published for name, reference in self.table.references.items()}
 
     def spec(self, arch: Archs) -> NetworkSpec:
         """The network that architecture `(K,)` stands for, as plain data."""
