@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 TORCH ?= $(if $(CONSTRAINTS),$(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(CONSTRAINTS)),torch)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --build-constraint build-constraints.txt
-ALL_EXTRAS := all,test,notebook,bench,dev
+ALL_EXTRAS := all,test,browser,notebook,bench,dev
 
 .PHONY: install install-full demo test test-full lint bench clean
 

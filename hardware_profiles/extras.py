@@ -24,6 +24,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "executorch": ("executorch", "torchao"),
     "ethos-u": ("ethosu",),
     "tensorboard": ("tensorboard",),
+    "ray": ("ray",),
+    "dashboard": ("optuna_dashboard",),
+    "parquet": ("pyarrow",),
+    "prune": ("torch_pruning",),
 }
 
 
