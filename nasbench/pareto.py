@@ -267,22 +267,25 @@ class ParetoArchive:
     def __len__(self) -> int:
         return len(self.archs)
 
-    def update(self, archs: Archs, values: Floats, violation: Floats) -> None:
+    def update(self, archs: Archs, values: Floats, violation: Floats, full: NDArray[np.bool_] | None = None) -> None:
         """Take in a batch.
 
         Args:
             archs: `(n, K)` canonical.
             values: `(n, M)` minimised; rows with a NaN have failed.
             violation: `(n,)` by how much all limits together are broken; 0 where they are kept.
+            full: `(n,)` rows of full fidelity; the others are only counted. None for all.
         """
         ok = ~np.isnan(values).any(axis=1)
+        self.evaluated += len(values)
+        self.failed += int(len(values) - ok.sum())
+        if full is not None:
+            ok = ok & full
         good = ok & (violation == 0)
         if ok.any():
             best = int(np.argmin(np.where(ok, violation, np.inf)))
             if violation[best] < self.violation:
                 self.nearest, self.violation = values[best].copy(), float(violation[best])
-        self.evaluated += len(values)
-        self.failed += int(len(values) - ok.sum())
         self.feasible += int(good.sum())
         rows = np.flatnonzero(good)
         rows = rows[~dominated_by(values[rows], self.values)]

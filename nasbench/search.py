@@ -38,7 +38,7 @@ def search(
         The archive; its values are minimised, one column per objective.
 
     Raises:
-        UserError: an objective that the evaluator does not give.
+        UserError: an objective that the evaluator does not give, or a fidelity that it does not know.
     """
     objectives = tuple(objectives)
     columns = objective_columns(evaluator, objectives)
@@ -47,15 +47,31 @@ def search(
         proposals = strategy.ask(min(batch, evaluations - archive.evaluated))
         if not len(proposals):
             break
+        check_fidelity(evaluator, proposals)
         evaluation = evaluator.evaluate(proposals)
         values = minimised(evaluation.values[:, columns], objectives)
         limited = evaluation.values if evaluation.limit_values is None else evaluation.limit_values
         broken = violations(limited[:, columns], objectives)
         strategy.tell(proposals, values, broken, evaluation.status)
-        archive.update(proposals.archs, values, broken.sum(axis=1))
+        archive.update(proposals.archs, values, broken.sum(axis=1), proposals.full)
         if on_batch is not None:
             on_batch(archive, proposals, evaluation)
     return archive
+
+
+def check_fidelity(evaluator: Evaluator, proposals: Proposals) -> None:
+    """Refuse proposals of a fidelity that the evaluator would ignore.
+
+    Raises:
+        UserError: names the fidelities that it knows.
+    """
+    known = evaluator.fidelities
+    unknown = [name for name in proposals.fidelity if known is not None and name not in known]
+    if unknown:
+        raise UserError(
+            f"strategy.fidelity = {unknown[0]!r}: the evaluator knows "
+            + (f"only {', '.join(known)}" if known else "no fidelity, so choose another strategy")
+        )
 
 
 def objective_columns(evaluator: Evaluator, objectives: Sequence[Objective]) -> list[int]:

@@ -29,7 +29,7 @@ class Proposals:
     Args:
         ids: `(n,)` int64, unique within a run and ascending in the order asked.
         archs: `(n, K)` canonical.
-        fidelity: named columns `(n,)`, such as `epochs` or `resolution`; empty means full fidelity.
+        fidelity: named float columns `(n,)`, such as `epochs` or `images`; NaN, or no column, means full fidelity.
     """
 
     ids: NDArray[np.int64]
@@ -41,6 +41,19 @@ class Proposals:
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Proposals:
         return Proposals(self.ids[rows], self.archs[rows], {k: v[rows] for k, v in self.fidelity.items()})
+
+    @property
+    def full(self) -> NDArray[np.bool_]:
+        """Which rows are of full fidelity, `(n,)` bool: only these may stand on a front."""
+        full = np.ones(len(self), dtype=bool)
+        for column in self.fidelity.values():
+            full &= np.isnan(column)
+        return full
+
+    def fidelity_of(self, row: int) -> dict[str, float]:
+        """What one row is reduced to; empty at full fidelity. Whole numbers come as `int`."""
+        values = {name: float(column[row]) for name, column in self.fidelity.items() if not np.isnan(column[row])}
+        return {name: int(value) if value.is_integer() else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class Evaluator(ABC):
 
     metrics: tuple[str, ...]
     preferred_batch: int = 1
+    fidelities: tuple[str, ...] | None = ()  # names of fidelities that it knows; None for any
 
     @abstractmethod
     def evaluate(self, proposals: Proposals) -> Evaluation:

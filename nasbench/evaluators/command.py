@@ -44,6 +44,8 @@ class CommandEvaluator(Evaluator):
         UserError: an empty command, a program that does not exist, or a number out of range.
     """
 
+    fidelities = None
+
     def __init__(
         self,
         space: SearchSpace,
@@ -77,7 +79,7 @@ class CommandEvaluator(Evaluator):
                 {
                     "id": int(proposals.ids[row]),
                     "architecture": self.space.decode(proposals.archs[row]),
-                    "fidelity": {name: column[row].item() for name, column in proposals.fidelity.items()},
+                    "fidelity": proposals.fidelity_of(row),
                 }
             )
             start = time.perf_counter()

@@ -29,6 +29,8 @@ class FunctionEvaluator(Evaluator):
         >>> FunctionEvaluator(space, lambda choices: 0.9 - 0.01 * choices["depth"])
     """
 
+    fidelities = None
+
     def __init__(
         self, space: SearchSpace, function: Callable[..., Any], *, metrics: Sequence[str] = ("accuracy",)
     ) -> None:
@@ -42,7 +44,7 @@ class FunctionEvaluator(Evaluator):
         seconds = np.zeros(len(proposals))
         messages = {}
         for row, arch in enumerate(proposals.archs):
-            fidelity = {name: column[row].item() for name, column in proposals.fidelity.items()}
+            fidelity = proposals.fidelity_of(row)
             start = time.perf_counter()
             try:
                 values[row] = metric_row(self.function(self.space.decode(arch), **fidelity), self.metrics)

@@ -43,6 +43,7 @@ class RecordedEvaluator(Evaluator):
         on_row: Callable[[int], None] | None = None,
     ) -> None:
         self.metrics = tuple(o.name for o in objectives)
+        self.fidelities = evaluator.fidelities
         self.evaluator = evaluator
         self.predicted = predicted
         self.archive = archive
@@ -88,7 +89,8 @@ class RecordedEvaluator(Evaluator):
         """What each proposal gives; what nobody knows yet is evaluated, and what the phase has not yet is committed."""
         texts = [arch_text(arch) for arch in proposals.archs]
         recorded = [self._recorded(id, text) for id, text in zip(proposals.ids.tolist(), texts, strict=True)]
-        found = [f or (None if proposals.fidelity else self._known(t)) for f, t in zip(recorded, texts, strict=True)]
+        full = proposals.full
+        found = [f or (self._known(t) if w else None) for f, t, w in zip(recorded, texts, full, strict=True)]
         seconds = np.zeros(len(texts))
         new = np.array([row for row, f in enumerate(found) if f is None], dtype=int)
         if len(new):
@@ -112,11 +114,11 @@ class RecordedEvaluator(Evaluator):
                 proposals.archs[row],
                 objectives,
                 status=status,
-                fidelity={k: v[row].item() for k, v in proposals.fidelity.items()},
+                fidelity=proposals.fidelity_of(row),
                 seconds=float(seconds[row]),
                 message=message,
             )
-            if status == Status.OK and not proposals.fidelity:
+            if status == Status.OK and full[row]:
                 self._by_arch[texts[row]] = objectives
         return complete
 

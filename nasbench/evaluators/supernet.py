@@ -40,6 +40,7 @@ class SupernetEvaluator(Evaluator):
     """
 
     metrics = ("accuracy",)
+    fidelities = ("images",)
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class SupernetEvaluator(Evaluator):
         values, seconds = np.full((n, 1), np.nan), np.zeros(n)
         status = np.full(n, Status.OK, dtype=np.uint8)
         messages: dict[int, str] = {}
-        archs, images = self.space.canonical(proposals.archs), proposals.fidelity.get("images")
+        archs = self.space.canonical(proposals.archs)
         weights = [parameter._version for parameter in self.network.parameters()]  # counts changes in place
         if weights != self._weights:
             self._known, self._weights = {}, weights
@@ -83,8 +84,8 @@ class SupernetEvaluator(Evaluator):
             validation = self.validation
             start = time.perf_counter()
             try:
-                if images is not None:
-                    count = int(images[row])
+                if "images" in (fidelity := proposals.fidelity_of(row)):
+                    count = int(fidelity["images"])
                     validation = Split(validation.images[:count], validation.labels[:count])
                 key = archs[row].tobytes(), len(validation)
                 accuracy = self._known.get(key)

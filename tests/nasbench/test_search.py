@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from nasbench.evaluators.base import Evaluation, Evaluator, Status
+from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
+from nasbench.evaluators.function import FunctionEvaluator
 from nasbench.objectives import make_objective
 from nasbench.pareto import ParetoArchive, non_dominated_mask
 from nasbench.search import search
@@ -84,3 +85,27 @@ def test_a_strategy_with_nothing_to_propose_ends_the_search(space):
 def test_an_objective_nobody_gives_is_named(space):
     with pytest.raises(UserError, match=r"objectives\.latency_ms.*params, accuracy"):
         search(RandomSearch(space), Toy(), [make_objective("latency_ms")], evaluations=1, batch=1)
+
+
+def test_reduced_fidelity_reaches_the_evaluator_and_never_the_front(space):
+    class Halves(RandomSearch):
+        def ask(self, n):
+            proposals = super().ask(n)
+            return Proposals(proposals.ids, proposals.archs, {"epochs": np.where(np.arange(n) % 2, np.nan, 3.0)})
+
+    seen = []
+
+    def judge(arch, epochs=None):
+        seen.append(epochs)
+        return 0.99 if epochs else 0.5
+
+    evaluator = FunctionEvaluator(space, judge)
+    objectives = (make_objective("accuracy"),)
+    archive = search(Halves(space, 0), evaluator, objectives, evaluations=8, batch=4)
+    assert seen == [3, None] * 4
+    assert archive.evaluated == 8
+    np.testing.assert_array_equal(archive.values, [[-0.5]] * len(archive.values))
+
+    evaluator.fidelities = ("images",)
+    with pytest.raises(UserError, match=r"strategy.fidelity = 'epochs': the evaluator knows only images"):
+        search(Halves(space, 0), evaluator, objectives, evaluations=8, batch=4)
