@@ -10,6 +10,7 @@ from typing import Any
 # Where each public name of this package lives; the other packages list their own in `__all__`.
 _OWN = {
     "Archive": "nasbench.archive",
+    "ArchitectureTable": "nasbench.evaluators.table",
     "Config": "nasbench.config",
     "Evaluation": "nasbench.evaluators.base",
     "Evaluator": "nasbench.evaluators.base",
@@ -20,6 +21,7 @@ _OWN = {
     "Stage": "nasbench.stages.base",
     "Status": "nasbench.evaluators.base",
     "Strategy": "nasbench.strategies.base",
+    "TableEvaluator": "nasbench.evaluators.table",
     "Task": "nasbench.tasks.base",
     "check_limits": "nasbench.feasibility",
     "hypervolume": "nasbench.pareto",

@@ -31,6 +31,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "evaluator": {
         "supernet": "nasbench.evaluators.supernet:SupernetEvaluator",
+        "table": "nasbench.evaluators.table:TableEvaluator",
         "command": "nasbench.evaluators.command:CommandEvaluator",
         "zero_cost": "nasbench.evaluators.zero_cost:ZeroCostEvaluator",
     },

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from search_spaces import SearchSpace
 from search_spaces.base import TRIES, Archs
+from search_spaces.rows import row_keys
 
 
 def _settled(space: SearchSpace, archs: Archs, drawn: NDArray[np.bool_], rng: np.random.Generator) -> Archs:
@@ -29,12 +30,21 @@ def _settled(space: SearchSpace, archs: Archs, drawn: NDArray[np.bool_], rng: np
         drawn = drawn | active
 
 
-def _permitted(space: SearchSpace, parents: Archs, make: Callable[[Any], Archs]) -> Archs:
-    """`make(rows)` for all rows, made again where the space does not permit it; at last those keep their parent's."""
+def _permitted(
+    space: SearchSpace, parents: Archs, make: Callable[[Any], Archs], rng: np.random.Generator
+) -> Archs:
+    """`make(rows)` for all rows, made again where the space does not permit it; at last those keep their parent's.
+
+    In a space that is a list of architectures, of which a variation hardly ever hits one, they become the nearest one
+    of the list that is not their parent.
+    """
     out = make(slice(None))
     if not space.restricted:
         return out
     wrong = np.flatnonzero(~space.permits(out))
+    if space.listed is not None and len(wrong):
+        out[wrong] = space.listed.rows[space.listed.nearest(out[wrong], parents[wrong], rng)]
+        return out
     for _ in range(TRIES):
         if not len(wrong):
             return out
@@ -54,7 +64,7 @@ def mutate(
         at_least_one: change one active knob of a row at random where none changed by chance, so that no row stays as it
             is; with `rate` 0 exactly one knob changes.
     """
-    return _permitted(space, archs, lambda rows: _mutated(space, archs[rows], rng, rate, at_least_one))
+    return _permitted(space, archs, lambda rows: _mutated(space, archs[rows], rng, rate, at_least_one), rng)
 
 
 def _mutated(space: SearchSpace, archs: Archs, rng: np.random.Generator, rate: float, at_least_one: bool) -> Archs:
@@ -83,7 +93,7 @@ def crossover(space: SearchSpace, first: Archs, second: Archs, rng: np.random.Ge
     A knob that is active in one parent only comes from that parent, so that a block that the child inherits is never
     made of another parent's absence.
     """
-    return _permitted(space, first, lambda rows: _crossed(space, first[rows], second[rows], rng))
+    return _permitted(space, first, lambda rows: _crossed(space, first[rows], second[rows], rng), rng)
 
 
 def _crossed(space: SearchSpace, first: Archs, second: Archs, rng: np.random.Generator) -> Archs:
@@ -112,16 +122,6 @@ def neighbours(space: SearchSpace, arch: Archs, rng: np.random.Generator) -> Arc
     out[np.arange(len(knobs)), knobs] = choices
     out = _settled(space, out, np.tile(active, (len(knobs), 1)), rng)
     return out[space.permits(out)]
-
-
-def row_keys(archs: Archs) -> NDArray[np.uint64]:
-    """A 64-bit key `(n,)` per row: equal rows have equal keys, and two others hardly ever."""
-    # Fixed odd multipliers spread over 64 bits (Weyl sequence, then two rounds of splitmix64's finaliser).
-    weights = np.arange(1, archs.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    weights = (weights ^ (weights >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    weights = (weights ^ (weights >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    keys: NDArray[np.uint64] = archs.astype(np.uint64) @ (weights ^ (weights >> np.uint64(31)))
-    return keys
 
 
 def new_rows(archs: Archs, known: Archs | None = None) -> NDArray[np.bool_]:

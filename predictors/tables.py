@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -225,7 +225,8 @@ class MeasuredTable:
             layout = "; a table in HELP's layout is read by from_help" if {"op_code", "op_idx"} & set(header) else ""
             raise UserError(f"{path}: no column of latencies; their names end in _ms, _us or _s, got {header}{layout}")
         if "arch" in header and space is not None:
-            archs = [_arch(row[header.index("arch")], space, f"{path}: line {n}, column 'arch'") for n, row in lines]
+            texts = [row[header.index("arch")] for _, row in lines]
+            archs = parse_archs(texts, space, lambda i: f"{path}: line {lines[i][0]}, column 'arch'")
             return _assemble(path, space.name, space.knobs, archs, header, lines, found, input_shape=space.input_shape)
         if "arch" in header:
             raise UserError(f"{path}: column 'arch' needs the space whose architectures these are")
@@ -240,8 +241,7 @@ class MeasuredTable:
                 workloads.append(read_onnx(path.parent / row[header.index("onnx")]))
             except UserError as error:
                 raise UserError(f"{path}: line {n}, column 'onnx': {error}") from error
-        archs = [np.zeros(0, dtype=np.uint8)] * len(workloads)
-        return _assemble(path, path.name, (), archs, header, lines, found, workload_totals(workloads))
+        return _assemble(path, path.name, (), [[]] * len(workloads), header, lines, found, workload_totals(workloads))
 
     def save(self, path: Path) -> None:
         """Write as `.npz` without objects, atomically."""
@@ -426,27 +426,44 @@ def _check_number(text: str, where: str) -> None:
         raise UserError(f"{where}: a latency is a positive number, got {text!r}") from None
 
 
-def _indices(text: str, knobs: Sequence[Knob], where: str) -> Archs:
-    """`(K,)` from digits, joined by `_` or by nothing."""
-    parts = text.split("_") if "_" in text else list(text)
-    if len(parts) != len(knobs) or not all(p.isdigit() for p in parts):
+def parse_archs(texts: Sequence[str], space: SearchSpace, where: Callable[[int], str]) -> Archs:
+    """`(n, K)` canonical, from texts: choice indices, JSON of knob -> choice, or NAS-Bench-201's strings.
+
+    Indices are joined by `_`, blanks, commas, or, where each is one digit, by nothing.
+
+    Args:
+        where: how an error calls the i-th text.
+
+    Raises:
+        UserError: a text that is no architecture of the space.
+    """
+    from_string = getattr(space, "from_string", None)
+    rows: list[Any] = []
+    for i, text in enumerate(texts):
+        text = text.strip()
+        try:
+            if text.startswith("{"):
+                rows.append(space.encode(json.loads(text)))
+            elif text.startswith("|") and from_string is not None:
+                rows.append(from_string(text)[0])
+            else:
+                rows.append(_indices(text, space.knobs, where(i)))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where(i)}: not valid JSON: {error}") from error
+        except UserError as error:
+            raise UserError(str(error) if str(error).startswith(where(i)) else f"{where(i)}: {error}") from error
+    return space.canonical(np.array(rows, dtype=space.dtype).reshape(-1, len(space.knobs)))
+
+
+def _indices(text: str, knobs: Sequence[Knob], where: str) -> list[int]:
+    """`K` choice indices from digits, joined by `_`, blanks or commas, or by nothing."""
+    parts = re.split(r"[_,\s]+", text) if re.search(r"[_,\s]", text) else list(text)
+    if len(parts) != len(knobs) or not all(p.isdecimal() for p in parts):
         raise UserError(f"{where}: an architecture is {len(knobs)} choice indices, got {text!r}")
     for part, knob in zip(parts, knobs, strict=True):
         if int(part) >= len(knob.choices):
             raise UserError(f"{where}: {knob.name!r} has choices 0..{len(knob.choices) - 1}, got {part} in {text!r}")
-    return np.array([int(p) for p in parts], dtype=np.uint8)
-
-
-def _arch(text: str, space: SearchSpace, where: str) -> Archs:
-    """`(K,)` canonical, from JSON of knob -> choice or from indices."""
-    try:
-        if not text.lstrip().startswith("{"):
-            return space.canonical(space.check(_indices(text.strip(), space.knobs, where)))[0]
-        return space.encode(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON: {error}") from error
-    except UserError as error:
-        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+    return [int(p) for p in parts]
 
 
 def _suffix(column: str) -> str | None:
@@ -478,7 +495,7 @@ def _assemble(
     path: Path,
     space: str,
     knobs: tuple[Knob, ...],
-    archs: Sequence[Archs],
+    archs: Sequence[Sequence[int]] | Archs,
     header: list[str],
     lines: list[tuple[int, list[str]]],
     columns: Mapping[str, tuple[str, str]],

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from search_spaces.errors import UserError, nearest
 from search_spaces.operators import Workload
+from search_spaces.rows import RowIndex
 
 if TYPE_CHECKING:
     import torch.nn as nn
@@ -159,6 +160,8 @@ class SearchSpace(ABC):
     name: str = "space"
     # Blocks that no architecture may have, (blocks + 1,) bool; the last stands for the absent one. None for no such.
     _blocked: NDArray[np.bool_] | None = None
+    # The only architectures there are, where a space was restricted to a list of them; None for no such list.
+    listed: RowIndex | None = None
 
     @property
     @abstractmethod
@@ -196,6 +199,8 @@ class SearchSpace(ABC):
         Raises:
             UserError: a restricted space, in which hardly any architecture is permitted.
         """
+        if self.listed is not None:
+            return self.listed.rows[rng.integers(len(self.listed), size=n)]
         if self._blocked is None:
             return self.canonical((rng.random((n, len(self.knobs))) * self.cardinalities).astype(self.dtype))
         knobs = np.arange(len(self.knobs))
@@ -226,18 +231,33 @@ class SearchSpace(ABC):
         restricted.__dict__.pop("menu", None)
         marks = np.append(np.asarray(blocked, dtype=bool), False)
         restricted._blocked = marks if self._blocked is None else self._blocked | marks
+        return restricted if self.listed is None else restricted.only(self.listed.rows)
+
+    def only(self, archs: Archs) -> Self:
+        """This space less all architectures but those of a list `(n, K)`, as `without_blocks` less those with a block.
+
+        Raises:
+            UserError: nothing of the list is permitted.
+        """
+        restricted = copy(self)
+        restricted.__dict__.pop("menu", None)
+        archs = np.unique(self.canonical(self.check(archs)), axis=0)
+        restricted.listed = RowIndex(archs[self.permits(archs)])
+        if not len(restricted.listed):
+            raise UserError(f"{self.name}: none of the {len(archs)} architectures listed is permitted")
         return restricted
 
     @property
     def restricted(self) -> bool:
-        """Whether blocks were taken out of this space."""
-        return self._blocked is not None
+        """Whether blocks or architectures were taken out of this space."""
+        return self._blocked is not None or self.listed is not None
 
     def permits(self, archs: Archs) -> NDArray[np.bool_]:
-        """Which of `(n, K)` architectures have no block that was taken out, `(n,)` bool."""
-        if self._blocked is None:
-            return np.ones(len(archs), dtype=bool)
-        return np.asarray(~self._blocked[self.blocks(archs)].any(axis=1))
+        """Which of `(n, K)` architectures have no block that was taken out, and are listed, `(n,)` bool."""
+        good = np.ones(len(archs), dtype=bool) if self.listed is None else self.listed.find(archs) >= 0
+        if self._blocked is not None:
+            good &= ~self._blocked[self.blocks(archs)].any(axis=1)
+        return good
 
     def permits_blocks(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
         """Which catalog indices of any shape, -1 for an absent block, were not taken out."""
@@ -247,6 +267,9 @@ class SearchSpace(ABC):
     def menu(self) -> Menu:
         """The choices worth drawing: all but those that only ever lead to a block that was taken out."""
         offered = [np.ones(count, dtype=bool) for count in self.cardinalities]
+        if self.listed is not None:
+            rows = self.listed.rows
+            return Menu.of([np.isin(np.arange(c), rows[:, k]) for k, c in enumerate(self.cardinalities)])
         if self._blocked is None:
             return Menu.of(offered)
         grids = [self.block_grid(position) for position in range(len(self.block_knobs))]

@@ -1,5 +1,5 @@
 """Evaluators: what turns proposed architectures into objective values. None of them proposes.
 
-Predictors for whole populations, a trained supernet, and the user's own function or command for one architecture after
-another.
+Predictors and tables for whole populations, a trained supernet, and the user's own function or command for one
+architecture after another.
 """

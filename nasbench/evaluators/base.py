@@ -81,11 +81,16 @@ class Evaluator(ABC):
     Life: built once per run; `evaluate` is called with batches in ask order. It never proposes, and one bad
     architecture never stops a batch: its row gets a status. Where rows are recorded, as many as `preferred_batch` are
     evaluated between two commits.
+
+    An evaluator that does not read the task's data (`reads_task = False`) is built with the plan, before anything is
+    written, and its `space`, which may be a part of the one that it was given, is the one that is searched. A metric of
+    a target is named as `latency_ms@raspi4`; the target need not be one that this project knows.
     """
 
     metrics: tuple[str, ...]
     preferred_batch: int = 1
     fidelities: tuple[str, ...] | None = ()  # names of fidelities that it knows; None for any
+    reads_task: bool = True
 
     @abstractmethod
     def evaluate(self, proposals: Proposals) -> Evaluation:

@@ -1,0 +1,207 @@
+"""Tabular evaluation: files as people have them, with everything that is wrong in them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nasbench.evaluators.base import Proposals, Status
+from nasbench.evaluators.table import ArchitectureTable, TableEvaluator
+from nasbench.objectives import make_objective
+from nasbench.search import search
+from nasbench.strategies.nsga2 import NSGA2
+from nasbench.strategies.regularized_evolution import RegularizedEvolution
+from nasbench.variation import crossover, mutate, neighbours
+from search_spaces import NASBench201Space, UserError
+
+
+def write(path: Path, header: list[str], rows: list[list[object]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def ask(evaluator, archs):
+    return evaluator.evaluate(Proposals(np.arange(len(archs)), archs))
+
+
+@pytest.fixture
+def everything(space):
+    archs = space.everything()
+    rng = np.random.default_rng(0)
+    return archs, rng.uniform(0.1, 0.9, len(archs)), rng.uniform(1, 9, len(archs))
+
+
+@pytest.fixture
+def file(tmp_path, everything):
+    archs, accuracy, latency = everything
+    rows = [["_".join(map(str, a)), repr(x), repr(y)] for a, x, y in zip(archs, accuracy, latency, strict=True)]
+    return write(tmp_path / "all.csv", ["arch", "top1", "phone_ms"], rows)
+
+
+@pytest.mark.parametrize("form", ["_", " ", "", ",", "json"])
+def test_what_is_asked_is_what_the_file_says_in_any_notation(tmp_path, space, everything, form):
+    archs, accuracy, _ = everything
+    texts = [json.dumps(space.decode(a)) if form == "json" else form.join(map(str, a)) for a in archs]
+    path = write(tmp_path / "t.csv", ["arch", "top1"], list(zip(texts, accuracy, strict=True)))
+    evaluator = TableEvaluator(space, path=str(path), columns={"accuracy": "top1"})
+    order = np.random.default_rng(1).permutation(len(archs))
+    result = ask(evaluator, archs[order])
+    assert evaluator.metrics == ("accuracy",)
+    assert (result.status == Status.OK).all()
+    np.testing.assert_array_equal(result.values[:, 0], accuracy[order])
+    assert evaluator.table.complete
+
+
+def test_every_column_of_numbers_is_a_metric_by_default(file, space):
+    assert TableEvaluator(space, path=str(file)).metrics == ("top1", "phone_ms")
+    priced = TableEvaluator(space, path=str(file), seconds="phone_ms")
+    assert priced.metrics == ("top1",)
+    archs = space.sample(5, np.random.default_rng(0))
+    np.testing.assert_array_equal(ask(priced, archs).seconds, priced.table.values[priced.table.index.find(archs), 1])
+
+
+def test_files_are_joined_by_architecture(tmp_path, space, everything):
+    archs, accuracy, latency = everything
+    texts = [" ".join(map(str, a)) for a in archs]
+    shuffled = np.random.default_rng(2).permutation(len(archs))
+    first = write(tmp_path / "a.csv", ["arch", "top1"], list(zip(texts, 100 * accuracy, strict=True)))
+    second = write(tmp_path / "b.csv", ["arch", "us"], [[texts[i], latency[i] * 1000] for i in shuffled])
+    evaluator = TableEvaluator(
+        space,
+        path=[str(first), str(second)],
+        columns={"latency_ms@phone": "us", "accuracy": "top1"},
+        scale={"accuracy": 0.01, "latency_ms@phone": 0.001},
+    )
+    np.testing.assert_allclose(ask(evaluator, archs).values, np.column_stack([latency, accuracy]))
+
+
+@pytest.mark.extra("pyarrow")
+def test_parquet_is_read_as_csv_is(tmp_path, space, everything):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    archs, accuracy, _ = everything
+    columns = {"arch": ["_".join(map(str, a)) for a in archs], "top1": accuracy}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    table = ArchitectureTable.read(tmp_path / "t.parquet", space)
+    np.testing.assert_array_equal(table.column("top1")[table.index.find(archs)], accuracy)
+    pq.write_table(pa.table({"arch": [1, 2], "top1": [0.1, None]}), tmp_path / "n.parquet")
+    with pytest.raises(UserError, match=r"n\.parquet: row 0, column 'arch'.*leading zeros"):
+        ArchitectureTable.read(tmp_path / "n.parquet", space)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 or not")
+    with pytest.raises(UserError, match=r"broken\.parquet: cannot be read as a Parquet file"):
+        ArchitectureTable.read(tmp_path / "broken.parquet", space)
+
+
+def test_what_the_table_does_not_have_is_unsupported_and_what_is_empty_has_failed(tmp_path, space, everything):
+    archs, accuracy, _ = everything
+    rows = [["_".join(map(str, a)), x] for a, x in zip(archs[:9], accuracy[:9], strict=True)]
+    rows[4][1] = ""
+    path = write(tmp_path / "t.csv", ["arch", "score"], rows)
+    with pytest.raises(UserError, match=r"t\.csv: line 6, column 'score': expected a finite number, got nothing"):
+        TableEvaluator(space, path=str(path))
+    evaluator = TableEvaluator(space, path=str(path), missing="failed")
+    result = ask(evaluator, archs[:12])
+    np.testing.assert_array_equal(result.status, [0, 0, 0, 0, Status.FAILED, 0, 0, 0, 0] + 3 * [Status.UNSUPPORTED])
+    assert result.messages[4] == f"{path} has no 'score' of it"
+    assert result.messages[11] == f"not in {path}"
+    np.testing.assert_array_equal(np.isnan(result.values[:, 0]), result.status != 0)
+    assert not evaluator.table.complete
+
+
+@pytest.mark.parametrize("strategy", [NSGA2, RegularizedEvolution])
+def test_a_search_restricted_to_the_rows_of_a_sparse_table_asks_for_nothing_else(space, everything, strategy):
+    archs, accuracy, latency = everything
+    few = np.random.default_rng(3).choice(len(archs), 60, replace=False)
+    table = ArchitectureTable(space, archs[few], ("accuracy", "cost"), np.column_stack([accuracy, latency])[few])
+    evaluator = TableEvaluator.of(table, rows_only=True)
+    objectives = (make_objective("accuracy"), make_objective("cost", direction="minimise"))
+    asked = []
+    search(
+        strategy(evaluator.space, 0, population_size=10),
+        evaluator,
+        objectives,
+        evaluations=300,
+        batch=10,
+        on_batch=lambda archive, proposals, evaluation: asked.append((proposals.archs, evaluation.status)),
+    )
+    every = np.concatenate([a for a, _ in asked])
+    assert all((status == Status.OK).all() for _, status in asked)
+    assert len(np.unique(every, axis=0)) > 30  # it moves on from what it began with
+
+
+def test_a_list_of_architectures_restricts_all_variation(space, everything):
+    rng = np.random.default_rng(4)
+    listed = everything[0][rng.choice(len(everything[0]), 40, replace=False)]
+    part = space.only(listed)
+    known = {a.tobytes() for a in listed}
+    rows = part.sample(200, rng)
+    made = [rows, mutate(part, rows, rng, 0.1), crossover(part, rows, rows[::-1], rng)]
+    made += [neighbours(part, rows[i], rng) for i in range(5)]
+    for archs in made:
+        assert {a.tobytes() for a in archs} <= known
+    assert {a.tobytes() for a in rows} == known
+    assert (mutate(part, rows, rng, 0.0) != rows).any(axis=1).all()
+    with pytest.raises(UserError, match="none of the 0"):
+        space.only(listed[:0])
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "keys", "message"),
+    [
+        (["arch", "x"], [], {}, "has no rows"),
+        (["network", "x"], [["0", "1"]], {}, "no column of architectures, one of arch, .*arch_column"),
+        (["arch", "x"], [["000000", "1"]], {"arch_column": "arhc"}, "no column 'arhc'.*Did you mean 'arch'"),
+        (["arch", "x"], [["000000", "1"]], {"columns": {"accuracy": "y"}}, "no column 'y'.*Known: arch, x"),
+        (["arch", "x"], [["000000", "1"], ["00000", "1"]], {}, "line 3, column 'arch'.*6 choice indices, got '00000'"),
+        (["arch", "x"], [["000005", "1"]], {}, "line 2, column 'arch': '2->3' has choices 0..4, got 5"),
+        (["arch", "x"], [["|skip~0|", "1"]], {}, "line 2, column 'arch'.*unknown operation 'skip'"),
+        (["arch", "x"], [['{"0->1": 1', "1"]], {}, "line 2, column 'arch': not valid JSON"),
+        (["arch", "x"], [["000000", "1"], ["000001", "fast"]], {"columns": {"m": "x"}}, "line 3.*'x'.*got 'fast'"),
+        (["arch", "x"], [["000000", "1"], ["000001", "nan"]], {}, "line 3.*finite number, got 'nan'"),
+        (["arch", "x"], [["000000", "1"], ["000001", "inf"]], {"missing": "failed"}, "line 3.*finite number"),
+        (["arch", "x"], [["000000", "1"], ["000000", "2"]], {}, "line 3, column 'x': 2 for.*has 1 in line 2"),
+        (["arch", "x"], [["000000", "93.2"]], {"columns": {"accuracy": "x"}}, "accuracy.*got 93.2.*accuracy = 0.01"),
+        (["arch", "x_us"], [["000000", "9"]], {"columns": {"latency_ms": "x_us"}}, "is in us.*latency_ms = 0.001"),
+        (["arch", "x"], [["000000", "9"]], {"scale": {"y": 2}}, "evaluator.scale: no metric 'y'"),
+        (["arch", "text"], [["000000", "a"]], {}, "no column of numbers"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path, header, rows, keys, message):
+    path = write(tmp_path / "t.csv", header, rows)
+    with pytest.raises(UserError, match=message):
+        TableEvaluator(NASBench201Space(), path=str(path), **keys)
+
+
+def test_equal_repetitions_count_once_and_ambiguous_columns_are_refused(tmp_path):
+    space = NASBench201Space()
+    one = write(tmp_path / "one.csv", ["arch", "x"], [["000000", 1], ["000001", 2], ["000000", 1]])
+    two = write(tmp_path / "two.csv", ["arch", "x"], [["000000", 1]])
+    three = write(tmp_path / "three.csv", ["arch", "y"], [["000000", 1]])
+    assert len(ArchitectureTable.read(one, space)) == 2
+    with pytest.raises(UserError, match=r"'x' stands in .*one\.csv and in .*two\.csv"):
+        ArchitectureTable.read([one, two], space)
+    with pytest.raises(UserError, match=r"three\.csv: has no row for 1 architectures.*0 0 0 0 0 1"):
+        ArchitectureTable.read([one, three], space)
+    assert np.isnan(ArchitectureTable.read([one, three], space, missing="failed").values).sum() == 1
+    with pytest.raises(UserError, match=r"gone\.csv"):
+        ArchitectureTable.read(tmp_path / "gone.csv", space)
+
+
+def test_a_published_benchmark_is_read_whole(data_dir):
+    space = NASBench201Space()
+    evaluator = TableEvaluator(
+        space,
+        path=[str(data_dir / "nb201_accuracy.csv.gz"), str(data_dir / "nb201_latency_help.csv.gz")],
+        columns={"accuracy": "cifar100_test_acc", "latency_ms@raspi4": "raspi4", "macs": "macs_cifar10"},
+        scale={"accuracy": 0.01},
+    )
+    assert evaluator.table.complete
+    assert evaluator.table.column("accuracy").max() == pytest.approx(0.7351, abs=1e-4)
+    arch = space.from_official_index([1462])
+    assert ask(evaluator, arch).values[0, 2] == 220_119_680
