@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +97,15 @@ def make_objective(
         quantile=quantile,
         unit=known.unit if known else "",
     )
+
+
+def given_as(objective: Objective, metrics: Sequence[str]) -> str | None:
+    """Under which of an evaluator's `metrics` it gives an objective; None where it does not.
+
+    That is the objective's name, or its metric with its target, or its metric alone.
+    """
+    names = (objective.name, f"{objective.metric}@{objective.target}", objective.metric)
+    return next((name for name in names if name in metrics), None)
 
 
 def minimised(values: NDArray[np.float64], objectives: tuple[Objective, ...]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals
-from nasbench.objectives import Objective, minimised, violations
+from nasbench.objectives import Objective, given_as, minimised, violations
 from nasbench.pareto import ParetoArchive
 from nasbench.strategies.base import Strategy
 from search_spaces import UserError
@@ -75,15 +75,15 @@ def check_fidelity(evaluator: Evaluator, proposals: Proposals) -> None:
 
 
 def objective_columns(evaluator: Evaluator, objectives: Sequence[Objective]) -> list[int]:
-    """Per objective, the column of the evaluator's values that holds it: by its name, else by its metric.
+    """Per objective, the column of the evaluator's values that holds it: see `given_as`.
 
     Raises:
         UserError: an objective that the evaluator does not give.
     """
     columns = []
     for objective in objectives:
-        name = objective.name if objective.name in evaluator.metrics else objective.metric
-        if name not in evaluator.metrics:
+        name = given_as(objective, evaluator.metrics)
+        if name is None:
             raise UserError(
                 f"objectives.{objective.name}: the evaluator gives no {objective.metric!r}; "
                 f"it gives {', '.join(evaluator.metrics)}"

@@ -30,9 +30,7 @@ def _settled(space: SearchSpace, archs: Archs, drawn: NDArray[np.bool_], rng: np
         drawn = drawn | active
 
 
-def _permitted(
-    space: SearchSpace, parents: Archs, make: Callable[[Any], Archs], rng: np.random.Generator
-) -> Archs:
+def _permitted(space: SearchSpace, parents: Archs, make: Callable[[Any], Archs], rng: np.random.Generator) -> Archs:
     """`make(rows)` for all rows, made again where the space does not permit it; at last those keep their parent's.
 
     In a space that is a list of architectures, of which a variation hardly ever hits one, they become the nearest one

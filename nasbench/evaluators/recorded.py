@@ -11,7 +11,7 @@ import numpy as np
 from nasbench.archive import Archive, arch_text
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.predicted import PredictedEvaluator
-from nasbench.objectives import Objective
+from nasbench.objectives import Objective, given_as
 from search_spaces import UserError
 
 # Values of the evaluated objectives, status, and why it failed.
@@ -50,7 +50,8 @@ class RecordedEvaluator(Evaluator):
         self.phase = phase
         self.on_row = on_row
         self.evaluated = 0
-        evaluated = [(column, o.metric) for column, o in enumerate(objectives) if o.metric in evaluator.metrics]
+        given = [(column, given_as(o, evaluator.metrics)) for column, o in enumerate(objectives)]
+        evaluated = [(column, metric) for column, metric in given if metric is not None]
         self._columns = [column for column, _ in evaluated]
         self._sources = [evaluator.metrics.index(metric) for _, metric in evaluated]
         self._names = [self.metrics[column] for column in self._columns]

@@ -1,4 +1,4 @@
-"""Evaluation by look-up in tables of finished networks: tabular benchmarks, and any CSV or Parquet file of one's own."""
+"""Evaluation by look-up in tables of finished networks: tabular benchmarks, any CSV or Parquet file of one's own."""
 
 from __future__ import annotations
 
@@ -230,8 +230,8 @@ class _File:
             shown = "nothing" if cell is None or cell == "" else repr(cell)
             more = f" ({len(bad)} such cells)" if len(bad) > 1 else ""
             raise UserError(
-                f"{self.where(int(bad[0]))}, column {column!r}: expected a finite number, got {shown}{more}; leave such "
-                'rows out, or give evaluator.missing = "failed" where the evaluation failed'
+                f"{self.where(int(bad[0]))}, column {column!r}: expected a finite number, got {shown}{more}; leave "
+                'such rows out, or give evaluator.missing = "failed" where the evaluation failed'
             )
         return values
 

@@ -39,7 +39,7 @@ def everything(space):
 @pytest.fixture
 def file(tmp_path, everything):
     archs, accuracy, latency = everything
-    rows = [["_".join(map(str, a)), repr(x), repr(y)] for a, x, y in zip(archs, accuracy, latency, strict=True)]
+    rows = [["_".join(map(str, a)), x, y] for a, x, y in zip(archs, accuracy, latency, strict=True)]
     return write(tmp_path / "all.csv", ["arch", "top1", "phone_ms"], rows)
 
 
@@ -140,7 +140,7 @@ def test_a_list_of_architectures_restricts_all_variation(space, everything):
     listed = everything[0][rng.choice(len(everything[0]), 40, replace=False)]
     part = space.only(listed)
     known = {a.tobytes() for a in listed}
-    rows = part.sample(200, rng)
+    rows = part.sample(1000, rng)
     made = [rows, mutate(part, rows, rng, 0.1), crossover(part, rows, rows[::-1], rng)]
     made += [neighbours(part, rows[i], rng) for i in range(5)]
     for archs in made:
