@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau, spearmanr
 
 from hardware_profiles.paths import write_text
-from nasbench.experiment import spread_sample
+from nasbench.searches import spread_sample
 from nasbench.tasks.array_task import Dataset
 from nasbench.tasks.base import Split
 from nasbench.tasks.fashion_mnist import FashionMNIST

@@ -1,0 +1,99 @@
+"""What networks cost: calibrated targets, a bound predictor per cost objective, and limits that can be kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hardware_profiles.paths import atomic
+from nasbench.feasibility import check_limits
+from nasbench.objectives import Objective
+from nasbench.plan import Plan
+from nasbench.progress import Reporter
+from nasbench.run import Run
+from predictors import BoundPredictor, Calibration, calibrate, predictor_for
+from predictors.calibration import kept_calibration
+from predictors.choice import TABLES
+
+
+def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredictor]:
+    """A bound predictor per cost objective.
+
+    Targets that can be measured are calibrated first, which is frozen in the run; so is a calibration of another target
+    that lies in the user's directory, and any file that a predictor is made of.
+    """
+    calibrations: dict[str, Calibration] = {}
+    predictors = {n: _frozen(p, n, run) for n, p in plan.config.targets.predictors.items()}
+    for name in sorted({o.target for o in plan.predicted if o.metric in ("latency_ms", "energy_mj")}):
+        target = plan.targets[name]
+        if predictors.get(name, "auto") not in ("auto", "operator_model", "scale"):
+            continue
+        latency = any(o.target == name and o.metric == "latency_ms" for o in plan.predicted)
+        file = run.directory("calibration") / f"{name.replace(':', '-')}.json"
+        given = plan.config.targets.calibration.get(name)
+        if file.is_file():
+            calibrations[name] = Calibration.load(file)
+        elif given:
+            calibrations[name] = Calibration.load(Path(given))
+            calibrations[name].save(file)
+        elif (not target.profile.local or predictors.get(name) == "scale") and (kept := kept_calibration(target)):
+            report.line(f"{name}: {kept.basis('latency_ms')}")
+            calibrations[name] = kept
+            kept.save(file)
+        elif latency and plan.measurable(target) and (target.profile.local or target.profile.meter is not None):
+            with report.phase(f"calibrate {name}") as phase, run.phase(f"calibrate {name}", "networks") as done:
+                started = datetime.now(UTC)
+                calibration = calibrate(
+                    target,
+                    plan.space,
+                    networks=plan.config.targets.calibration_networks,
+                    progress=phase.steps("networks"),
+                )
+                fresh = calibration.created >= started
+                done[0] = len(calibration.rows) + len(calibration.failures) if fresh else 0
+                phase.done(("" if fresh else "kept from an earlier run: ") + calibration_summary(calibration))
+                calibration.save(file)
+                calibrations[name] = calibration
+    return {
+        o.name: predictor_for(
+            plan.targets.get(o.target), o.metric, calibrations.get(o.target), _predictor_of(o, predictors)
+        ).bind(plan.space)
+        for o in plan.predicted
+    }
+
+
+def _frozen(predictor: str, target: str, run: Run) -> str:
+    """The predictor, from the run's own copy of the file that it is made of."""
+    if not predictor.startswith(TABLES):
+        return predictor
+    kind, _, file = predictor.partition(":")
+    copy = run.directory("calibration") / f"{target.replace(':', '-')}{Path(file).suffix}"
+    if not copy.is_file():
+        with atomic(copy) as temporary:
+            shutil.copyfile(file, temporary)
+    return f"{kind}:{copy}"
+
+
+def _predictor_of(objective: Objective, predictors: Mapping[str, str]) -> str:
+    """The predictor that the experiment names for an objective; counts need none."""
+    return predictors.get(objective.target, "auto") if objective.metric in ("latency_ms", "energy_mj") else "auto"
+
+
+def calibration_summary(calibration: Calibration) -> str:
+    """One line on how good a calibration is, by its figures of networks left out."""
+    quality = calibration.models["latency_ms"].quality
+    rank = f", Spearman {quality['spearman']:.3f}" if "spearman" in quality else ""
+    return f"{len(calibration.rows)} networks, left-out ones within 10 %: {quality['within_10_percent']:.0%}{rank}"
+
+
+def check_feasible(plan: Plan, costs: dict[str, BoundPredictor], report: Reporter) -> None:
+    """Refuse limits on costs that no architecture can keep.
+
+    Raises:
+        UserError: naming the limit and the tightest achievable value.
+    """
+    if any(o.limit is not None for o in plan.predicted):
+        with report.phase("check limits"):
+            check_limits(plan.space, plan.predicted, costs, seed=plan.config.seed)
