@@ -49,9 +49,13 @@ class NSGA2(PopulationStrategy):
         best = np.lexsort((-crowding_distance(values, ranks), ranks))
         return distinct[best[: self.population_size]]
 
-    def _offspring(self, n: int) -> Archs:
+    def _parents(self, n: int) -> NDArray[np.int64]:
+        """Two parents for each of `n` children, `(2, n)` places in the population."""
         # Members stand best first, so that the lower place wins a tournament.
-        winners = self.rng.integers(len(self.archs), size=(2, n, 2)).min(axis=2)
+        return self.rng.integers(len(self.archs), size=(2, n, 2)).min(axis=2)
+
+    def _offspring(self, n: int) -> Archs:
+        winners = self._parents(n)
         children = self.archs[winners[0]]
         crossed = self.rng.random(n) < self.crossover_rate
         children[crossed] = crossover(self.space, children[crossed], self.archs[winners[1][crossed]], self.rng)

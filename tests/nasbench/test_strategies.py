@@ -10,23 +10,33 @@ import pytest
 
 from nasbench.evaluators.base import Status
 from nasbench.pareto import constrained_ranks, hypervolume
+from nasbench.strategies.local_search import LocalSearch
 from nasbench.strategies.nsga2 import NSGA2
+from nasbench.strategies.nsga3 import NSGA3, normalised, reference_directions
 from nasbench.strategies.optuna_strategy import OptunaStrategy
+from nasbench.strategies.ppo import PPO
 from nasbench.strategies.random_search import RandomSearch
 from nasbench.strategies.regularized_evolution import RegularizedEvolution
-from nasbench.variation import row_keys
+from nasbench.strategies.reinforce import Reinforce
+from nasbench.strategies.successive_halving import SuccessiveHalving
+from nasbench.variation import neighbours, row_keys
 from search_spaces import UserError
 
 STRATEGIES = {
     "random": RandomSearch,
     "regularized_evolution": lambda *args: RegularizedEvolution(*args, population_size=20, sample_size=5),
     "nsga2": lambda *args: NSGA2(*args, population_size=20),
+    "nsga3": lambda *args: NSGA3(*args, population_size=20),
+    "local_search": lambda *args: LocalSearch(*args, starts=5),
+    "reinforce": lambda *args: Reinforce(*args, reward="pareto"),
+    "ppo": lambda *args: PPO(*args, reward="pareto"),
+    "successive_halving": SuccessiveHalving,
     "optuna_tpe": lambda *args: OptunaStrategy(*args, sampler_options={"n_startup_trials": 25, "n_ei_candidates": 4}),
     "optuna_nsga2": lambda *args: OptunaStrategy(
         *args, sampler="NSGAIISampler", sampler_options={"population_size": 10}
     ),
 }
-LEARNING = ["regularized_evolution", "nsga2"]
+LEARNING = ["regularized_evolution", "nsga2", "nsga3", "local_search", "reinforce", "ppo"]
 
 
 @pytest.fixture(params=STRATEGIES)
@@ -218,7 +228,7 @@ def test_learning_beats_random(make_space, name, limit):
 def test_learning_finds_a_single_objectives_minimum(space, name):
     problem = Problem(space, 1)
     least = problem(RandomSearch(space)._proposals(space.everything()))[0].min()
-    _, values, _ = run(STRATEGIES[name](space, 0, None), problem, 40)
+    _, values, _ = run(STRATEGIES[name](space, 0, None), problem, 60)
     assert values.min() == pytest.approx(least, abs=0.05 * abs(least))
 
 
@@ -313,3 +323,131 @@ def test_optuna_storage_that_cannot_be_used_is_named(space):
     strategy = OptunaStrategy(space, 0, storage="sqlite:////no/such/directory/study.db")
     with pytest.raises(UserError, match=r"strategy\.storage"):
         run(strategy, Problem(space), 1)
+
+
+def test_reference_directions_are_das_and_dennis(space):
+    # Deb & Jain, table I: 12 divisions of 3 objectives are 91 directions, 6 of 5 are 210.
+    for objectives, most, expected in ((3, 92, 91), (5, 212, 210), (2, 20, 20), (1, 9, 1)):
+        directions = reference_directions(objectives, most)
+        assert len(np.unique(directions, axis=0)) == len(directions) == expected
+        np.testing.assert_allclose(np.linalg.norm(directions, axis=1), 1.0)
+        assert (directions >= 0).all()
+
+
+def test_normalisation_finds_the_intercepts_of_a_tilted_plane():
+    rng = np.random.default_rng(0)
+    shares = np.vstack([np.eye(3), rng.dirichlet(np.ones(3), 50)])
+    values = shares * [2.0, 30.0, 400.0] + [5.0, -7.0, 100.0]
+    np.testing.assert_allclose(normalised(values), shares, atol=1e-6)
+    with_worst = normalised(np.vstack([values, [np.inf, 0.0, 200.0]]))
+    assert np.isfinite(with_worst).all()
+
+
+def test_nsga3_spreads_over_directions(space):
+    """Of a front that is crowded in one corner, the survivors serve as many directions as there are."""
+    rng = np.random.default_rng(1)
+    strategy = NSGA3(space, 0, None, population_size=15)  # 4 divisions of 3 objectives: 15 directions
+    proposals = strategy.ask(60)
+    points = np.abs(rng.normal(size=(60, 3)) * [0.05, 0.05, 1.0])
+    points[:14] = reference_directions(3, 15)[:14]
+    values = points / np.linalg.norm(points, axis=1, keepdims=True)  # all on a sphere: none dominates another
+    strategy.tell(proposals, values, np.zeros((60, 0)), np.zeros(60, dtype=np.uint8))
+    nearest = (strategy.values @ reference_directions(3, 15).T).argmax(axis=1)
+    assert len(strategy.archs) == 15
+    assert len(set(nearest.tolist())) >= 14
+
+
+def test_a_climb_ends_in_a_local_optimum_and_repeats_nothing(space):
+    problem = Problem(space, 1)
+    strategy = LocalSearch(space, 0, None, starts=1)
+    archs, values, _ = run(strategy, problem, 30, n=10)
+    assert len(np.unique(archs, axis=0)) == 300
+    keys = dict(zip(row_keys(archs).tolist(), values[:, 0], strict=True))
+    best = archs[values[:, 0].argmin()]
+    around = neighbours(space, best, np.random.default_rng(0))
+    seen = [keys.get(key) for key in row_keys(around).tolist()]
+    assert None not in seen  # the best was explored whole
+    assert min(seen) >= values.min()
+
+
+@pytest.mark.parametrize("kind", [Reinforce, PPO])
+def test_mnasnets_reward_decides_where_a_policy_goes(space, kind):
+    """Accuracy that grows and a cost that grows with it: beyond its target a steep exponent turns the policy back."""
+
+    def told(proposals):
+        size = space.features(proposals.archs) @ np.arange(1.0, space.features(proposals.archs).shape[1] + 1)
+        size = size / 60.0
+        values = np.column_stack([-(0.5 + 0.1 * size), size])
+        return values, np.zeros((len(values), 0)), np.zeros(len(values), dtype=np.uint8)
+
+    ends = {}
+    for name, options in {
+        "free": {"exponents": (0.0, 0.0)},
+        "tight": {"targets": [1.0], "exponents": (0.0, -3.0)},
+    }.items():
+        strategy = kind(space, 0, None, **options)
+        _, values, _ = run(strategy, told, 40, n=20)
+        ends[name] = np.median(values[-200:, 1])
+    everything = told(RandomSearch(space)._proposals(space.everything()))[0][:, 1]
+    assert ends["free"] >= np.quantile(everything, 0.9)
+    assert abs(ends["tight"] - 1.0) < abs(ends["free"] - 1.0) / 3
+
+
+def test_rewards_say_what_they_cannot_do(space):
+    with pytest.raises(UserError, match=r"mnasnet.*both signs: choose reward = 'pareto'"):
+        strategy = Reinforce(space, 0)
+        values = np.column_stack([np.linspace(-1, 1, 20), np.ones(20)])
+        strategy.tell(strategy.ask(20), values, np.zeros((20, 0)), np.zeros(20, dtype=np.uint8))
+    with pytest.raises(UserError, match=r"strategy.targets: 2 given, but 1 objectives are minimised"):
+        strategy = Reinforce(space, 0, targets=[1.0, 2.0])
+        proposals = strategy.ask(20)
+        strategy.tell(proposals, np.tile([-0.5, 2.0], (20, 1)), np.zeros((20, 0)), np.zeros(20, dtype=np.uint8))
+
+
+def test_pareto_policies_divide_the_front(space):
+    strategy = Reinforce(space, 0, None, reward="pareto", policies=3)
+    _, values, _ = run(strategy, Problem(space, 2), 40, n=15)
+    late = np.stack([values[-150:][p::3].mean(axis=0) for p in range(3)])
+    # The heavier the weight of the first objective, the smaller it is, and the larger the other.
+    assert late[0, 0] > late[2, 0]
+    assert late[0, 1] < late[2, 1]
+
+
+def test_halving_promotes_the_best_of_each_rung(space):
+    strategy = SuccessiveHalving(space, 0, None, minimum=2, factor=3, rungs=3)
+    problem = Problem(space, 1)
+    told = []
+    for _ in range(30):
+        proposals = strategy.ask(9)
+        values, violations, status = problem(proposals)
+        strategy.tell(proposals, values, violations, status)
+        told += zip(
+            row_keys(proposals.archs).tolist(), proposals.fidelity["epochs"].tolist(), values[:, 0], strict=True
+        )
+    rungs = [[(k, v) for k, level, v in told if level == wanted or (wanted is None and np.isnan(level))]
+             for wanted in (2, 6, None)]  # fmt: skip
+    first, second, full = (dict(rung) for rung in rungs)
+    assert [len(r) for r in rungs] == [len(first), len(second), len(full)]  # none twice on a rung
+    assert set(full) <= set(second) <= set(first)
+    assert len(second) == pytest.approx(len(first) / 3, abs=9)
+    assert len(full) == pytest.approx(len(second) / 3, abs=4)
+    assert np.median(list(full.values())) < np.median(list(second.values())) < np.median(list(first.values()))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "key"),
+    [
+        (LocalSearch, {"starts": 0}, "starts"),
+        (Reinforce, {"reward": "pareto", "policies": 0}, "policies"),
+        (Reinforce, {"exponents": (0.0, -1.0)}, "targets"),
+        (Reinforce, {"exponents": (0.5, -1.0)}, "exponents"),
+        (Reinforce, {"reward": "best"}, "reward"),
+        (PPO, {"clip": 1.5}, "clip"),
+        (PPO, {"lr": 0.0}, "lr"),
+        (SuccessiveHalving, {"factor": 1}, "factor"),
+        (SuccessiveHalving, {"minimum": 0}, "minimum"),
+    ],
+)
+def test_bad_settings_of_more_strategies_name_their_key(space, strategy, options, key):
+    with pytest.raises(UserError, match=rf"strategy\.{key}"):
+        strategy(space, 0, None, **options)
