@@ -14,6 +14,7 @@ _OWN = {
     "Config": "nasbench.config",
     "Evaluation": "nasbench.evaluators.base",
     "Evaluator": "nasbench.evaluators.base",
+    "FeasibleSampler": "nasbench.sampling",
     "GradientStrategy": "nasbench.strategies.base",
     "Objective": "nasbench.objectives",
     "ParetoArchive": "nasbench.pareto",
@@ -34,6 +35,7 @@ _OWN = {
     "non_dominated_sort": "nasbench.pareto",
     "parse_config": "nasbench.config",
     "run_experiment": "nasbench.experiment",
+    "sample_feasible": "nasbench.sampling",
     "search": "nasbench.search",
     "suite_networks": "nasbench.networks",
 }

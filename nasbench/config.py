@@ -84,15 +84,23 @@ class TargetsSection(Section):
 
 
 class ObjectiveSection(Section):
-    """`[objectives.NAME]`: one axis of the front; NAME is a metric, or `metric@target`, or free with `metric` given."""
+    """`[objectives.NAME]`: one axis of the front; NAME is a metric, or `metric@target`, or free with `metric` given.
+
+    Keys:
+        metric, target, direction: what is meant, where NAME does not say it.
+        limit: hard limit on the side that is worse; `at_least` and `at_most` may be given instead, or both.
+        quantile: of a prediction, that must keep the limits; the mean where it is not given.
+    """
 
     metric: str | None = None
     target: str | None = None
     direction: Literal["minimise", "maximise"] | None = None
     limit: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
     quantile: float | None = Field(default=None, gt=0, lt=1)
 
-    @field_validator("limit")
+    @field_validator("limit", "at_least", "at_most")
     @classmethod
     def _finite(cls, value: float | None) -> float | None:
         if value is not None and not abs(value) < float("inf"):

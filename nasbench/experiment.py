@@ -121,7 +121,7 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
         load_published(plan, supernet)
     evaluator = plan.make_evaluator(supernet)
     costs = bind_costs(plan, run, report)
-    check_feasible(plan, costs, report)
+    limited = check_feasible(plan, costs, report)
     if supernet is not None:
         train(plan, run, supernet, report)
     bound = costs
@@ -129,9 +129,9 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
         front = gradient_search(plan, run, evaluator, costs, report)
     elif plan.config.evaluator.samples:
         bound = fit_predictors(plan, run, evaluator, costs, report) | costs
-        front = predicted_search(plan, run, bound, report)
+        front = predicted_search(plan, run, bound, report, limited)
     else:
-        front = evaluated_search(plan, run, evaluator, costs, report)
+        front = evaluated_search(plan, run, evaluator, costs, report, limited)
     verified = verify(plan, run, front, evaluator, bound, report)
     chosen = choose(plan, verified)
     run_stages(plan, run, chosen, evaluator if supernet else None, report)

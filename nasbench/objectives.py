@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class Objective:
         maximise: direction.
         limit: hard limit: at most, or at least where `maximise`; None for no limit.
         quantile: with a limit on a prediction, the quantile that must keep it; None means the mean.
+        opposite: a hard limit on the other side: at least, or at most where `maximise`; None for no such.
     """
 
     name: str
@@ -55,6 +56,23 @@ class Objective:
     limit: float | None = None
     quantile: float | None = None
     unit: str = ""
+    opposite: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has a hard limit, on either side."""
+        return self.limit is not None or self.opposite is not None
+
+    @property
+    def sides(self) -> tuple[tuple[str, Objective], ...]:
+        """The hard limits one by one, each with its key and as an objective with that `limit` only."""
+        found: list[tuple[str, Objective]] = []
+        if self.limit is not None:
+            found.append(("limit", replace(self, opposite=None)))
+        if self.opposite is not None:
+            key = "at_most" if self.maximise else "at_least"
+            found.append((key, replace(self, maximise=not self.maximise, limit=self.opposite, opposite=None)))
+        return tuple(found)
 
     @property
     def label(self) -> str:
@@ -72,12 +90,18 @@ def make_objective(
     direction: str | None = None,
     limit: float | None = None,
     quantile: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
     default_target: str = "",
 ) -> Objective:
     """An objective from configuration values; `name` may be a metric or `metric@target`.
 
+    Args:
+        limit: hard limit in the direction that is worse; `at_least` and `at_most` say which side they mean.
+
     Raises:
-        UserError: an unknown metric without a direction, so it is not one of the user's own either.
+        UserError: an unknown metric without a direction, so it is not one of the user's own either; or two limits on
+            one side.
     """
     from_name, _, at = name.partition("@")
     metric = metric or from_name
@@ -88,14 +112,20 @@ def make_objective(
             'A metric of your own evaluator needs direction = "minimise" or "maximise".'
         )
     needs_target = known.needs_target if known else False
+    maximise = known.maximise if direction is None and known else direction == "maximise"
+    same, opposite = (at_least, at_most) if maximise else (at_most, at_least)
+    if limit is not None and same is not None and same != limit:
+        key = "at_least" if maximise else "at_most"
+        raise UserError(f"objectives.{name}: limit = {limit:g} and {key} = {same:g} say the same; keep one of them")
     return Objective(
         name=name,
         metric=metric,
         target=(target or at or default_target) if needs_target else (target or at),
-        maximise=known.maximise if direction is None and known else direction == "maximise",
-        limit=limit,
+        maximise=maximise,
+        limit=limit if same is None else same,
         quantile=quantile,
         unit=known.unit if known else "",
+        opposite=opposite,
     )
 
 
@@ -108,20 +138,48 @@ def given_as(objective: Objective, metrics: Sequence[str]) -> str | None:
     return next((name for name in names if name in metrics), None)
 
 
+def check_contradictions(objectives: Sequence[Objective]) -> None:
+    """Refuse limits on one metric that no value keeps, whatever the architecture.
+
+    Raises:
+        UserError: naming both.
+    """
+    lowest: dict[tuple[str, str], tuple[str, Objective]] = {}
+    highest: dict[tuple[str, str], tuple[str, Objective]] = {}
+    for objective in objectives:
+        for key, side in objective.sides:
+            assert side.limit is not None
+            kept, better = (lowest, 1.0) if side.maximise else (highest, -1.0)
+            what, told = (side.metric, side.target), (f"objectives.{side.name}.{key}", side)
+            if what not in kept or better * side.limit > better * (kept[what][1].limit or 0.0):
+                kept[what] = told
+    for what in lowest.keys() & highest.keys():
+        (low, least), (high, most) = lowest[what], highest[what]
+        assert least.limit is not None
+        assert most.limit is not None
+        if least.limit > most.limit:
+            unit = f" {least.unit}" if least.unit else ""
+            where = f"{what[0]} on {what[1]}" if what[1] else what[0]
+            raise UserError(
+                f"{low} = {least.limit:g}{unit} and {high} = {most.limit:g}{unit} contradict each other: no {where} is "
+                "at least the one and at most the other"
+            )
+
+
 def minimised(values: NDArray[np.float64], objectives: tuple[Objective, ...]) -> NDArray[np.float64]:
     """`(n, M)` values with the sign turned where more is better, so that less is better everywhere."""
     return values * np.where([o.maximise for o in objectives], -1.0, 1.0)
 
 
-def violations(values: NDArray[np.float64], objectives: tuple[Objective, ...]) -> NDArray[np.float64]:
-    """How far each limit is broken, relative to the limit: `(n, L)` >= 0, one column per objective with a limit.
+def violations(values: NDArray[np.float64], objectives: Sequence[Objective]) -> NDArray[np.float64]:
+    """How far each limit is broken, relative to the limit: `(n, L)` >= 0, one column per limit, in order.
 
     `values` `(n, M)` are those that the limit applies to (the mean, or the objective's quantile). NaN counts as +inf.
     """
-    columns = [i for i, o in enumerate(objectives) if o.limit is not None]
-    if not columns:
+    sides = [(column, side) for column, o in enumerate(objectives) for _, side in o.sides]
+    if not sides:
         return np.zeros((len(values), 0))
-    limits = np.array([objectives[i].limit for i in columns], dtype=float)
-    sign = np.where([objectives[i].maximise for i in columns], -1.0, 1.0)
-    excess = sign * (values[:, columns] - limits) / np.maximum(np.abs(limits), 1e-12)
+    limits = np.array([side.limit for _, side in sides], dtype=float)
+    sign = np.where([side.maximise for _, side in sides], -1.0, 1.0)
+    excess = sign * (values[:, [column for column, _ in sides]] - limits) / np.maximum(np.abs(limits), 1e-12)
     return np.where(np.isnan(excess), np.inf, np.maximum(excess, 0.0))

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hardware_profiles import Meter, Target, load_target, meter_for
 from hardware_profiles.extras import require
 from hardware_profiles.meter_choice import with_meter
 from hardware_profiles.profile import shipped_files
 from nasbench.config import Config
 from nasbench.evaluators.base import Evaluator
-from nasbench.objectives import METRICS, Objective, make_objective
+from nasbench.objectives import METRICS, Objective, check_contradictions, make_objective
 from nasbench.registry import options, resolve
 from nasbench.selection import named_networks
 from nasbench.stages.base import Stage, check_order
@@ -307,10 +309,9 @@ def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, 
                 f"objectives.{name}: nothing gives the metric {objective.metric!r}; the evaluator "
                 f"{config.evaluator.name!r} gives {', '.join(metrics)}"
             )
-        if objective.limit is not None and objective.metric in METRICS:
-            sensible = objective.limit > 0 and not (objective.metric == "accuracy" and objective.limit > 1)
-            if not sensible:
-                raise UserError(f"objectives.{name}.limit = {objective.limit}: accuracy is 0..1, costs are above 0")
+        for key, side in objective.sides if objective.metric in METRICS else ():
+            if not 0 < side.limit <= (1 if objective.metric == "accuracy" else np.inf):  # type: ignore[operator]
+                raise UserError(f"objectives.{name}.{key} = {side.limit}: accuracy is 0..1, costs are above 0")
         objectives.append(objective)
         config.objectives[name] = section.model_copy(
             update={
@@ -319,6 +320,7 @@ def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, 
                 "direction": "maximise" if objective.maximise else "minimise",
             }
         )
+    check_contradictions(objectives)
     return tuple(objectives)
 
 

@@ -79,19 +79,19 @@ def spread_sample(
     return pool[rng.permutation(sorted(chosen))]
 
 
-def make_strategy(plan: Plan) -> Strategy:
-    """The ask/tell strategy of the plan, in its initial state."""
+def make_strategy(plan: Plan, space: SearchSpace | None = None) -> Strategy:
+    """The ask/tell strategy of the plan, in its initial state; on the plan's space or one that is drawn otherwise."""
     references = list(plan.references.values()) if plan.config.strategy.seed_references else []
     initial = np.stack(references) if references else None
     kind = cast(type[Strategy], plan.strategy)
-    return kind(plan.space, plan.config.seed, initial, **plan.strategy_options)
+    return kind(space or plan.space, plan.config.seed, initial, **plan.strategy_options)
 
 
 def predicted_search(
-    plan: Plan, run: Run, bound: dict[str, BoundPredictor], report: Reporter
+    plan: Plan, run: Run, bound: dict[str, BoundPredictor], report: Reporter, space: SearchSpace | None = None
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """Search on predictions; `(n, K)` architectures of the predicted front. Its state is saved every few seconds."""
-    strategy, archive = make_strategy(plan), ParetoArchive(plan.space, len(plan.objectives))
+    strategy, archive = make_strategy(plan, space), ParetoArchive(plan.space, len(plan.objectives))
     file = run.path / SEARCH
     if file.is_file():
         state = load_state(file)
@@ -150,7 +150,12 @@ def nothing_found(archive: ParetoArchive, objectives: tuple[Objective, ...]) -> 
 
 
 def evaluated_search(
-    plan: Plan, run: Run, evaluator: Evaluator, costs: dict[str, BoundPredictor], report: Reporter
+    plan: Plan,
+    run: Run,
+    evaluator: Evaluator,
+    costs: dict[str, BoundPredictor],
+    report: Reporter,
+    space: SearchSpace | None = None,
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """Search with every proposal really evaluated; a resumed run replays the recorded rows through the strategy."""
     archive = ParetoArchive(plan.space, len(plan.objectives))
@@ -159,7 +164,7 @@ def evaluated_search(
         progress = phase.progress("evaluations")
         recorded = _recorded(plan, run, evaluator, costs, "search")
         search(
-            make_strategy(plan),
+            make_strategy(plan, space),
             recorded,
             plan.objectives,
             evaluations=total,

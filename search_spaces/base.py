@@ -162,6 +162,8 @@ class SearchSpace(ABC):
     _blocked: NDArray[np.bool_] | None = None
     # The only architectures there are, where a space was restricted to a list of them; None for no such list.
     listed: RowIndex | None = None
+    # What draws architectures instead of the uniform draw; None for that.
+    _draw: Callable[[int, np.random.Generator], Archs] | None = None
 
     @property
     @abstractmethod
@@ -196,9 +198,13 @@ class SearchSpace(ABC):
     def sample(self, n: int, rng: np.random.Generator) -> Archs:
         """Draw `n` architectures, each knob uniform and independent; `(n, K)` canonical, and permitted.
 
+        Of a space made by `drawn_by` they come from there.
+
         Raises:
             UserError: a restricted space, in which hardly any architecture is permitted.
         """
+        if self._draw is not None:
+            return self._draw(n, rng)
         if self.listed is not None:
             return self.listed.rows[rng.integers(len(self.listed), size=n)]
         if self._blocked is None:
@@ -246,6 +252,15 @@ class SearchSpace(ABC):
         if not len(restricted.listed):
             raise UserError(f"{self.name}: none of the {len(archs)} architectures listed is permitted")
         return restricted
+
+    def drawn_by(self, draw: Callable[[int, np.random.Generator], Archs]) -> Self:
+        """This space with `sample(n, rng)` taken from `draw(n, rng)`, such as one that keeps hard limits.
+
+        Only what is drawn at random changes: the space has all its architectures, and variation may reach them.
+        """
+        drawn = copy(self)
+        drawn._draw = draw
+        return drawn
 
     @property
     def restricted(self) -> bool:

@@ -40,7 +40,7 @@ class PredictedEvaluator(Evaluator):
         for column, objective in enumerate(self.objectives):
             estimate = self.bound[objective.name].predict(proposals.archs)
             values[:, column] = estimate.mean
-            if objective.limit is not None and objective.quantile is not None:
+            if objective.limited and objective.quantile is not None:
                 quantiles[column] = estimate.quantile(objective.quantile)
         status = np.full(len(proposals), Status.OK, dtype=np.uint8)
         failed = np.isnan(values).any(axis=1)

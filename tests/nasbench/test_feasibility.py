@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nasbench.feasibility import _eliminate, check_limits, minimiser
+from nasbench.factors import Gibbs, least
+from nasbench.feasibility import check_limits, minimiser, shares
 from nasbench.objectives import make_objective
 from predictors.base import AdditivePredictor, BoundPredictor, Estimate
 from predictors.counts import Count
@@ -96,7 +97,7 @@ def test_elimination_equals_enumeration_on_random_graphs():
         for combine in (np.add, np.maximum):
             parts = [table[tuple(rows[:, list(knobs)].T)] + np.zeros(len(rows)) for knobs, table in factors]
             values = combine.reduce(parts)
-            found = _eliminate(list(factors), cardinalities, combine)
+            found = least(list(factors), cardinalities, combine)
             at = np.flatnonzero((rows == found).all(axis=1))[0]
             assert values[at] == pytest.approx(values.min())
 
@@ -192,3 +193,80 @@ def test_limits_that_meet_narrowly_are_kept_together(space):
     arch = check_limits(space, objectives, bound).arch
     assert bound["a"].predict(arch[None]).mean[0] <= objectives[0].limit
     assert bound["b"].predict(arch[None]).mean[0] <= objectives[1].limit
+
+
+def test_draws_have_the_weights_of_their_factors():
+    rng = np.random.default_rng(0)
+    cardinalities = np.array([2, 3, 2, 3])
+    factors = [((0, 1), rng.normal(size=(2, 3))), ((2, 1), rng.normal(size=(2, 3))), ((), np.array(0.5))]
+    factors[0][1][1, 2] = -np.inf
+    rows = np.indices(cardinalities).reshape(4, -1).T
+    logs = sum(table[tuple(rows[:, list(knobs)].T)] + np.zeros(len(rows)) for knobs, table in factors)
+    gibbs = Gibbs(factors, cardinalities)
+    assert gibbs.log_total == pytest.approx(np.log(np.exp(logs).sum()))
+    places = np.ravel_multi_index(tuple(gibbs.draw(50_000, rng).T), tuple(cardinalities))
+    found = np.bincount(places, minlength=len(rows)) / 50_000
+    np.testing.assert_allclose(found, np.exp(logs - gibbs.log_total), atol=0.01)
+
+
+def test_what_makes_a_limit_tight_is_named_with_its_share(space):
+    macs = Count("macs").bind(space)
+    smallest = np.zeros(len(space.knobs), dtype=space.dtype)
+    parts = shares(space, macs, smallest)
+    assert sum(share for _, share in parts) == pytest.approx(1.0)
+    total, block = macs.predict(smallest[None]).mean[0], space.catalog[int(space.blocks(smallest[None])[0, 1])]
+    named = dict(parts)[f"block {block.name} (resolution=8, depth0=1, kernel0.0=3, expansion0.0=2)"]
+    assert named == pytest.approx(block.workload.macs / total)
+    overhead = dict(shares(space, Cost(1).bind(space), smallest))["fixed overhead"]
+    assert overhead > 0
+    assert shares(space, Opaque(macs), smallest) == ()
+    with pytest.raises(UserError, match=r"Of that: \d+% block .*; 21% block stem@8"):
+        check_limits(space, [make_objective("macs", limit=10)], {"macs": macs})
+    with pytest.raises(UserError, match="Of that: 100% block"):
+        memory = Count("peak_memory_bytes").bind(space)
+        check_limits(space, [make_objective("peak_memory_bytes", limit=10)], {"peak_memory_bytes": memory})
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        [make_objective("macs", at_least=2e5, at_most=1e5)],
+        [
+            make_objective("macs", limit=1e5),
+            make_objective("floor", metric="macs", direction="maximise", limit=2e5),
+        ],
+    ],
+)
+def test_limits_that_contradict_each_other_are_told_at_once(space, objectives):
+    with pytest.raises(
+        UserError, match=r"objectives\.\w+\.\w+ = 200000 and .* = 100000 contradict each other: no macs"
+    ):
+        check_limits(space, objectives, {o.name: Count("macs").bind(space) for o in objectives})
+
+
+def test_a_limit_from_either_side(space):
+    bound = {"macs": Count("macs").bind(space)}
+    every = bound["macs"].predict(everything(space)).mean
+    low, high = np.quantile(every, [0.4, 0.6])
+    report = check_limits(space, [make_objective("macs", at_least=low, at_most=high)], bound)
+    assert [r.key for r in report.reaches] == ["limit", "at_least"]
+    assert low <= bound["macs"].predict(report.arch[None]).mean[0] <= high
+    with pytest.raises(UserError, match=r"objectives\.macs\.at_least: no architecture .* at least"):
+        check_limits(space, [make_objective("macs", at_least=2 * every.max())], bound)
+    with pytest.raises(UserError, match=r"limit = 1 and at_most = 2 say the same"):
+        make_objective("macs", limit=1, at_most=2)
+
+
+def test_costs_that_are_no_numbers_keep_no_limit(space):
+    bound = Count("macs").bind(space)
+    arch = minimiser(space, bound)
+    bound.table[space.blocks(arch[None])[0, 1]] = np.nan  # the cheapest first block
+    bound._column[:] = bound.table[:, 0]
+    bound.__dict__.pop("positions", None)
+    other = minimiser(space, bound)
+    assert np.isfinite(bound.predict(other[None]).mean[0])
+    bound.table[:] = np.nan
+    bound._column[:] = np.nan
+    bound.__dict__.pop("positions", None)
+    with pytest.raises(UserError, match="no number for any architecture"):
+        check_limits(space, [make_objective("macs", limit=1e9)], {"macs": bound}, budget=400)
