@@ -17,6 +17,7 @@ from nasbench.sampling import limited_space
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
 from predictors.calibration import kept_calibration
 from predictors.choice import TABLES
+from search_spaces import SearchSpace
 
 
 def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredictor]:

@@ -160,9 +160,9 @@ def _rises_with_mean(space: SearchSpace, objective: Objective, predictor: BoundP
 def minimiser(space: SearchSpace, predictor: BoundPredictor, *, maximise: bool = False) -> Archs | None:
     """An architecture `(K,)` with the least (or greatest) expected cost of the whole space, exactly.
 
-    Blocks that were taken out of the space cost without bound, and of a list every row is looked at. None where that is not to be had: the predictor is no
-    table over blocks, or its head is not linear, or the space ties too many knobs together (tables beyond 10^7
-    entries). Of equally good choices the first is taken.
+    Blocks that were taken out of the space cost without bound, and of a list every row is looked at. None where that is
+    not to be had: the predictor is no table over blocks, or its head is not linear, or the space ties too many knobs
+    together (tables beyond 10^7 entries). Of equally good choices the first is taken.
     """
     if space.listed is not None:
         values = predictor.predict(space.listed.rows).mean * (-1.0 if maximise else 1.0)
