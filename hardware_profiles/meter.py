@@ -121,6 +121,7 @@ class Measurement:
         error: why there is no number (then `latency_ms` is NaN), else empty.
         energy_mj: energy per inference (one batch), mJ; None where nothing measures it.
         peak_memory_bytes: what the process took at its peak, as far as the runtime tells; else None.
+        cycles: of the accelerator's clock per inference, where a compiler reckons in them; else None.
         operators: times per operator, in the order run, where the runtime tells and was asked.
     """
 
@@ -133,6 +134,7 @@ class Measurement:
     error: str = ""
     energy_mj: float | None = None
     peak_memory_bytes: int | None = None
+    cycles: int | None = None
     operators: tuple[OperatorTime, ...] = field(default=(), repr=False)
 
     @property

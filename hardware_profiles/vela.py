@@ -138,6 +138,7 @@ class VelaMeter(Meter):
             self._protocol(artifact, target, f"{hertz / 1e6:g} MHz"),
             note=note,
             peak_memory_bytes=round(_number(summary, "sram_memory_used", artifact) * 1024),
+            cycles=round(latency_ms / 1e3 * hertz),
             operators=operators,
         )
 

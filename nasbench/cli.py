@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nasbench.devices_cli import app as devices_app
+from nasbench.export_cli import export
 from nasbench.spaces_cli import app as spaces_app
 from nasbench.tables import table
 from search_spaces.errors import UserError
@@ -116,6 +117,7 @@ def stages() -> None:
     _components("stage")
 
 
+app.command()(export)
 app.add_typer(devices_app, name="devices")
 app.add_typer(spaces_app, name="spaces")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from search_spaces.reference.registry import reference_network, reference_networks
     from search_spaces.resnet import ResNetSpace
     from search_spaces.supernet import MixtureSupernet, NormStats, Supernet, calibrate
-    from search_spaces.tracing import trace
+    from search_spaces.tracing import trace, trace_layers
     from search_spaces.weights import load_weights
 
 _LAZY = {
@@ -64,6 +64,7 @@ _LAZY = {
     "reference_network": "reference.registry",
     "reference_networks": "reference.registry",
     "trace": "tracing",
+    "trace_layers": "tracing",
 }
 
 __all__ = [
@@ -71,7 +72,7 @@ __all__ = [
     "MixtureSupernet", "MnasNetSpace", "MobileHybridSpace", "MobileNetV3Space", "NASBench201Space", "NormStats",
     "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace", "Supernet", "Tensor", "UserError",
     "Workload", "WorkloadBuilder", "calibrate", "elastic_space", "load_space", "load_weights", "nearest", "presets",
-    "read_onnx", "reference_network", "reference_networks", "trace",
+    "read_onnx", "reference_network", "reference_networks", "trace", "trace_layers",
 ]  # fmt: skip
 
 

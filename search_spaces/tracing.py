@@ -59,7 +59,46 @@ def trace(module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype =
     Raises:
         UserError: the module does not run on that shape, or its path depends on the data.
     """
-    recorder = _Recorder(module)
+    return _trace(module, input_shape, dtype, _Recorder(module))
+
+
+def trace_layers(
+    module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32
+) -> tuple[Workload, tuple[str, ...]]:
+    """As `trace`, and for every operator the submodule that runs it, by its dotted name; "" for the module itself.
+
+    Raises:
+        UserError: as `trace`.
+    """
+    recorder, owners, running = _Recorder(module), list[str](), [""]
+
+    def catch_up() -> None:
+        owners.extend([running[-1]] * (recorder.count - len(owners)))
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            catch_up()
+            running.append(name)
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        catch_up()
+        running.pop()
+
+    handles = []
+    for name, submodule in module.named_modules():
+        handles += [submodule.register_forward_pre_hook(enter(name)), submodule.register_forward_hook(leave)]
+    try:
+        workload = _trace(module, input_shape, dtype, recorder)
+    finally:
+        for handle in handles:
+            handle.remove()
+    catch_up()
+    return workload, tuple(owners)
+
+
+def _trace(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype, recorder: _Recorder) -> Workload:
     try:
         with _inference(module), sdpa_kernel(SDPBackend.MATH), _without_data(module):
             sample = torch.empty((1, *input_shape), dtype=dtype)

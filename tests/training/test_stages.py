@@ -72,18 +72,18 @@ def test_export_writes_an_equal_network_with_its_manifest(candidate, context, ta
 
 
 def test_a_tampered_export_is_refused_and_not_kept(candidate, context, monkeypatch):
-    import nasbench.stages.export as module
+    import nasbench.exporting as module
 
-    class Tampering(module.OnnxConverter):
-        def convert(self, network, target, input_shape, path):
-            artifact = super().convert(network, target, input_shape, path)
+    class Tampering(OnnxConverter):
+        def convert(self, network, target, input_shape, path, images=None):
+            artifact = super().convert(network, target, input_shape, path, images)
             model = load_onnx(str(path))
             weight = next(w for w in model.graph.initializer if len(w.dims) == 2)
             weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
             save_onnx(model, str(path))
             return artifact
 
-    monkeypatch.setattr(module, "OnnxConverter", Tampering)
+    monkeypatch.setattr(module, "converter_for", lambda target: Tampering())
     with pytest.raises(UserError, match=r"differs from the network by 0\.0.*tolerance = 0\.001.*not written"):
         Export().run(candidate, context)
     assert list(context.directory.iterdir()) == []
@@ -148,8 +148,8 @@ def test_files_that_cannot_be_run_are_named(task, tmp_path):
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match=r"bad\.onnx: ONNX Runtime cannot run it"):
         evaluate_artifact(Artifact(path, "onnx", "fp32", (1, 32, 32)), task, "val")
-    with pytest.raises(UserError, match="format 'tflite'"):
-        evaluate_artifact(Artifact(path, "tflite", "fp32", (1, 32, 32)), task, "val")
+    with pytest.raises(UserError, match="format 'bin', expected onnx, tflite, pte, xml"):
+        evaluate_artifact(Artifact(path, "bin", "fp32", (1, 32, 32)), task, "val")
 
 
 def test_a_network_that_has_no_onnx_form_is_named(context):
