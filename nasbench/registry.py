@@ -46,8 +46,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "successive_halving": "nasbench.strategies.successive_halving:SuccessiveHalving",
         "optuna": "nasbench.strategies.optuna_strategy:OptunaStrategy",
         "darts": "nasbench.strategies.darts:DARTS",
+        "fbnet": "nasbench.strategies.gumbel:FBNet",
         "gdas": "nasbench.strategies.gumbel:GDAS",
         "gumbel": "nasbench.strategies.gumbel:GumbelSearch",
+        "lightnas": "nasbench.strategies.lightnas:LightNAS",
         "proxylessnas": "nasbench.strategies.proxylessnas:ProxylessNAS",
     },
     "stage": {
@@ -103,15 +105,15 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
     Raises:
         UserError: unknown key (with the nearest known), missing key, or a wrong value; `where` names the section.
     """
-    signature = inspect.signature(component)
-    target = component.__init__ if inspect.isclass(component) else component
     fields: dict[str, Any] = {}
     takes_any = False
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[name] = (_hint(parameter.annotation, target, f"{where}: key {name!r}"), default)
-        takes_any |= parameter.kind is inspect.Parameter.VAR_KEYWORD
+    for function in _constructors(component):
+        takes_any = False
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in fields:
+                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+                fields[name] = (_hint(parameter.annotation, function, f"{where}: key {name!r}"), default)
+            takes_any |= parameter.kind is inspect.Parameter.VAR_KEYWORD
     unknown = [] if takes_any else [key for key in given if key not in fields]
     if unknown:
         raise UserError(
@@ -125,6 +127,22 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
     except ValidationError as error:
         raise UserError(explain(error, where)) from error
     return {name: getattr(parsed, name) for name in [*fields, *(k for k in given if k not in fields)]}
+
+
+def _constructors(component: Any) -> list[Any]:
+    """What takes a component's keys: its constructor, and the base class's where it passes typed `Unpack[...]` on."""
+    if not inspect.isclass(component):
+        return [component]
+    found = []
+    for kind in component.__mro__:
+        if kind is object or "__init__" not in vars(kind):
+            continue
+        function = vars(kind)["__init__"]
+        found.append(function)
+        rest = [p for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+        if not rest or "Unpack[" not in str(rest[0].annotation):
+            break
+    return found or [component]
 
 
 def _hint(annotation: Any, function: Any, where: str) -> Any:

@@ -128,10 +128,15 @@ class AccuracyPredictor(BoundPredictor):
         columns = []
         for knob in self.space.feature_knobs:
             switch, on = self._switches[knob]
-            active = (probabilities[switch] * torch.as_tensor(on, dtype=probabilities[switch].dtype)).sum()
+            share = torch.as_tensor(on, dtype=probabilities[switch].dtype)
+            active = (probabilities[switch] * share).sum(-1, keepdim=True)
             columns.append(probabilities[knob] * active)
+        knobs = torch.cat(columns, dim=-1).double()
         totals = [bound.expected(probabilities).clamp_min(1.0).log() for bound in self._totals]
-        return self._fitted().mean(torch.cat(columns).double()[None], torch.stack(totals).double()[None])[0]
+        mean = self._fitted().mean(
+            knobs.reshape(-1, knobs.shape[-1]), torch.stack(totals, -1).double().reshape(-1, len(totals))
+        )
+        return mean.reshape(knobs.shape[:-1])
 
     def save(self, path: Path) -> None:
         """Write the fitted model to a safetensors file, atomically.

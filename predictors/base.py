@@ -61,13 +61,35 @@ class Estimate:
 class BoundPredictor(ABC):
     """A predictor tied to one space: whole populations at a time."""
 
+    space: SearchSpace
+
     @abstractmethod
     def predict(self, archs: Archs) -> Estimate:
         """Estimate of `(n, K)` architectures."""
 
-    @abstractmethod
     def expected(self, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The metric expected under independent choices, one probability vector per knob; a differentiable scalar."""
+        """The metric expected under independent choices of the knobs, differentiable in their probabilities.
+
+        By default for any predictor, from `predict` alone: exact in small spaces, else an estimate whose gradient is
+        one too (see `predictors.expectation`). A subclass that is a sum over blocks knows better.
+
+        Args:
+            probabilities: per knob `(..., choices)`, each with the sum one; many distributions at once along the
+                leading dimensions.
+
+        Returns:
+            `(...)`, a scalar for vectors.
+        """
+        from predictors.expectation import expected
+
+        return expected(self, probabilities)
+
+    @cached_property
+    def every_prediction(self) -> Array:
+        """Means of all combinations of choices, the last knob's fastest: for spaces small enough to enumerate."""
+        from predictors.expectation import every_prediction
+
+        return every_prediction(self)
 
 
 class Predictor(ABC):
@@ -224,22 +246,34 @@ class BoundAdditive(BoundPredictor):
     def expected(self, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
         """The head of the expected totals: exact for sums with a linear head, a first-order approximation otherwise.
 
-        Args:
-            probabilities: per knob, a vector as long as its choices.
+        Args and result as in `BoundPredictor`.
         """
         import torch
 
         like = probabilities[0]
         terms = []
-        for knobs, grid, rows in self.positions:
-            weight = torch.ones(len(grid), dtype=like.dtype, device=like.device)
-            for column, k in enumerate(knobs):
-                weight = weight * probabilities[k][torch.as_tensor(grid[:, column], device=like.device)]
+        for knobs, rows in self._distinct:
+            weight = torch.ones((*like.shape[:-1], 1), dtype=like.dtype, device=like.device)
+            for k in knobs:  # in the order of `block_grid`: the last knob's choices change fastest
+                weight = (weight[..., :, None] * probabilities[k][..., None, :]).flatten(-2)
             terms.append(weight @ torch.as_tensor(rows, dtype=like.dtype, device=like.device))
         stacked = torch.stack(terms)
         totals = stacked.sum(0) if self.predictor.reduce == "sum" else stacked.amax(0)
-        result: torch.Tensor = self.predictor.head(totals[None])[0]
-        return result
+        result: torch.Tensor = self.predictor.head(totals.flatten(0, -2) if totals.dim() > 1 else totals[None])
+        return result.reshape(totals.shape[:-1])
+
+    @cached_property
+    def _distinct(self) -> list[tuple[tuple[int, ...], Array]]:
+        """Knobs, and features per combination of their choices: positions with the same knobs are added up beforehand.
+
+        Where maxima count, those that are the same are kept once.
+        """
+        if self.predictor.reduce != "sum":
+            return [(knobs, rows) for knobs, _, rows in {id(p[2]): p for p in self.positions}.values()]
+        added: dict[tuple[int, ...], Array] = {}
+        for knobs, _, rows in self.positions:
+            added[knobs] = added[knobs] + rows if knobs in added else rows
+        return list(added.items())
 
     @cached_property
     def positions(self) -> list[tuple[tuple[int, ...], NDArray[np.int64], Array]]:

@@ -366,12 +366,6 @@ class BoundTable(BoundPredictor):
         estimate: Estimate = self.predictor.of(self.space.check(archs))
         return estimate
 
-    def expected(self, probabilities: Sequence[Any]) -> Any:
-        raise UserError(
-            "gradient search needs a predictor that is a sum over blocks; predictions from tables of whole networks "
-            "are not: choose the operator model, or a strategy that proposes architectures"
-        )
-
 
 def tied(table: MeasuredTable, other: str = "") -> UserError:
     """The error for asking a table of one space about anything else."""

@@ -119,6 +119,13 @@ class GradientStrategy(ABC):
         self.space = space
         self.seed = seed
 
+    def check(self, objectives: Sequence[Objective]) -> None:  # noqa: B027 (most take any)
+        """Refuse objectives that this strategy cannot work with, before anything is trained.
+
+        Raises:
+            UserError: why, and what would do.
+        """
+
     @abstractmethod
     def run(
         self,

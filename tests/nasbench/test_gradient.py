@@ -11,12 +11,16 @@ from torch import nn
 
 from hardware_profiles import load_target
 from nasbench.objectives import make_objective
+from nasbench.registry import options
 from nasbench.strategies.darts import DARTS
-from nasbench.strategies.gumbel import GDAS, GumbelSearch, gumbel_softmax
+from nasbench.strategies.gumbel import GDAS, FBNet, GumbelSearch, gumbel_softmax
+from nasbench.strategies.lightnas import LightNAS
 from nasbench.strategies.proxylessnas import ProxylessNAS
 from nasbench.tasks.base import Split, Task
-from predictors import MeasuredTable, TableLookup
+from predictors import FewShot, LookupTable, MeasuredTable, OperatorModel, TableLookup
+from predictors.base import BoundPredictor
 from predictors.counts import Count
+from predictors.lookup import block_signatures
 from predictors.roofline import Roofline
 from search_spaces import ChainSpace, NASBench201Space, UserError, load_space
 from search_spaces.supernet import MixtureSupernet
@@ -60,7 +64,8 @@ ACCURACY = make_objective("accuracy")
 OPTIONS = {"epochs": 12, "warmup_epochs": 1, "batch_size": 8, "path_lr": 0.2}
 
 
-METHODS = [DARTS, GDAS, GumbelSearch, ProxylessNAS]
+FREE = [DARTS, FBNet, GDAS, GumbelSearch, ProxylessNAS]  # need no cost to land on
+METHODS = [*FREE, LightNAS]
 
 
 @pytest.fixture(params=METHODS, ids=lambda m: m.__name__)
@@ -68,15 +73,31 @@ def method(request):
     return request.param
 
 
+@pytest.fixture(params=FREE, ids=lambda m: m.__name__)
+def free(request):
+    return request.param
+
+
+def needed(method, space, objectives):
+    """What a method needs beside the usual options: a cost to land on, where no limit tells one."""
+    if method is not LightNAS or any(o.limit is not None for o in objectives):
+        return {}
+    return {"target": {"macs": float(np.median(Count("macs").bind(space).predict(archs_of(space)).mean))}}
+
+
+def archs_of(space):
+    return space.sample(500, np.random.default_rng(0))
+
+
 def find(method, space, objectives, seed=0, **options):
     torch.manual_seed(seed)
-    strategy = method(space, seed, **(OPTIONS | options))
+    strategy = method(space, seed, **(OPTIONS | needed(method, space, objectives) | options))
     costs = {o.name: Count(o.metric).bind(space) for o in objectives}
     return strategy, strategy.run(Toy(space), Bright(), costs, [ACCURACY, *objectives])
 
 
-def test_without_costs_the_best_network_is_found(method, space):
-    strategy, proposals = find(method, space, [])
+def test_without_costs_the_best_network_is_found(free, space):
+    strategy, proposals = find(free, space, [])
     assert (proposals.archs[0] == space.cardinalities - 1).mean() > 0.9
     assert strategy.history[-1]["entropy"] < strategy.history[0]["entropy"] == pytest.approx(1.0)
     np.testing.assert_array_equal(proposals.archs, space.canonical(space.check(proposals.archs)))
@@ -94,10 +115,10 @@ def test_a_limit_is_kept_by_the_most_wanted(method, space):
     assert strategy.history[-1]["macs"] < strategy.history[0]["macs"]
 
 
-def test_costs_without_a_limit_weigh_in(method, space):
+def test_costs_without_a_limit_weigh_in(free, space):
     macs = Count("macs").bind(space)
     heavy, light = (
-        macs.predict(find(method, space, [make_objective("macs")], cost_weight=weight)[1].archs[:1]).mean[0]
+        macs.predict(find(free, space, [make_objective("macs")], cost_weight=weight)[1].archs[:1]).mean[0]
         for weight in (0.0, 20.0)
     )
     assert light < heavy
@@ -141,7 +162,8 @@ def trained(method, space, checkpoint=None, kill_at=None, save_every_s=0.0, **op
             raise Killed
 
     torch.manual_seed(0)
-    strategy = method(space, 0, **(OPTIONS | {"epochs": 7} | options))
+    options = needed(method, space, [ACCURACY]) | {"epochs": 7} | options
+    strategy = method(space, 0, **(OPTIONS | options))
     macs, mixture = make_objective("macs"), Dropped(space)
     torch.manual_seed(kill_at or 0)  # of no consequence: steps draw from their own numbers
     found = strategy.run(
@@ -200,8 +222,8 @@ def test_a_checkpoint_of_other_settings_is_refused(space, tmp_path, key, value):
     before = file.read_bytes()
     with pytest.raises(UserError, match=rf"mixture\.safetensors: this training was begun with {key} = "):
         trained(GumbelSearch, space, file, **{key: value})
-    with pytest.raises(UserError, match="begun with method = 'GumbelSearch', now it is 'DARTS'"):
-        trained(DARTS, space, file, temperature=GumbelSearch.default_temperature)
+    with pytest.raises(UserError, match="begun with method = 'GumbelSearch', now it is 'GDAS'"):
+        trained(GDAS, space, file, temperature=GumbelSearch.default_temperature)
     assert file.read_bytes() == before
 
 
@@ -322,7 +344,8 @@ def test_a_small_space_is_searched_within_a_limit(method, name):
     macs = Count("macs").bind(space)
     limit = float(np.quantile(macs.predict(space.sample(500, np.random.default_rng(0))).mean, 0.3))
     objective = make_objective("macs", limit=limit)
-    epochs = 16 if method in (GDAS, ProxylessNAS) else 6  # where one path at a time learns, each learns less
+    single = method in (GDAS, LightNAS, ProxylessNAS)
+    epochs = 12 if single else 6  # where one path at a time learns, each learns less
     strategy = method(space, 0, epochs=epochs, warmup_epochs=3, batch_size=8, path_lr=0.1, proposals=4)
     mixture = Recorded(space.mixture_supernet())
     found = strategy.run(mixture, Waves(), {"macs": macs}, [ACCURACY, objective])
@@ -332,12 +355,13 @@ def test_a_small_space_is_searched_within_a_limit(method, name):
     assert strategy.history[-1]["macs"] < strategy.history[0]["macs"]
     choices = space.cardinalities.tolist()
     steps = 6  # per epoch, of either kind; the first epoch that trains paths follows the warm-up
-    weights, paths = mixture.passes[: 4 * steps], mixture.passes[4 * steps : 5 * steps]
-    per_knob = {DARTS: (choices, choices), GumbelSearch: (choices, choices)}
-    single, two = [1] * len(choices), [2] * len(choices)
-    expected = {GDAS: (single, single), ProxylessNAS: (single, two), **per_knob}[method]
-    assert weights == [expected[0]] * len(weights)
-    assert paths == [expected[1]] * len(paths)
+    first = mixture.passes[3 * steps : 5 * steps]
+    weights, paths = (first[:steps], first[steps:]) if method.alternate == "epoch" else (first[1::2], first[::2])
+    one, two = [1] * len(choices), [2] * len(choices)
+    expected = {GDAS: (one, one), LightNAS: (one, one), ProxylessNAS: (one, two)}.get(method, (choices, choices))
+    assert mixture.passes[: 3 * steps] == [expected[0]] * 3 * steps
+    assert weights == [expected[0]] * steps
+    assert paths == [expected[1]] * steps
 
 
 def test_gates_have_the_papers_gradient():
@@ -394,8 +418,179 @@ def test_expected_costs_are_those_of_independent_choices(name):
         assert all(torch.isfinite(g).all() and g.any() for g in gradients)
 
 
-def test_a_table_of_whole_networks_is_no_differentiable_cost(data_dir):
-    table = MeasuredTable.from_help(data_dir / "nb201_latency_help.csv.gz", ["pixel3"])
-    bound = TableLookup(table).bind(load_space("nasbench201"))
-    with pytest.raises(UserError, match="gradient search needs a predictor that is a sum over blocks"):
-        bound.expected([torch.full((5,), 0.2) for _ in range(6)])
+class Brightness(MixtureSupernet):
+    """Of any space: a choice further down the list sharpens the output."""
+
+    def __init__(self, space):
+        super().__init__()
+        self.linear = nn.Linear(1, 2)
+
+    def forward(self, x, weights, run=None):
+        share = torch.stack([(w * torch.linspace(0.0, 1.0, len(w))).sum() for w in weights]).mean()
+        return self.linear(x.mean((1, 2, 3))[:, None]) * (0.05 + share)
+
+
+NB201_COSTS = {
+    "roofline": lambda space, data: Roofline(load_target("raspberry_pi_4")).bind(space),
+    "energy": lambda space, data: Roofline(load_target("jetson_nano"), "energy_mj").bind(space),
+    "operator model": lambda space, data: operator_model(space).bind(space),
+    "block table": lambda space, data: LookupTable({s: 0.01 * len(s) for s in block_signatures(space)}).bind(space),
+    "measured table": lambda space, data: TableLookup(measured(data, ["pixel3"])).bind(space),
+    "few-shot": lambda space, data: few_shot(data).bind(space),
+    "peak memory": lambda space, data: Count("peak_memory_bytes").bind(space),
+}
+
+
+def measured(data, devices):
+    return MeasuredTable.from_help(data / "nb201_latency_help.csv.gz", devices)
+
+
+def operator_model(space):
+    workloads = [space.workload(arch) for arch in space.sample(32, np.random.default_rng(0))]
+    return OperatorModel.fit(workloads, np.array([0.1 + w.macs / 1e8 + w.params / 1e7 for w in workloads]))
+
+
+def few_shot(data):
+    table = measured(data, ["1080ti_1", "silver_4114", "samsung_a50", "raspi4"])
+    rows = np.random.default_rng(0).choice(len(table), 20, replace=False)
+    learned = FewShot.learn(table, ["1080ti_1", "silver_4114", "samsung_a50"])
+    return learned.adapt(table.keys[rows], table.latency_ms[rows, table.devices.index("raspi4")])
+
+
+@pytest.mark.parametrize("kind", NB201_COSTS)
+def test_the_predictor_of_any_device_is_a_cost_and_a_limit(kind, request):
+    space = load_space("nasbench201")
+    data = request.getfixturevalue("data_dir") if kind in ("measured table", "few-shot") else None
+    cost = NB201_COSTS[kind](space, data)
+    metric = {"energy": "energy_mj", "peak memory": "peak_memory_bytes"}.get(kind, "latency_ms")
+    every = cost.predict(space.sample(2000, np.random.default_rng(0))).mean
+    limit = float(np.quantile(every, 0.3))
+    objectives = [ACCURACY, make_objective(metric, target="raspberry_pi_4", limit=limit)]
+    for method in (GDAS, LightNAS):
+        strategy = method(space, 0, **OPTIONS)
+        found = strategy.run(Brightness(space), Bright(), {metric: cost}, objectives)
+        assert cost.predict(found.archs[:1]).mean[0] <= limit
+        assert strategy.history[-1][metric] < strategy.history[0][metric]
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_lightnas_lands_on_its_target(space, quantile):
+    macs = Count("macs").bind(space)
+    target = float(np.quantile(macs.predict(space.everything()).mean, quantile))
+    for given, objective in (({}, make_objective("macs", limit=target)),
+                             ({"target": {"macs": target}}, make_objective("macs"))):  # fmt: skip
+        strategy, found = find(LightNAS, space, [objective], **given)
+        reached = macs.predict(found.archs[:1]).mean[0]
+        assert reached == pytest.approx(target, rel=0.01)
+        assert objective.limit is None or reached <= target
+        # What is handed over is not far from what the logits themselves came to.
+        assert strategy.history[-1]["macs"] == pytest.approx(target, rel=0.2)
+
+
+def test_lightnas_keeps_other_limits_as_limits(space):
+    macs, params = Count("macs").bind(space), Count("params").bind(space)
+    everything = space.everything()
+    tight = float(np.quantile(params.predict(everything).mean, 0.3))
+    kept = macs.predict(everything[params.predict(everything).mean <= tight]).mean
+    target = float(np.quantile(kept, 0.6))
+    objectives = [make_objective("params", limit=tight), make_objective("macs")]
+    _, found = find(LightNAS, space, objectives, target={"macs": target})
+    assert params.predict(found.archs[:1]).mean[0] <= tight
+    assert macs.predict(found.archs[:1]).mean[0] == pytest.approx(target, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("target", "objectives", "message"),
+    [
+        (None, [], "objective beside accuracy.*darts, gdas"),
+        (None, [make_objective("macs")], "such as for macs"),
+        ({"mac": 1e6}, [make_objective("macs")], "'mac' is no objective with a cost.*macs"),
+        ({"macs": 2e6}, [make_objective("macs", limit=1e6)], "breaks the limit"),
+        ({"macs": -1.0}, [make_objective("macs")], "above 0"),
+    ],
+)
+def test_lightnas_asks_for_what_it_needs(space, target, objectives, message):
+    with pytest.raises(UserError, match=f"strategy.*{message}"):
+        find(LightNAS, space, objectives, target=target)
+
+
+def test_fbnet_multiplies_by_a_power_of_the_logarithm_of_the_latency(space):
+    macs, objective = Count("macs").bind(space), make_objective("macs")
+    loss = FBNet(space, 0, cost_weight=0.6).make_costs({"macs": macs}, [ACCURACY, objective])
+    value = torch.tensor(1e6, requires_grad=True)
+    total = loss(torch.tensor(2.0), {"macs": value})
+    assert float(total.detach()) == pytest.approx(2.0 * 0.2 * np.log(1e6) ** 0.6, rel=1e-5)
+    total.backward()
+    assert float(value.grad) > 0
+
+
+def test_darts_leaves_paths_out_but_never_all():
+    space = SPACES["chain"]()
+    strategy, generator = DARTS(space, 0, drop_path=0.5), torch.Generator().manual_seed(0)
+    logits = [torch.tensor([0.0, 1.0, 2.0, -torch.inf])]
+    weights = torch.stack([strategy.sample(logits, 1.0, generator).weights[0] for _ in range(500)])
+    torch.testing.assert_close(weights.sum(1), torch.ones(500))
+    assert (weights[:, 3] == 0).all()
+    left_out = (weights[:, :3] == 0).float().mean(0)
+    assert ((left_out > 0.35) & (left_out < 0.55)).all()
+    with pytest.raises(UserError, match="strategy.drop_path"):
+        DARTS(space, 0, drop_path=1.0)
+
+
+def test_the_temperature_goes_from_end_to_end(method, space):
+    strategy = method(space, 0, epochs=9, temperature=(8.0, 0.5), **needed(method, space, []))
+    temperatures = [strategy.temperature_at(epoch) for epoch in range(9)]
+    assert temperatures[0] == 8.0
+    assert temperatures[-1] == pytest.approx(0.5)
+    assert temperatures[4] == pytest.approx(4.25 if method is GDAS else 2.0)
+
+
+def test_a_method_passes_on_the_keys_of_all():
+    given = options(LightNAS, {"target": {"macs": 1e6}, "epochs": 7}, "strategy")
+    assert given["epochs"] == 7
+    assert given["target"] == {"macs": 1e6}
+    assert given["proposals"] == 32
+    with pytest.raises(UserError, match=r"unknown key 'epoch'.*epochs"):
+        options(DARTS, {"epoch": 7}, "strategy")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "nasbench201"])
+def test_many_distributions_at_once_are_each_on_its_own(name):
+    space = load_space(name)
+    generator = torch.Generator().manual_seed(0)
+    many = [
+        torch.randn(2, 3, int(c), generator=generator, dtype=torch.float64).softmax(-1) for c in space.cardinalities
+    ]
+    for bound in (Roofline(load_target("raspberry_pi_4")).bind(space), Count("peak_memory_bytes").bind(space)):
+        found = bound.expected(many)
+        each = [bound.expected([p[i, j] for p in many]) for i in range(2) for j in range(3)]
+        torch.testing.assert_close(found, torch.stack(each).reshape(2, 3))
+
+
+class Opaque(BoundPredictor):
+    """Predictions, and nothing else: a user's own."""
+
+    def __init__(self, bound):
+        self.space, self._bound = bound.space, bound
+
+    def predict(self, archs):
+        return self._bound.predict(archs)
+
+
+@pytest.mark.parametrize("name", ["nasbench201", "quickstart"])
+def test_a_predictor_that_only_predicts_has_gradients_too(name):
+    space = load_space(name)
+    bound = Count("macs").bind(space)
+    generator = torch.Generator().manual_seed(0)
+    chances = [
+        torch.randn(2, int(c), generator=generator, dtype=torch.float64).softmax(-1).requires_grad_()
+        for c in space.cardinalities
+    ]
+    exact, ours = bound.expected(chances), Opaque(bound).expected(chances)
+    torch.testing.assert_close(ours, exact, rtol=1e-9 if name == "nasbench201" else 0.05, atol=0)
+    # Of derivatives only differences between the choices of one knob mean something.
+    right, found = (
+        torch.cat([(g - g.mean(-1, keepdim=True)).flatten() for g in torch.autograd.grad(v.sum(), chances)])
+        for v in (exact, ours)
+    )
+    assert torch.cosine_similarity(right, found, dim=0) > 0.99
