@@ -49,7 +49,7 @@ class EvaluatorSection(Component):
     """`[evaluator]`: what gives an architecture its accuracy, and how often it is asked.
 
     Keys:
-        name: `supernet`, `command`, `zero_cost`, or `module:function` of your own.
+        name: `supernet`, `table`, `command`, `zero_cost`, or `module:function` of your own.
         samples: architectures it evaluates to train an accuracy predictor, which then guides the search;
             0 evaluates every architecture that the strategy proposes.
         verify: networks of the predicted front that it evaluates (and that are measured) after the search.

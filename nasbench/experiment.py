@@ -22,8 +22,9 @@ from nasbench.archive import arch_row, arch_text
 from nasbench.config import Config
 from nasbench.costs import bind_costs, check_feasible
 from nasbench.evaluators.base import Evaluator, Proposals
+from nasbench.evaluators.table import TableEvaluator
 from nasbench.objectives import minimised, violations
-from nasbench.pareto import non_dominated_mask
+from nasbench.pareto import hypervolume, hypervolume_box, non_dominated_mask
 from nasbench.pipeline import measure, run_stages
 from nasbench.plan import Plan, make_plan
 from nasbench.progress import Reporter
@@ -133,6 +134,7 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
     else:
         front = evaluated_search(plan, run, evaluator, costs, report, limited)
     verified = verify(plan, run, front, evaluator, bound, report)
+    run.mark(hypervolume=front_quality(plan, evaluator, verified))
     chosen = choose(plan, verified)
     run_stages(plan, run, chosen, evaluator if supernet else None, report)
     run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
@@ -238,7 +240,7 @@ def verify(
         plan, run, "verify", evaluator, {o.name: bound[o.name] for o in plan.predicted}, proposals, report
     )
     for column, objective in enumerate(plan.objectives):
-        if objective.metric in plan.evaluator_metrics:
+        if objective not in plan.predicted:
             frame[f"{objective.name}_evaluated"] = values[:, column]
     for name, target in plan.targets.items():
         latency = [o.name for o in plan.predicted if o.metric == "latency_ms" and o.target == name]
@@ -258,6 +260,21 @@ def verify(
     frame.loc[good, "pareto"] = non_dominated_mask(minimised(final[good], plan.objectives))
     write_text(run.path / FRONT, frame.to_csv(index=False))
     return frame
+
+
+def front_quality(plan: Plan, evaluator: Evaluator, verified: pd.DataFrame) -> dict[str, Any]:
+    """Hypervolume of the verified front as a share of the best there is, where a table knows all there is; else none.
+
+    Both are taken from the table's worst value of each objective.
+    """
+    if not isinstance(evaluator, TableEvaluator) or (every := evaluator.values_of(plan.objectives)) is None:
+        return {}
+    feasible = every[(violations(every, plan.objectives) == 0).all(axis=1)]
+    found = verified.loc[verified["pareto"], [o.name for o in plan.objectives]].to_numpy(dtype=float)
+    worst = hypervolume_box(minimised(every, plan.objectives))[1]
+    best = hypervolume(minimised(feasible, plan.objectives), worst)
+    share = hypervolume(minimised(found, plan.objectives), worst) / best if best else 1.0
+    return {"share": share, "of": f"the front of all {len(every):,} rows of {Path(evaluator.table.source).name}"}
 
 
 def choose(plan: Plan, verified: pd.DataFrame) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:

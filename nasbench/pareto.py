@@ -219,6 +219,23 @@ def _volume(front: Floats, reference: Floats) -> float:
     return total
 
 
+def hypervolume_box(values: Floats) -> tuple[Floats, Floats]:
+    """Best and worst value `(M,)` of each objective over the rows `(n, M)` without NaN or infinity.
+
+    The worst is the reference point in which hypervolumes of one problem are compared. An objective that is the same
+    everywhere gets a width of one, so that the others still count.
+
+    Raises:
+        ValueError: no finite row.
+    """
+    values = _matrix(values)
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        raise ValueError("a box needs at least one finite row")
+    best, worst = values.min(axis=0), values.max(axis=0)
+    return best, np.where(worst > best, worst, best + 1.0)
+
+
 def knee(values: Floats) -> int:
     """Index of the row of `(n, M)` that bulges farthest from the chord of the front.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +16,15 @@ from hardware_profiles import Meter, Target, load_target, meter_for
 from hardware_profiles.extras import require
 from hardware_profiles.meter_choice import with_meter
 from hardware_profiles.profile import shipped_files
-from nasbench.config import Config
+from nasbench.config import Config, TaskSection
 from nasbench.evaluators.base import Evaluator
-from nasbench.objectives import METRICS, Objective, check_contradictions, make_objective
-from nasbench.registry import options, resolve
+from nasbench.objectives import METRICS, Objective, check_contradictions, given_as, make_objective
+from nasbench.registry import REGISTRY, options, resolve
 from nasbench.selection import named_networks
 from nasbench.stages.base import Stage, check_order
 from nasbench.strategies.base import GradientStrategy, Strategy
 from nasbench.support import supported_space
+from nasbench.tasks.none import NoTask
 from predictors.accuracy import MIN_SAMPLES
 from predictors.choice import PREDICTORS, TABLES
 from search_spaces import SearchSpace, UserError, load_space, nearest, presets
@@ -67,7 +70,7 @@ class Plan:
     @property
     def predicted(self) -> tuple[Objective, ...]:
         """The objectives that predictors answer."""
-        return tuple(o for o in self.objectives if o.metric not in self.evaluator_metrics)
+        return tuple(o for o in self.objectives if given_as(o, self.evaluator_metrics) is None)
 
     def measurable(self, target: Target) -> bool:
         """Whether networks are measured on a target: it is here, or the experiment or the user's own profile says how.
@@ -102,9 +105,10 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         UserError: an unknown name or key, a wrong value, or parts that do not fit together.
     """
     config = config.model_copy(deep=True)
+    _settle_data(config, where)
     task = _component("task", config.task.name, config.task, "task", where)
     space = make_space(config, task, where)
-    if (task.input_shape[1] == 1) != (space.input_shape[1] == 1):
+    if not isinstance(task, NoTask) and (task.input_shape[1] == 1) != (space.input_shape[1] == 1):
         raise UserError(
             f"space.name = {config.space.name!r} takes inputs of shape {tuple(space.input_shape)}, task.name = "
             f"{config.task.name!r} gives {tuple(task.input_shape)}: windows of signals, of height 1, need a space for "
@@ -112,22 +116,30 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         )
     targets = {t.name: t for t in map(load_target, config.targets.devices)}
     _settle_targets(config, targets, where)
-    metrics, make_evaluator, needs_supernet = _evaluator(config, space, task, where)
+    metrics, make_evaluator, needs_supernet, space = _evaluator(config, space, task, where)
     objectives = _objectives(config, targets, metrics)
-    used = [targets[name] for name in dict.fromkeys(o.target for o in objectives if o.target)]
+    if isinstance(task, NoTask):
+        make_evaluator(None).check_limits(objectives)
+    used = [targets[name] for name in dict.fromkeys(o.target for o in objectives) if name in targets]
     supported = supported_space(space, used, config.targets.fallback)
     space = supported.space
 
     strategy = resolve("strategy", config.strategy.name, where)
     if not (inspect.isclass(strategy) and issubclass(strategy, Strategy | GradientStrategy)):
         raise UserError(f"strategy.name = {config.strategy.name!r} is no Strategy or GradientStrategy")
+    if issubclass(strategy, GradientStrategy) and isinstance(task, NoTask):
+        names = [n for n in REGISTRY["strategy"] if issubclass(resolve("strategy", n), Strategy)]
+        raise UserError(
+            f"strategy.name = {config.strategy.name!r} trains a supernet on a task's data, and task.name is 'none', as "
+            f"the evaluator {config.evaluator.name!r} needs none; that goes with {', '.join(names)}"
+        )
     strategy_options = options(strategy, config.strategy.options, "strategy")
     config.strategy = config.strategy.model_copy(update=_plain(strategy_options))
     strategy(space, config.seed, **strategy_options)  # told now, not after hours of training
 
     if issubclass(strategy, GradientStrategy) and type(space).mixture_supernet is SearchSpace.mixture_supernet:
         space.mixture_supernet()  # says that there is none
-    evaluated = not issubclass(strategy, GradientStrategy) and any(o.metric in metrics for o in objectives)
+    evaluated = not issubclass(strategy, GradientStrategy) and any(given_as(o, metrics) for o in objectives)
     if evaluated and config.evaluator.samples and space.size < MIN_SAMPLES:
         raise UserError(
             f"evaluator.samples = {config.evaluator.samples}: the space has {space.size} architectures, too few for an "
@@ -174,6 +186,26 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
 
 # Parameters of `train_supernet` that the runner gives.
 _RUNNER_KEYS = {"seed", "checkpoint", "log_dir", "progress"}
+
+
+def _settle_data(config: Config, where: Path | None) -> None:
+    """What an experiment needs no data for, and what follows where the evaluator reads none: its answers are free.
+
+    Then the default is no task, no accuracy predictor between the evaluator and the search, and the whole front.
+    """
+    component = resolve("evaluator", config.evaluator.name, where)
+    if not (inspect.isclass(component) and issubclass(component, Evaluator)) or component.reads_task:
+        return
+    if "task" not in config.model_fields_set:
+        config.task = TaskSection(name="none")
+    given = config.evaluator.model_fields_set
+    free = {"samples": 0, "verify": 1000}
+    config.evaluator = config.evaluator.model_copy(update={k: v for k, v in free.items() if k not in given})
+    if config.task.name == "none" and config.stages:
+        raise UserError(
+            f"stages[0]: {config.stages[0].name!r} needs data to train or judge networks by, and task.name is 'none'; "
+            "name a task, or leave the stages out"
+        )
 
 
 def _check_selection(config: Config, space: SearchSpace, objectives: tuple[Objective, ...]) -> None:
@@ -244,9 +276,12 @@ def _find(path: str, where: Path | None) -> Path:
     """The absolute path of a file or folder named in an experiment: from here, or beside the experiment's file.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither is there, or it begins with an environment variable that is not set.
     """
-    here = Path(path).expanduser()
+    expanded = os.path.expandvars(path)
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        raise UserError(f"{path}: the environment variable {unset[1]} is not set; set it, or write the path out")
+    here = Path(expanded).expanduser()
     found = [p for p in (here, *([where / here] if where else [])) if p.exists()]
     if not found:
         raise UserError(f"{path}: no such file or folder" + (f", here or in {where}" if where else ""))
@@ -256,7 +291,7 @@ def _find(path: str, where: Path | None) -> Path:
 def make_space(config: Config, task: Task, where: Path | None) -> SearchSpace:
     """The space of a configuration, for the task's channels and classes."""
     section = config.space
-    shape = (task.input_shape[0], task.num_classes)
+    shape = () if isinstance(task, NoTask) else (task.input_shape[0], task.num_classes)
     if section.name.endswith(".toml"):
         section.name = str(_find(section.name, where))
     if section.name in presets() or section.name.endswith(".toml"):
@@ -280,12 +315,19 @@ def make_space(config: Config, task: Task, where: Path | None) -> SearchSpace:
 def _component(family: str, name: str, section: Any, where: str, directory: Path | None) -> Any:
     """Build a component from its section, and write its defaults into the section."""
     component = resolve(family, name, directory)
-    given = dict(section.options)
-    if isinstance(given.get("path"), str) and given["path"]:  # an empty one names nothing
-        given["path"] = str(_find(given["path"], directory))
-    complete = options(component, given, where)
+    complete = options(component, _found(section.options, directory), where)
     section.__pydantic_extra__.update(_plain(complete))
     return component(**complete)
+
+
+def _found(given: dict[str, Any], where: Path | None) -> dict[str, Any]:
+    """A component's keys with the files that `path` names made absolute; an empty one names nothing."""
+    path = given.get("path")
+    if isinstance(path, str) and path:
+        return given | {"path": str(_find(path, where))}
+    if isinstance(path, list) and all(isinstance(p, str) for p in path):
+        return given | {"path": [str(_find(p, where)) for p in path]}
+    return given
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
@@ -296,15 +338,18 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, ...]) -> tuple[Objective, ...]:
     objectives = []
     for name, section in config.objectives.items():
-        objective = make_objective(name, **section.model_dump(), default_target=next(iter(targets)))
-        if objective.target:
+        bare = make_objective(name, **section.model_dump())
+        given = given_as(bare, metrics)
+        # The evaluator's own targets are its business; what it gives by the metric alone belongs to none.
+        objective = bare if given else make_objective(name, **section.model_dump(), default_target=next(iter(targets)))
+        if objective.target and given in (None, objective.metric):
             target = load_target(objective.target)
             if target.name not in targets:
                 raise UserError(
                     f"objectives.{name}: target {target.name!r} is not among targets.devices = {list(targets)}"
                 )
             objective = replace(objective, target=target.name)
-        if objective.metric not in metrics and (objective.metric == "accuracy" or objective.metric not in METRICS):
+        if given is None and (objective.metric == "accuracy" or objective.metric not in METRICS):
             raise UserError(
                 f"objectives.{name}: nothing gives the metric {objective.metric!r}; the evaluator "
                 f"{config.evaluator.name!r} gives {', '.join(metrics)}"
@@ -326,12 +371,12 @@ def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, 
 
 def _evaluator(
     config: Config, space: SearchSpace, task: Task, where: Path | None
-) -> tuple[tuple[str, ...], Callable[[Supernet | None], Evaluator], bool]:
-    """Metrics of the evaluator, how to make it, and whether it needs a trained supernet."""
+) -> tuple[tuple[str, ...], Callable[[Supernet | None], Evaluator], bool, SearchSpace]:
+    """Metrics of the evaluator, how to make it, whether it needs a trained supernet, and the space that it leaves."""
     section = config.evaluator
     component = resolve("evaluator", section.name, where)
     if inspect.isclass(component) and issubclass(component, Evaluator):
-        complete = options(component, section.options, "evaluator")
+        complete = options(component, _found(section.options, where), "evaluator")
         section.__pydantic_extra__.update(_plain(complete))  # type: ignore[union-attr]
         positional = [
             p.name
@@ -339,6 +384,8 @@ def _evaluator(
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
         available = {"space": space, "task": task}
+        if "task" in positional and isinstance(task, NoTask):
+            raise UserError(f"evaluator {section.name!r} needs a task's data, and task.name is 'none'")
         needs_supernet = "supernet" in positional
         if unknown := [n for n in positional if n not in (*available, "supernet")]:
             raise UserError(
@@ -351,11 +398,14 @@ def _evaluator(
             evaluator: Evaluator = component(*(given[n] for n in positional), **complete)
             return evaluator
 
+        if not component.reads_task:
+            built = make(None)
+            return built.metrics, lambda _: built, False, getattr(built, "space", space)
         metrics = tuple(complete.get("metrics", ())) or tuple(getattr(component, "metrics", ()))
-        return metrics, make, needs_supernet
+        return metrics, make, needs_supernet, space
 
     from nasbench.evaluators.function import FunctionEvaluator
 
     complete = options(FunctionEvaluator, section.options, "evaluator")
     section.__pydantic_extra__.update(_plain(complete))  # type: ignore[union-attr]
-    return tuple(complete["metrics"]), lambda _: FunctionEvaluator(space, component, **complete), False
+    return tuple(complete["metrics"]), lambda _: FunctionEvaluator(space, component, **complete), False, space

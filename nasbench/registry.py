@@ -22,6 +22,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "task": {
         "fashion_mnist": "nasbench.tasks.fashion_mnist:FashionMNIST",
         "folder": "nasbench.tasks.arrays:ImageFolder",
+        "none": "nasbench.tasks.none:NoTask",
         "npz": "nasbench.tasks.arrays:NpzArrays",
         "smartwatch": "nasbench.tasks.smartwatch:SmartwatchExercises",
     },

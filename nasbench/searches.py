@@ -38,7 +38,7 @@ def fit_predictors(
     values, ok = evaluate(plan, run, "sample", evaluator, costs, proposals, report)
     fitted: dict[str, AccuracyPredictor] = {}
     for column, objective in enumerate(plan.objectives):
-        if objective.metric not in plan.evaluator_metrics:
+        if objective in plan.predicted:
             continue
         file = run.path / f"predictor-{objective.name}.safetensors"
         if file.is_file():

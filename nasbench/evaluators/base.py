@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.base import Archs
+
+if TYPE_CHECKING:
+    from nasbench.objectives import Objective
 
 
 class Status(IntEnum):
@@ -95,3 +99,10 @@ class Evaluator(ABC):
     @abstractmethod
     def evaluate(self, proposals: Proposals) -> Evaluation:
         """Values of all proposals, one column per entry of `metrics`."""
+
+    def check_limits(self, objectives: Sequence[Objective]) -> None:  # noqa: B027 (most evaluators know nothing before)
+        """Refuse limits that nothing keeps, where that is known before anything is evaluated.
+
+        Raises:
+            UserError: naming the limit and the best that there is.
+        """

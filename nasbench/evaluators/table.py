@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hardware_profiles.extras import load
 from hardware_profiles.paths import read_csv
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
+from nasbench.objectives import Objective, given_as, violations
 from predictors.tables import MS_PER_UNIT, parse_archs
 from search_spaces import SearchSpace, UserError, nearest
 from search_spaces.base import Archs
@@ -178,6 +179,39 @@ class TableEvaluator(Evaluator):
             messages[row] = f"{self.table.source} has no {self.metrics[column]!r} of it"
         seconds = None if self._seconds is None else np.where(absent, 0.0, self._seconds[rows])
         return Evaluation(values, status, seconds=seconds, messages=messages)
+
+    def values_of(self, objectives: Sequence[Objective]) -> NDArray[np.float64] | None:
+        """Values `(n, M)` of all rows that can be proposed, in the objectives' units; None where not all are here.
+
+        Rows that have failed, or are no part of the space that is searched, are left out.
+        """
+        names = [given_as(o, self.metrics) for o in objectives]
+        if None in names:
+            return None
+        rows = self.space.permits(self.table.archs) & ~np.isnan(self._values).any(axis=1)
+        return self._values[rows][:, [self.metrics.index(str(n)) for n in names]]
+
+    def check_limits(self, objectives: Sequence[Objective]) -> None:
+        limited = [o for o in objectives if o.limit is not None and given_as(o, self.metrics)]
+        values = self.values_of(limited)
+        if not limited or values is None or not len(values):
+            return
+        broken = violations(values, tuple(limited))
+        least = int(broken.sum(axis=1).argmin())
+        if broken[least].sum() == 0:
+            return
+        for column, objective in enumerate(limited):
+            best = values[:, column].max() if objective.maximise else values[:, column].min()
+            if broken[:, column].min() > 0:
+                raise UserError(
+                    f"objectives.{objective.name}.limit = {objective.limit:g}: no architecture of {self.table.source} "
+                    f"keeps it; the best has {best:.4g}"
+                )
+        pairs = zip(limited, values[least], strict=True)
+        raise UserError(
+            f"objectives: no architecture of {self.table.source} keeps all limits at once; the nearest has "
+            + ", ".join(f"{o.name} {v:.4g} (limit {o.limit:g})" for o, v in pairs)
+        )
 
 
 _SECONDS = "seconds of an evaluation"  # no metric of a configuration has blanks in its name

@@ -205,3 +205,94 @@ def test_a_published_benchmark_is_read_whole(data_dir):
     assert evaluator.table.column("accuracy").max() == pytest.approx(0.7351, abs=1e-4)
     arch = space.from_official_index([1462])
     assert ask(evaluator, arch).values[0, 2] == 220_119_680
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """A whole NAS-Bench-201 with made-up values: more 3x3 convolutions are better and slower."""
+    space = NASBench201Space()
+    archs = np.stack(np.meshgrid(*6 * [np.arange(5)], indexing="ij"), axis=-1).reshape(-1, 6).astype(np.uint8)
+    cost = (archs == 3) @ np.array([6, 5, 4, 3, 2, 1]) + (archs == 2).sum(1) + 1.0
+    percent = 90 * (1 - np.exp(-cost / 9)) - 5 * (archs == 4).sum(1)
+    rows = list(zip(["".join(map(str, a)) for a in archs], percent.clip(1), cost, strict=True))
+    write(tmp_path / "table.csv", ["arch", "percent", "board"], rows)
+    (tmp_path / "experiment.toml").write_text("""
+        name = "tabular"
+        [space]
+        name = "nasbench201"
+        [evaluator]
+        name = "table"
+        path = "$TABLE_FOLDER/table.csv"
+        columns = { accuracy = "percent", "latency_ms@board" = "board" }
+        scale = { accuracy = 0.01 }
+        [objectives.accuracy]
+        [objectives."latency_ms@board"]
+        [strategy]
+        evaluations = 300
+        population_size = 20
+    """)
+    return tmp_path / "experiment.toml", space
+
+
+def test_an_experiment_on_a_table_loads_no_data_and_trains_nothing(experiment, tmp_path, monkeypatch):
+    from nasbench.config import load_config
+    from nasbench.experiment import run_experiment
+    from nasbench.tasks.array_task import ArrayTask
+
+    monkeypatch.setenv("TABLE_FOLDER", str(tmp_path))
+    monkeypatch.setattr(ArrayTask, "load", lambda self: pytest.fail("data were loaded"))
+    file, _ = experiment
+    view = run_experiment(load_config(file), tmp_path / "run", where=file.parent)
+    front = view.front()
+    assert view.config.task.name == "none"
+    assert set(view.ledger()["phase"]) == {"search", "evaluate verify"}
+    assert 0.9 < view.state["hypervolume"]["share"] <= 1
+    assert "15,625 rows of table.csv" in (view.path / "report.html").read_text()
+    assert (front["latency_ms@board"] == front["latency_ms@board_evaluated"]).all()
+    best = view.evaluations().query("phase == 'search'")
+    assert front["accuracy"].max() >= best["accuracy"].max() - 1e-12
+    # Interrupted after some rows, the run ends with the same archive.
+    import nasbench.evaluators.table as module
+
+    calls = []
+    evaluate = module.TableEvaluator.evaluate
+
+    def broken(self, proposals):
+        calls.append(len(proposals))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return evaluate(self, proposals)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module.TableEvaluator, "evaluate", broken)
+        run_experiment(load_config(file), tmp_path / "again", where=file.parent)
+    from nasbench.run import load_run_config
+
+    again = run_experiment(load_run_config(tmp_path / "again"), tmp_path / "again", resume=True)
+    columns = ["phase", "id", "arch", "accuracy", "latency_ms@board"]
+    assert again.evaluations()[columns].equals(view.evaluations()[columns])
+
+
+def test_what_an_experiment_on_a_table_cannot_do_is_told_before_it_starts(experiment, tmp_path, monkeypatch):
+    from nasbench.config import load_config
+    from nasbench.plan import make_plan
+
+    file, _ = experiment
+    with pytest.raises(UserError, match="environment variable TABLE_FOLDER is not set"):
+        make_plan(load_config(file), file.parent)
+    monkeypatch.setenv("TABLE_FOLDER", str(tmp_path))
+    plan = make_plan(load_config(file), file.parent)
+    assert [o.label for o in plan.objectives] == ["accuracy", "latency on board (ms)"]
+    assert not plan.predicted
+    limit = "objectives.latency_ms@board.limit"
+    for overrides, message in (
+        ([f"{limit}=0.5"], r"latency_ms@board.limit = 0.5: no architecture of .*table\.csv keeps it; the best has 1$"),
+        ([f"{limit}=2", "objectives.accuracy.limit=0.8"], "keeps all limits at once; the nearest has accuracy"),
+        (["objectives.energy.metric=energy"], "objectives.energy: unknown metric 'energy'"),
+        (["objectives.energy.metric=energy", "objectives.energy.direction=minimise"], "nothing gives the metric"),
+        (["task.name=none", 'stages=[{name="finetune"}]'], r"stages\[0\]: 'finetune' needs data"),
+        (["task.name=none", "evaluator.name=supernet"], "unknown key 'path'|needs a task's data"),
+        (["strategy.name=darts"], "trains a supernet.*goes with random, .*nsga2"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_plan(load_config(file, overrides), file.parent)
