@@ -111,6 +111,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "ofa_resnet50": lambda: load_space("ofa_resnet50"),
     "nasbench201": lambda: load_space("nasbench201"),
     "sensor_1d": lambda: load_space("sensor_1d", 6, 7),
+    "tiny_images": lambda: load_space("tiny_images", 1, 10),
     "nasbench201_tiny": lambda: load_space("nasbench201", 1, 4, resolution=8, channels=4, cells=1),
 }
 

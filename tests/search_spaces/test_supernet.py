@@ -68,6 +68,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "fbnet_32": lambda: load_space("fbnet_32", 3, 10, resolution=16, widths=[8, 8, 8, 16, 16, 16, 24], final_width=32),
     "hybrid": lambda: MobileHybridSpace(2, 5, **HYBRID, resolutions=[12, 16]),
     "sensor_1d": lambda: load_space("sensor_1d", 6, 7, resolution=40, dropout=0.0),
+    "tiny_images": lambda: load_space("tiny_images", 1, 10),
     "nasbench201": lambda: load_space("nasbench201", 3, 10, resolution=16, channels=8, cells=2),
 }
 
