@@ -112,13 +112,13 @@ class StrategySection(Component):
     """`[strategy]`: how the space is searched.
 
     Keys:
-        name: see `nasbench strategies`.
+        name: see `nasbench strategies`; `docs/strategies.md` says which is good for what.
         evaluations: architectures to propose.
         batch: architectures asked at a time; the default is 1,000 for predicted and 16 for evaluated ones.
         seed_references: propose the space's reference architectures first.
     """
 
-    name: str = "nsga2"
+    name: str = "bayesian"
     evaluations: int = Field(default=20_000, ge=1)
     batch: int | None = Field(default=None, ge=1)
     seed_references: bool = True

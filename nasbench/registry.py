@@ -37,6 +37,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "zero_cost": "nasbench.evaluators.zero_cost:ZeroCostEvaluator",
     },
     "strategy": {
+        "bayesian": "nasbench.strategies.bayesian:BayesianOptimization",
         "random": "nasbench.strategies.random_search:RandomSearch",
         "regularized_evolution": "nasbench.strategies.regularized_evolution:RegularizedEvolution",
         "nsga2": "nasbench.strategies.nsga2:NSGA2",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from nasbench.plan import Plan
 from nasbench.progress import Reporter
 from nasbench.run import Run, load_state, save_state
 from nasbench.search import search
-from nasbench.strategies.base import GradientStrategy, Strategy
+from nasbench.strategies.base import Costs, GradientStrategy, Strategy
 from predictors import BoundPredictor, predictor_for
 from search_spaces import SearchSpace, UserError
 
@@ -85,6 +85,19 @@ def make_strategy(plan: Plan, space: SearchSpace | None = None) -> Strategy:
     initial = np.stack(references) if references else None
     kind = cast(type[Strategy], plan.strategy)
     return kind(space or plan.space, plan.config.seed, initial, **plan.strategy_options)
+
+
+def known_costs(plan: Plan, costs: Mapping[str, BoundPredictor]) -> Costs:
+    """The objectives that predictors answer for any architecture, for strategies that evaluate the others."""
+    columns = [(column, costs[o.name]) for column, o in enumerate(plan.objectives) if o.name in costs]
+
+    def known(archs: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        values = np.full((len(archs), len(plan.objectives)), np.nan)
+        for column, predictor in columns:
+            values[:, column] = predictor.predict(archs).mean
+        return minimised(values, plan.objectives)
+
+    return known
 
 
 def predicted_search(
@@ -163,8 +176,11 @@ def evaluated_search(
     with report.phase("search") as phase, run.phase("search", "evaluations") as done:
         progress = phase.progress("evaluations")
         recorded = _recorded(plan, run, evaluator, costs, "search")
+        strategy = make_strategy(plan, space)
+        if costs:
+            strategy.use_costs(known_costs(plan, costs))
         search(
-            make_strategy(plan, space),
+            strategy,
             recorded,
             plan.objectives,
             evaluations=total,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from search_spaces.supernet import MixtureSupernet
 
 
+# Objectives `(n, M)` of architectures that cost nothing to know, minimised as in `tell`; NaN in the columns of others.
+Costs = Callable[[Archs], NDArray[np.float64]]
+
+
 class Strategy(ABC):
     """Proposes architectures and learns from results; never evaluates.
 
-    Life: built once per run; then `ask(n)` and `tell(...)` in turn, each batch told completely and in ask order before
-    the next ask. All randomness comes from `seed`: the same asks and tells give the same proposals. `state_dict` holds
-    everything that the next ask depends on, as JSON-able values and numpy arrays, so that
-    `load_state_dict(state_dict())` on a fresh object continues identically.
+    Life: built once per run, and told with `use_costs` which objectives are free, where some are; then `ask(n)` and
+    `tell(...)` in turn, each batch told completely and in ask order before the next ask. All randomness comes from
+    `seed`: the same asks and tells give the same proposals. `state_dict` holds everything that the next ask depends on,
+    as JSON-able values and numpy arrays: `load_state_dict(state_dict())` on a fresh object continues identically.
 
     Args:
         space: to search.
@@ -47,6 +51,15 @@ class Strategy(ABC):
         self.initial = space.canonical(space.check(initial)) if initial is not None and len(initial) else None
         if self.initial is not None:
             self._check_permitted(self.initial, "starts from")
+
+    def use_costs(self, costs: Costs) -> None:  # noqa: B027  (most strategies have no use for it)
+        """Objectives that are known of any architecture before it is evaluated, such as predicted costs.
+
+        Called before the first ask, and again before a restored strategy goes on. `tell` gives these objectives too.
+
+        Args:
+            costs: deterministic, batched and fast.
+        """
 
     @property
     def preferred_batch(self) -> int:

@@ -54,6 +54,10 @@ class NSGA2(PopulationStrategy):
         # Members stand best first, so that the lower place wins a tournament.
         return self.rng.integers(len(self.archs), size=(2, n, 2)).min(axis=2)
 
+    def breed(self, n: int) -> Archs:
+        """`n` children `(n, K)` of the population, which must not be empty: for strategies that judge them first."""
+        return self._offspring(n)
+
     def _offspring(self, n: int) -> Archs:
         winners = self._parents(n)
         children = self.archs[winners[0]]

@@ -15,8 +15,8 @@ def test_every_registered_component_is_there_and_documented(family: str, name: s
 
 
 def test_unknown_names_get_the_nearest() -> None:
-    with pytest.raises(UserError, match="Did you mean 'nsga2'"):
-        resolve("strategy", "nsga")
+    with pytest.raises(UserError, match="Did you mean 'optuna'"):
+        resolve("strategy", "optun")
 
 
 def test_own_modules_are_found_beside_the_experiment(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from nasbench.evaluators.base import Status
 from nasbench.pareto import constrained_ranks, hypervolume
+from nasbench.strategies.bayesian import BayesianOptimization
 from nasbench.strategies.local_search import LocalSearch
 from nasbench.strategies.nsga2 import NSGA2
 from nasbench.strategies.nsga3 import NSGA3, normalised, reference_directions
@@ -31,12 +32,13 @@ STRATEGIES = {
     "reinforce": lambda *args: Reinforce(*args, reward="pareto"),
     "ppo": lambda *args: PPO(*args, reward="pareto"),
     "successive_halving": SuccessiveHalving,
+    "bayesian": lambda *args: BayesianOptimization(*args, candidates=400),
     "optuna_tpe": lambda *args: OptunaStrategy(*args, sampler_options={"n_startup_trials": 25, "n_ei_candidates": 4}),
     "optuna_nsga2": lambda *args: OptunaStrategy(
         *args, sampler="NSGAIISampler", sampler_options={"population_size": 10}
     ),
 }
-LEARNING = ["regularized_evolution", "nsga2", "nsga3", "local_search", "reinforce", "ppo"]
+LEARNING = ["bayesian", "regularized_evolution", "nsga2", "nsga3", "local_search", "reinforce", "ppo"]
 
 
 @pytest.fixture(params=STRATEGIES)
@@ -213,11 +215,12 @@ def test_learning_beats_random(make_space, name, limit):
     wide = make_space(max_depths=(4, 4), kernels=(3, 5, 7), expansions=(2, 3, 4))
     problem = Problem(wide, limit=limit)
     reference = np.array([0.0, 12.0])
+    batches = 8 if name == "bayesian" else 30  # each choice of a model costs some milliseconds
     won = 0
     for seed in range(5):
         volumes = []
         for make_one in (STRATEGIES[name], STRATEGIES["random"]):
-            _, values, violations = run(make_one(wide, seed, None), problem, 30)
+            _, values, violations = run(make_one(wide, seed, None), problem, batches)
             feasible = (violations <= 0).all(axis=1)
             volumes.append(hypervolume(values[feasible], reference))
         won += volumes[0] > volumes[1]
@@ -228,7 +231,7 @@ def test_learning_beats_random(make_space, name, limit):
 def test_learning_finds_a_single_objectives_minimum(space, name):
     problem = Problem(space, 1)
     least = problem(RandomSearch(space)._proposals(space.everything()))[0].min()
-    _, values, _ = run(STRATEGIES[name](space, 0, None), problem, 60)
+    _, values, _ = run(STRATEGIES[name](space, 0, None), problem, 15 if name == "bayesian" else 60)
     assert values.min() == pytest.approx(least, abs=0.05 * abs(least))
 
 
@@ -260,6 +263,9 @@ def test_aging_forgets_the_oldest_even_if_best(space):
 @pytest.mark.parametrize(
     ("strategy", "options", "key"),
     [
+        (BayesianOptimization, {"design": 1}, "design"),
+        (BayesianOptimization, {"candidates": 0}, "candidates"),
+        (BayesianOptimization, {"model_evaluations": -1}, "model_evaluations"),
         (NSGA2, {"population_size": 1}, "population_size"),
         (NSGA2, {"crossover_rate": 1.5}, "crossover_rate"),
         (NSGA2, {"mutation_rate": -0.1}, "mutation_rate"),
