@@ -56,6 +56,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "stage": {
         "finetune": "nasbench.stages.finetune:FineTune",
+        "distill": "nasbench.stages.distill:Distill",
         "quantize": "nasbench.stages.quantize:Quantize",
         "export": "nasbench.stages.export:Export",
     },

@@ -44,6 +44,7 @@ def train_network(
     teacher: Teacher | Tensor | None = None,
     distillation_weight: float = 0.5,
     temperature: float = 1.0,
+    auxiliary: Callable[[Tensor], Tensor] | None = None,
     save_every_s: float = 30.0,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -58,6 +59,8 @@ def train_network(
             not augment, is its logits `(n, classes)` for the training images; None trains on labels.
         distillation_weight: of the teacher in the loss, 0..1.
         temperature: softens the teacher's output and the network's alike (Hinton et al. 2015).
+        auxiliary: a further term of the loss, asked for after the forward pass with the prepared images of the task's
+            own size, such as `Imitation.loss`.
         epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, schedule, ema,
             precision, accumulate, device, save_every_s, seed, checkpoint, log_dir, progress: as in `train_supernet`.
 
@@ -84,6 +87,8 @@ def train_network(
             with torch.no_grad():
                 target = teacher[batch.rows].to(x.device) if isinstance(teacher, Tensor) else teacher(x)
             loss = loss + weight * soft_loss(logits, target, temperature)
+        if auxiliary is not None:
+            loss = loss + auxiliary(x)
         batch.precision.scaled(loss).backward()
         return {"loss": float(loss.detach()), "accuracy_train": task.accuracy(logits.detach(), batch.labels)}
 
