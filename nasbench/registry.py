@@ -52,6 +52,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "gdas": "nasbench.strategies.gumbel:GDAS",
         "gumbel": "nasbench.strategies.gumbel:GumbelSearch",
         "lightnas": "nasbench.strategies.lightnas:LightNAS",
+        "predictor_gradient": "nasbench.strategies.predictor_gradient:PredictorGradient",
         "proxylessnas": "nasbench.strategies.proxylessnas:ProxylessNAS",
     },
     "stage": {

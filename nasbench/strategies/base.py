@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,8 @@ class Strategy(ABC):
         UserError: initial architectures that the space does not have or does not permit.
     """
 
+    needs_predictors: ClassVar[bool] = False  # of every objective, by `use`
+
     def __init__(self, space: SearchSpace, seed: int = 0, initial: Archs | None = None) -> None:
         self.space = space
         self.rng = np.random.default_rng(seed)
@@ -52,6 +54,7 @@ class Strategy(ABC):
         if self.initial is not None:
             self._check_permitted(self.initial, "starts from")
 
+<<<<<<< HEAD
     def use_costs(self, costs: Costs) -> None:  # noqa: B027  (most strategies have no use for it)
         """Objectives that are known of any architecture before it is evaluated, such as predicted costs.
 
@@ -59,6 +62,13 @@ class Strategy(ABC):
 
         Args:
             costs: deterministic, batched and fast.
+=======
+    def use(self, predictors: Mapping[str, BoundPredictor], objectives: Sequence[Objective]) -> None:  # noqa: B027
+        """Called before the first ask where every objective is predicted; by default of no consequence.
+
+        Args:
+            predictors: by objective name.
+>>>>>>> c710ff7 (Search predictors by gradient, and refuse strategies that cannot work with a space or an evaluator by name)
         """
 
     @property

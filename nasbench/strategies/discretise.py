@@ -75,12 +75,12 @@ def most_wanted(
     archs = likely(space, probabilities, rng)
     beyond, away = np.zeros(len(archs)), np.zeros(len(archs))
     for objective in (o for o in objectives if o.name in costs):
-        if objective.limit is None and objective.name not in targets:
+        if not objective.limited and objective.name not in targets:
             continue
         estimate = costs[objective.name].predict(archs)
-        if objective.limit is not None:
+        if objective.limited:
             value = estimate.mean if objective.quantile is None else estimate.quantile(objective.quantile)
-            beyond += violations(value[:, None], (objective,))[:, 0]
+            beyond += violations(value[:, None], (objective,)).sum(axis=1)
         if objective.name in targets:
             gap = np.abs(estimate.mean / targets[objective.name] - 1.0)
             away += np.where(gap <= TOLERANCE, 0.0, gap)

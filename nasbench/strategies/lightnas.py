@@ -62,9 +62,10 @@ class LightNAS(GDAS):
                 raise UserError(
                     f"strategy.target: {name!r} is no objective with a cost. {nearest(name, [o.name for o in costs])}"
                 )
-            limit, sign = named[0].limit, -1.0 if named[0].maximise else 1.0
-            if limit is not None and sign * value > sign * limit:
-                raise UserError(f"strategy.target: {name} = {value:g} breaks the limit of {limit:g} on it")
+            for key, side in named[0].sides:
+                assert side.limit is not None
+                if value < side.limit if side.maximise else value > side.limit:
+                    raise UserError(f"strategy.target: {name} = {value:g} breaks {key} = {side.limit:g} on it")
         if not self.targets(objectives):
             raise UserError(
                 "strategy.name = 'lightnas' lands on a given cost, and none is given: set objectives.NAME.limit or "

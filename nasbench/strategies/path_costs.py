@@ -47,13 +47,21 @@ class PathCosts(nn.Module):
 
     def forward(self, task_loss: Tensor, expected: Mapping[str, Tensor]) -> Tensor:
         for objective in self.objectives:
-            value = expected[objective.name]
             if objective.limit is None:
-                sign = -1.0 if objective.maximise else 1.0
-                task_loss = task_loss + self.cost_weight * sign * value.clamp_min(1e-12).log()
-            else:
-                task_loss = task_loss + self.limit_weight * excess(objective, value)
-        return task_loss
+                task_loss = task_loss + self._logarithm(objective, expected)
+        return task_loss + self._excess(expected)
+
+    def _logarithm(self, objective: Objective, expected: Mapping[str, Tensor]) -> Tensor:
+        weight = -self.cost_weight if objective.maximise else self.cost_weight
+        return weight * expected[objective.name].clamp_min(1e-12).log()
+
+    def _excess(self, expected: Mapping[str, Tensor]) -> Tensor:
+        """`limit_weight` times what all limits are broken by."""
+        total = torch.zeros(())
+        for objective in self.objectives:
+            for _, side in objective.sides:
+                total = total + self.limit_weight * relative_excess(side, expected[objective.name]).clamp_min(0.0)
+        return total
 
     def stepped(self, expected: Mapping[str, Tensor]) -> None:
         """Called after every step of the logits with the costs before it."""
@@ -72,9 +80,7 @@ class ProductCosts(PathCosts):
             logarithm = (scale * expected[objective.name]).clamp_min(math.e).log()
             exponent = -self.cost_weight if objective.maximise else self.cost_weight
             task_loss = task_loss * _FBNET_ALPHA * logarithm**exponent
-        for objective in (o for o in self.objectives if o.limit is not None):
-            task_loss = task_loss + self.limit_weight * excess(objective, expected[objective.name])
-        return task_loss
+        return task_loss + self._excess(expected)
 
 
 class LearnedMultipliers(PathCosts):
@@ -98,44 +104,37 @@ class LearnedMultipliers(PathCosts):
     ) -> None:  # fmt: skip
         super().__init__(costs, objectives, cost_weight=cost_weight, limit_weight=limit_weight)
         self.targets, self.multiplier_lr, self.damping = dict(targets), multiplier_lr, damping
-        self.register_buffer("multipliers", torch.zeros(len(self.objectives)))
+        # Name, and the limit, or None for the target; a cost to land on has no limits beside.
+        self._terms: list[tuple[str, Objective | None]] = []
+        for objective in self.objectives:
+            sides = [None] if objective.name in self.targets else [side for _, side in objective.sides]
+            self._terms += [(objective.name, side) for side in sides]
+        self.register_buffer("multipliers", torch.zeros(len(self._terms)))
 
-    def _gap(self, objective: Objective, value: Tensor) -> Tensor:
-        """Relative distance to the target, or to the limit, above zero where the cost is too high."""
-        if objective.name in self.targets:
-            return value / self.targets[objective.name] - 1.0
-        return _relative(objective, value)
+    def _gap(self, name: str, limit: Objective | None, expected: Mapping[str, Tensor]) -> Tensor:
+        """Relative distance to the target, or to the limit; above zero where the cost is too high."""
+        return expected[name] / self.targets[name] - 1.0 if limit is None else relative_excess(limit, expected[name])
 
     def forward(self, task_loss: Tensor, expected: Mapping[str, Tensor]) -> Tensor:
-        free = []
-        for objective, multiplier in zip(self.objectives, self.multipliers, strict=True):
-            if objective.name not in self.targets and objective.limit is None:
-                free.append(objective)
-                continue
-            gap = self._gap(objective, expected[objective.name])
-            pressing = gap if objective.name in self.targets else gap.clamp_min(0.0)
+        for (name, limit), multiplier in zip(self._terms, self.multipliers, strict=True):
+            gap = self._gap(name, limit, expected)
+            pressing = gap if limit is None else gap.clamp_min(0.0)
             task_loss = task_loss + multiplier * gap + self.damping / 2 * pressing**2
-        for objective in free:
-            sign = -1.0 if objective.maximise else 1.0
-            task_loss = task_loss + self.cost_weight * sign * expected[objective.name].clamp_min(1e-12).log()
+        for objective in self.objectives:
+            if objective.limit is None and objective.name not in self.targets:
+                task_loss = task_loss + self._logarithm(objective, expected)
         return task_loss
 
     @torch.no_grad()
     def stepped(self, expected: Mapping[str, Tensor]) -> None:
-        for i, objective in enumerate(self.objectives):
-            if objective.name in self.targets or objective.limit is not None:
-                self.multipliers[i] += self.multiplier_lr * self._gap(objective, expected[objective.name])
-                if objective.name not in self.targets:
-                    self.multipliers[i].clamp_(min=0.0)
+        for i, (name, limit) in enumerate(self._terms):
+            self.multipliers[i] += self.multiplier_lr * self._gap(name, limit, expected)
+            if limit is not None:
+                self.multipliers[i].clamp_(min=0.0)
 
 
-def _relative(objective: Objective, value: Tensor) -> Tensor:
-    """Excess over the limit, relative to it; below zero where the limit is kept."""
-    assert objective.limit is not None
-    sign = -1.0 if objective.maximise else 1.0
-    return sign * (value - objective.limit) / max(abs(objective.limit), 1e-12)
-
-
-def excess(objective: Objective, value: Tensor) -> Tensor:
-    """What a value breaks the objective's limit by, relative to it; 0 where it is kept."""
-    return _relative(objective, value).clamp_min(0.0)
+def relative_excess(limit: Objective, value: Tensor) -> Tensor:
+    """What a value is beyond an objective's limit, relative to it; below zero where the limit is kept."""
+    assert limit.limit is not None
+    sign = -1.0 if limit.maximise else 1.0
+    return sign * (value - limit.limit) / max(abs(limit.limit), 1e-12)

@@ -78,7 +78,7 @@ class PathTraining:
                     | {
                         "task": task.name,
                         "images": len(rows),
-                        "objectives": [[o.name, o.maximise, o.limit] for o in costs.objectives],
+                        "objectives": [[o.name, o.maximise, o.limit, o.opposite] for o in costs.objectives],
                     }
                 )
             ),

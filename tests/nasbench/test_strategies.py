@@ -9,6 +9,7 @@ import optuna
 import pytest
 
 from nasbench.evaluators.base import Status
+from nasbench.objectives import make_objective
 from nasbench.pareto import constrained_ranks, hypervolume
 from nasbench.strategies.bayesian import BayesianOptimization
 from nasbench.strategies.local_search import LocalSearch
@@ -16,14 +17,26 @@ from nasbench.strategies.nsga2 import NSGA2
 from nasbench.strategies.nsga3 import NSGA3, normalised, reference_directions
 from nasbench.strategies.optuna_strategy import OptunaStrategy
 from nasbench.strategies.ppo import PPO
+from nasbench.strategies.predictor_gradient import PredictorGradient
 from nasbench.strategies.random_search import RandomSearch
 from nasbench.strategies.regularized_evolution import RegularizedEvolution
 from nasbench.strategies.reinforce import Reinforce
 from nasbench.strategies.successive_halving import SuccessiveHalving
 from nasbench.variation import neighbours, row_keys
+from predictors.counts import Count
 from search_spaces import UserError
 
+
+def predictor_gradient(space, seed, initial):
+    """With a predictor per objective, as a run has after its samples."""
+    strategy = PredictorGradient(space, seed, initial, restarts=8, rounds=50, steps=5, repairs=2)
+    objectives = [make_objective("macs"), make_objective("params", direction="maximise")]
+    strategy.use({o.name: Count(o.name).bind(space) for o in objectives}, objectives)
+    return strategy
+
+
 STRATEGIES = {
+    "predictor_gradient": predictor_gradient,
     "random": RandomSearch,
     "regularized_evolution": lambda *args: RegularizedEvolution(*args, population_size=20, sample_size=5),
     "nsga2": lambda *args: NSGA2(*args, population_size=20),
@@ -43,6 +56,12 @@ LEARNING = ["bayesian", "regularized_evolution", "nsga2", "nsga3", "local_search
 
 @pytest.fixture(params=STRATEGIES)
 def make(request):
+    return STRATEGIES[request.param]
+
+
+@pytest.fixture(params=[name for name in STRATEGIES if name != "predictor_gradient"])
+def tireless(request):
+    """Those that propose as often as asked, if need be again; the other ends with what its predictors recommend."""
     return STRATEGIES[request.param]
 
 
@@ -196,16 +215,16 @@ def test_failures_are_survived(make, space):
 
 
 @pytest.mark.parametrize("sizes", [{"max_depths": (1,), "kernels": (3,)}, {"max_depths": (1,), "resolutions": (8,)}])
-def test_spaces_smaller_than_a_population_end(make, make_space, sizes):
+def test_spaces_smaller_than_a_population_end(tireless, make_space, sizes):
     small = make_space(**sizes)
-    archs, _, _ = run(make(small, 0, None), Problem(small), 10, n=15)
+    archs, _, _ = run(tireless(small, 0, None), Problem(small), 10, n=15)
     assert len(archs) == 150
     assert len(np.unique(archs, axis=0)) == small.size == 4
 
 
-def test_a_space_of_one_architecture(make, make_space):
+def test_a_space_of_one_architecture(tireless, make_space):
     single = make_space(max_depths=(1,), resolutions=(8,), kernels=(3,), expansions=(2,))
-    archs, _, _ = run(make(single, 0, None), Problem(single), 3)
+    archs, _, _ = run(tireless(single, 0, None), Problem(single), 3)
     assert len(archs) == 30
 
 
