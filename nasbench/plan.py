@@ -18,11 +18,7 @@ from hardware_profiles.meter_choice import with_meter
 from hardware_profiles.profile import shipped_files
 from nasbench.config import Config, TaskSection
 from nasbench.evaluators.base import Evaluator
-<<<<<<< HEAD
 from nasbench.objectives import METRICS, Objective, check_contradictions, given_as, make_objective
-=======
-from nasbench.objectives import METRICS, Objective, check_contradictions, make_objective
->>>>>>> c710ff7 (Search predictors by gradient, and refuse strategies that cannot work with a space or an evaluator by name)
 from nasbench.registry import REGISTRY, options, resolve
 from nasbench.selection import named_networks
 from nasbench.stages.base import Stage, check_order
@@ -132,23 +128,14 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     if not (inspect.isclass(strategy) and issubclass(strategy, Strategy | GradientStrategy)):
         raise UserError(f"strategy.name = {config.strategy.name!r} is no Strategy or GradientStrategy")
     if issubclass(strategy, GradientStrategy) and isinstance(task, NoTask):
-        names = [n for n in REGISTRY["strategy"] if issubclass(resolve("strategy", n), Strategy)]
         raise UserError(
             f"strategy.name = {config.strategy.name!r} trains a supernet on a task's data, and task.name is 'none', as "
-            f"the evaluator {config.evaluator.name!r} needs none; that goes with {', '.join(names)}"
+            f"the evaluator {config.evaluator.name!r} needs none; that goes with {_strategies(lambda s: issubclass(s, Strategy))}"
         )
     strategy_options = options(strategy, config.strategy.options, "strategy")
     config.strategy = config.strategy.model_copy(update=_plain(strategy_options))
-<<<<<<< HEAD
-    strategy(space, config.seed, **strategy_options)  # told now, not after hours of training
-
-    if issubclass(strategy, GradientStrategy) and type(space).mixture_supernet is SearchSpace.mixture_supernet:
-        space.mixture_supernet()  # says that there is none
-    evaluated = not issubclass(strategy, GradientStrategy) and any(given_as(o, metrics) for o in objectives)
-=======
     _check_strategy(config, strategy(space, config.seed, **strategy_options), space, objectives, metrics)
-    evaluated = not issubclass(strategy, GradientStrategy) and any(o.metric in metrics for o in objectives)
->>>>>>> c710ff7 (Search predictors by gradient, and refuse strategies that cannot work with a space or an evaluator by name)
+    evaluated = not issubclass(strategy, GradientStrategy) and any(given_as(o, metrics) for o in objectives)
     if evaluated and config.evaluator.samples and space.size < MIN_SAMPLES:
         raise UserError(
             f"evaluator.samples = {config.evaluator.samples}: the space has {space.size} architectures, too few for an "
@@ -197,7 +184,6 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
 _RUNNER_KEYS = {"seed", "checkpoint", "log_dir", "progress"}
 
 
-<<<<<<< HEAD
 def _settle_data(config: Config, where: Path | None) -> None:
     """What an experiment needs no data for, and what follows where the evaluator reads none: its answers are free.
 
@@ -218,7 +204,6 @@ def _settle_data(config: Config, where: Path | None) -> None:
         )
 
 
-=======
 def _check_strategy(
     config: Config,
     strategy: Strategy | GradientStrategy,
@@ -236,11 +221,11 @@ def _check_strategy(
                 f"Choose a space that has one (`nasbench spaces` tells), or one of {able}"
             )
         strategy.check(objectives)
-    elif strategy.needs_predictors and not config.evaluator.samples and any(o.metric in metrics for o in objectives):
+    elif strategy.needs_predictors and not config.evaluator.samples and any(given_as(o, metrics) for o in objectives):
         able = _strategies(lambda s: issubclass(s, Strategy) and not s.needs_predictors)
         raise UserError(
             f"strategy.name = {name!r} searches predictions of every objective, and with evaluator.samples = 0 nothing "
-            f"predicts {', '.join(o.name for o in objectives if o.metric in metrics)}. Set evaluator.samples (80 is "
+            f"predicts {', '.join(o.name for o in objectives if given_as(o, metrics))}. Set evaluator.samples (80 is "
             f"usual), or choose one of {able}"
         )
 
@@ -250,7 +235,6 @@ def _strategies(able: Callable[[type[Any]], bool]) -> str:
     return ", ".join(name for name in REGISTRY["strategy"] if able(resolve("strategy", name)))
 
 
->>>>>>> c710ff7 (Search predictors by gradient, and refuse strategies that cannot work with a space or an evaluator by name)
 def _check_selection(config: Config, space: SearchSpace, objectives: tuple[Objective, ...]) -> None:
     """Refuse what would only fail after the search."""
     section = config.selection

@@ -105,7 +105,7 @@ def predicted_search(
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """Search on predictions; `(n, K)` architectures of the predicted front. Its state is saved every few seconds."""
     strategy, archive = make_strategy(plan, space), ParetoArchive(plan.space, len(plan.objectives))
-    strategy.use(bound, plan.objectives)
+    strategy.use_predictors(bound, plan.objectives)
     file = run.path / SEARCH
     if file.is_file():
         state = load_state(file)

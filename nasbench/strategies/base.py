@@ -44,7 +44,7 @@ class Strategy(ABC):
         UserError: initial architectures that the space does not have or does not permit.
     """
 
-    needs_predictors: ClassVar[bool] = False  # of every objective, by `use`
+    needs_predictors: ClassVar[bool] = False  # of every objective, by `use_predictors`
 
     def __init__(self, space: SearchSpace, seed: int = 0, initial: Archs | None = None) -> None:
         self.space = space
@@ -54,7 +54,6 @@ class Strategy(ABC):
         if self.initial is not None:
             self._check_permitted(self.initial, "starts from")
 
-<<<<<<< HEAD
     def use_costs(self, costs: Costs) -> None:  # noqa: B027  (most strategies have no use for it)
         """Objectives that are known of any architecture before it is evaluated, such as predicted costs.
 
@@ -62,13 +61,15 @@ class Strategy(ABC):
 
         Args:
             costs: deterministic, batched and fast.
-=======
-    def use(self, predictors: Mapping[str, BoundPredictor], objectives: Sequence[Objective]) -> None:  # noqa: B027
+        """
+
+    def use_predictors(  # noqa: B027  (nor for this)
+        self, predictors: Mapping[str, BoundPredictor], objectives: Sequence[Objective]
+    ) -> None:
         """Called before the first ask where every objective is predicted; by default of no consequence.
 
         Args:
             predictors: by objective name.
->>>>>>> c710ff7 (Search predictors by gradient, and refuse strategies that cannot work with a space or an evaluator by name)
         """
 
     @property

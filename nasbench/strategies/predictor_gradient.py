@@ -79,19 +79,19 @@ class PredictorGradient(Strategy):
         self._known = space.sample(0, self.rng) if self.initial is None else first_of_each(self.initial)
         self._asked = 0  # of those known
 
-    def use(self, predictors: Mapping[str, BoundPredictor], objectives: Sequence[Objective]) -> None:
+    def use_predictors(self, predictors: Mapping[str, BoundPredictor], objectives: Sequence[Objective]) -> None:
         self._model = _Model.of(self.space, predictors, objectives)
 
     def ask(self, n: int) -> Proposals:
         """See `Strategy.ask`.
 
         Raises:
-            UserError: before `use`.
+            UserError: before `use_predictors`.
         """
         if self._model is None:
             raise UserError(
                 "strategy predictor_gradient searches predictions of every objective, and has none here: give it "
-                "evaluator.samples above 0 (in Python: use(predictors, objectives)), or take a strategy that learns "
+                "evaluator.samples above 0 (in Python: use_predictors(predictors, objectives)), or take a strategy that learns "
                 "from evaluations alone, such as nsga2, regularized_evolution or local_search"
             )
         while len(self._known) < self._asked + n and self._done < self.rounds:

@@ -42,7 +42,7 @@ def predictors(space):
 
 def found(space, predictors, objectives, seed=0, n=400, **options):
     strategy = PredictorGradient(space, seed, **(QUICK | options))
-    strategy.use(predictors, objectives)
+    strategy.use_predictors(predictors, objectives)
     return strategy.ask(n).archs
 
 
@@ -107,7 +107,7 @@ def test_predictors_need_not_be_differentiable():
 
 def test_after_its_rounds_it_has_no_more(space, predictors):
     strategy = PredictorGradient(space, 0, restarts=4, rounds=1, steps=5)
-    strategy.use(predictors, [MACS])
+    strategy.use_predictors(predictors, [MACS])
     assert 0 < len(strategy.ask(10_000)) < 10_000
     assert len(strategy.ask(1)) == 0
 
@@ -116,7 +116,7 @@ def test_it_says_what_it_needs(space, predictors):
     with pytest.raises(UserError, match=r"evaluator\.samples above 0.*nsga2"):
         PredictorGradient(space, 0).ask(1)
     with pytest.raises(UserError, match="no predictor for objectives.energy_mj"):
-        PredictorGradient(space, 0).use(predictors, [make_objective("energy_mj", target="raspberry_pi_4")])
+        PredictorGradient(space, 0).use_predictors(predictors, [make_objective("energy_mj", target="raspberry_pi_4")])
     for key, value in {"restarts": 0, "rounds": 0, "steps": 0, "repairs": -1, "lr": -1.0}.items():
         with pytest.raises(UserError, match=f"strategy.{key}"):
             PredictorGradient(space, 0, **{key: value})

@@ -31,7 +31,7 @@ def predictor_gradient(space, seed, initial):
     """With a predictor per objective, as a run has after its samples."""
     strategy = PredictorGradient(space, seed, initial, restarts=8, rounds=50, steps=5, repairs=2)
     objectives = [make_objective("macs"), make_objective("params", direction="maximise")]
-    strategy.use({o.name: Count(o.name).bind(space) for o in objectives}, objectives)
+    strategy.use_predictors({o.name: Count(o.name).bind(space) for o in objectives}, objectives)
     return strategy
 
 
