@@ -108,6 +108,22 @@ class ObjectiveSection(Section):
         return value
 
 
+class VerifySection(Section):
+    """`[verify]`: what follows where the measured front is not as it was predicted.
+
+    Keys:
+        tolerance: mean relative difference of predicted and measured values on the front that is good enough.
+        rounds: most times that predictors are corrected by the measurements and the search goes on, as long as the
+            difference is larger or a network of the front breaks a limit; 0 measures once.
+        quantile: of corrected predictions that must keep a limit, where its objective sets none; of "at least" limits
+            the opposite one.
+    """
+
+    tolerance: float = Field(default=0.1, gt=0)
+    rounds: int = Field(default=2, ge=0)
+    quantile: float = Field(default=0.9, ge=0.5, lt=1)
+
+
 class StrategySection(Component):
     """`[strategy]`: how the space is searched.
 
@@ -186,6 +202,7 @@ class Config(Section):
         default_factory=lambda: {"accuracy": ObjectiveSection(), "latency_ms": ObjectiveSection()}, min_length=1
     )
     strategy: StrategySection = Field(default_factory=StrategySection)
+    verify: VerifySection = Field(default_factory=VerifySection)
     selection: SelectionSection = Field(default_factory=SelectionSection)
     stages: list[Component] = Field(default_factory=list)
 

@@ -13,11 +13,10 @@ from nasbench.objectives import Objective
 from nasbench.plan import Plan
 from nasbench.progress import Reporter
 from nasbench.run import Run
-from nasbench.sampling import limited_space
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
 from predictors.calibration import kept_calibration
 from predictors.choice import TABLES
-from search_spaces import SearchSpace
+from search_spaces.base import Archs
 
 
 def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredictor]:
@@ -90,15 +89,14 @@ def calibration_summary(calibration: Calibration) -> str:
     return f"{len(calibration.rows)} networks, left-out ones within 10 %: {quality['within_10_percent']:.0%}{rank}"
 
 
-def check_feasible(plan: Plan, costs: dict[str, BoundPredictor], report: Reporter) -> SearchSpace:
-    """Refuse limits on costs that no architecture can keep; the space, drawn from within those that can be.
+def check_feasible(plan: Plan, costs: dict[str, BoundPredictor], report: Reporter) -> Archs | None:
+    """Refuse limits on costs that no architecture can keep; `(1, K)` that keeps them all, None without such limits.
 
     Raises:
         UserError: naming the limit and the tightest achievable value.
     """
     if not any(o.limited for o in plan.predicted):
-        return plan.space
+        return None
     with report.phase("check limits"):
         found = check_limits(plan.space, plan.predicted, costs, seed=plan.config.seed)
-        start = None if found.arch is None else found.arch[None]
-        return limited_space(plan.space, plan.predicted, costs, seed=plan.config.seed, start=start)
+    return None if found.arch is None else found.arch[None]

@@ -18,20 +18,20 @@ import numpy as np
 import pandas as pd
 
 from hardware_profiles.paths import write_text
-from nasbench.archive import arch_row, arch_text
+from nasbench.archive import arch_row
 from nasbench.config import Config
 from nasbench.costs import bind_costs, check_feasible
-from nasbench.evaluators.base import Evaluator, Proposals
+from nasbench.evaluators.base import Evaluator
 from nasbench.evaluators.table import TableEvaluator
 from nasbench.objectives import minimised, violations
-from nasbench.pareto import hypervolume, hypervolume_box, non_dominated_mask
-from nasbench.pipeline import measure, run_stages
+from nasbench.pareto import hypervolume, hypervolume_box
+from nasbench.pipeline import run_stages
 from nasbench.plan import Plan, make_plan
 from nasbench.progress import Reporter
 from nasbench.run import Run, RunView, load_run, peak_memory_mb
-from nasbench.searches import evaluate, evaluated_search, fit_predictors, gradient_search, predicted_search
+from nasbench.searches import Front, evaluated_search, fit_predictors, gradient_search, predicted_fronts
 from nasbench.selection import named_networks, select
-from predictors import BoundPredictor
+from nasbench.verification import verify
 from search_spaces import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from search_spaces.supernet import Supernet
 
 SUPERNET = "supernet.safetensors"
-FRONT = "front.csv"
 
 
 def run_experiment(
@@ -122,18 +121,18 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
         load_published(plan, supernet)
     evaluator = plan.make_evaluator(supernet)
     costs = bind_costs(plan, run, report)
-    limited = check_feasible(plan, costs, report)
+    start = check_feasible(plan, costs, report)
     if supernet is not None:
         train(plan, run, supernet, report)
     bound = costs
     if plan.gradient:
-        front = gradient_search(plan, run, evaluator, costs, report)
+        fronts = [Front("", plan.objectives, gradient_search(plan, run, evaluator, costs, report))]
     elif plan.config.evaluator.samples:
         bound = fit_predictors(plan, run, evaluator, costs, report) | costs
-        front = predicted_search(plan, run, bound, report, limited)
+        fronts = predicted_fronts(plan, run, bound, report, start)
     else:
-        front = evaluated_search(plan, run, evaluator, costs, report, limited)
-    verified = verify(plan, run, front, evaluator, bound, report)
+        fronts = [Front("", plan.objectives, evaluated_search(plan, run, evaluator, costs, report, start))]
+    verified = verify(plan, run, fronts, evaluator, bound, report)
     run.mark(hypervolume=front_quality(plan, evaluator, verified))
     chosen = choose(plan, verified)
     run_stages(plan, run, chosen, evaluator if supernet else None, report)
@@ -200,66 +199,6 @@ def train(plan: Plan, run: Run, supernet: Supernet, report: Reporter) -> None:
             progress=progress,
         )
         write_text(run.path / "training.csv", pd.DataFrame(history).to_csv(index=False))
-
-
-def verify(
-    plan: Plan,
-    run: Run,
-    front: np.ndarray[Any, np.dtype[Any]],
-    evaluator: Evaluator,
-    bound: dict[str, BoundPredictor],
-    report: Reporter,
-) -> pd.DataFrame:
-    """Evaluate and measure a spread of the found front, and the references; `front.csv`.
-
-    Columns: `name`, `kind` (front or reference), `arch`; per objective `NAME_predicted`, `NAME_evaluated` and
-    `NAME_measured` as far as there are such values, and `NAME`, the best known of them; `violation`; `pareto`.
-    """
-    count = plan.config.evaluator.verify
-    estimates = {name: predictor.predict(front).mean for name, predictor in bound.items()}
-    if len(front) > count:
-        known = tuple(o for o in plan.objectives if o.name in estimates)
-        if known:
-            chosen = select(np.stack([estimates[o.name] for o in known], axis=1), known, "spread", count)
-        else:
-            chosen = np.linspace(0, len(front) - 1, count).round().astype(int).tolist()
-        front = front[chosen]
-    references = plan.references
-    archs = np.vstack([front, *(a[None] for a in references.values())])
-    frame = pd.DataFrame(
-        {
-            "name": [f"front-{i:02d}" for i in range(len(front))] + list(references),
-            "kind": ["front"] * len(front) + ["reference"] * len(references),
-            "arch": [arch_text(a) for a in archs],
-        }
-    )
-    for name, predictor in bound.items():
-        frame[f"{name}_predicted"] = predictor.predict(archs).mean
-    proposals = Proposals(np.arange(len(archs), dtype=np.int64), archs)
-    values, _ = evaluate(
-        plan, run, "verify", evaluator, {o.name: bound[o.name] for o in plan.predicted}, proposals, report
-    )
-    for column, objective in enumerate(plan.objectives):
-        if objective not in plan.predicted:
-            frame[f"{objective.name}_evaluated"] = values[:, column]
-    for name, target in plan.targets.items():
-        latency = [o.name for o in plan.predicted if o.metric == "latency_ms" and o.target == name]
-        if latency and plan.measurable(target):
-            networks = dict(zip(frame["name"], archs, strict=True))
-            measured = measure(plan, run, target, networks, "verify", report)
-            for column_name in latency:
-                frame[f"{column_name}_measured"] = [measured[n] for n in frame["name"]]
-    for objective in plan.objectives:
-        # The strongest kind of value that there is; a network without one is on no front, whatever was predicted of it.
-        kinds = (f"{objective.name}_{source}" for source in ("measured", "evaluated", "predicted"))
-        frame[objective.name] = frame[next(kind for kind in kinds if kind in frame)]
-    final = frame[[o.name for o in plan.objectives]].to_numpy(dtype=float)
-    frame["violation"] = violations(final, plan.objectives).sum(1)
-    good = (frame["violation"] == 0) & ~np.isnan(final).any(1) & (frame["kind"] == "front")
-    frame["pareto"] = False
-    frame.loc[good, "pareto"] = non_dominated_mask(minimised(final[good], plan.objectives))
-    write_text(run.path / FRONT, frame.to_csv(index=False))
-    return frame
 
 
 def front_quality(plan: Plan, evaluator: Evaluator, verified: pd.DataFrame) -> dict[str, Any]:

@@ -188,6 +188,11 @@ class RunView:
             raise UserError(f"{self.path}: the search of this run has not finished yet (no front.csv)")
         return pd.read_csv(path)
 
+    def rounds(self) -> pd.DataFrame:
+        """How far predictions held, per round and measured objective; empty where nothing was measured."""
+        path = self.path / "rounds.csv"
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
     def evaluations(self) -> pd.DataFrame:
         """All expensive evaluations, in order."""
         return self.archive.evaluations()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from hardware_profiles.paths import write_text
+from nasbench.cross_device import searches
 from nasbench.evaluators.base import Evaluator, Proposals, Status
 from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.evaluators.recorded import RecordedEvaluator
@@ -18,10 +20,12 @@ from nasbench.pareto import ParetoArchive, non_dominated_mask
 from nasbench.plan import Plan
 from nasbench.progress import Reporter
 from nasbench.run import Run, load_state, save_state
+from nasbench.sampling import limited_space
 from nasbench.search import search
 from nasbench.strategies.base import Costs, GradientStrategy, Strategy
 from predictors import BoundPredictor, predictor_for
 from search_spaces import SearchSpace, UserError
+from search_spaces.base import Archs
 
 MIXTURE = "mixture.safetensors"
 SEARCH = "search.npz"
@@ -100,13 +104,58 @@ def known_costs(plan: Plan, costs: Mapping[str, BoundPredictor]) -> Costs:
     return known
 
 
+@dataclass(frozen=True)
+class Front:
+    """What one search of a run found.
+
+    Args:
+        name: the device that it was for, `all`, or empty where there is one search.
+        objectives: that it is a front of.
+        archs: `(n, K)`.
+    """
+
+    name: str
+    objectives: tuple[Objective, ...]
+    archs: Archs
+
+
+def predicted_fronts(
+    plan: Plan,
+    run: Run,
+    bound: dict[str, BoundPredictor],
+    report: Reporter,
+    start: Archs | None = None,
+    number: int = 0,
+) -> list[Front]:
+    """Search on predictions, for each device and for all of them where objectives are of several.
+
+    Args:
+        start: `(m, K)` architectures that are known to keep the limits, to start random draws from.
+        number: of the round; later ones are with corrected predictions.
+    """
+    fronts = []
+    for one in searches(plan.space, plan.objectives, bound, plan.config.seed):
+        # Of an evaluated objective the limit is judged at the end; draws keep those on costs.
+        costs = [o for o in one.objectives if o in plan.predicted]
+        space = limited_space(plan.space, costs, bound, seed=plan.config.seed, start=start)
+        label = "-".join(part for part in (one.name.replace(":", "-"), f"round{number}" if number else "") if part)
+        fronts.append(Front(one.name, one.objectives, predicted_search(plan, run, one.evaluator, report, space, label)))
+    return fronts
+
+
 def predicted_search(
-    plan: Plan, run: Run, bound: dict[str, BoundPredictor], report: Reporter, space: SearchSpace | None = None
-) -> np.ndarray[Any, np.dtype[Any]]:
-    """Search on predictions; `(n, K)` architectures of the predicted front. Its state is saved every few seconds."""
-    strategy, archive = make_strategy(plan, space), ParetoArchive(plan.space, len(plan.objectives))
-    strategy.use_predictors(bound, plan.objectives)
-    file = run.path / SEARCH
+    plan: Plan, run: Run, evaluator: PredictedEvaluator, report: Reporter, space: SearchSpace, label: str = ""
+) -> Archs:
+    """One search on predictions; `(n, K)` architectures of the predicted front. Its state is saved every few seconds.
+
+    Args:
+        space: the plan's, or as it is drawn under limits.
+        label: of this search among those of the run.
+    """
+    objectives = evaluator.objectives
+    strategy, archive = make_strategy(plan, space), ParetoArchive(plan.space, len(objectives))
+    strategy.use_predictors(evaluator.bound, objectives)
+    file = run.path / (f"search-{label}.npz" if label else SEARCH)
     if file.is_file():
         state = load_state(file)
         strategy.load_state_dict(state["strategy"])
@@ -119,7 +168,8 @@ def predicted_search(
         save_state(file, {"strategy": strategy.state_dict(), "archive": archive.state_dict()})
 
     if archive.evaluated < total:
-        with report.phase("search") as phase, run.phase("search", "predicted architectures") as done:
+        title = f"search {label}" if label else "search"
+        with report.phase(title) as phase, run.phase(title, "predicted architectures") as done:
             progress = phase.progress("architectures")
 
             def on_batch(*_: Any) -> None:
@@ -132,8 +182,8 @@ def predicted_search(
 
             search(
                 strategy,
-                PredictedEvaluator(plan.objectives, bound),
-                plan.objectives,
+                evaluator,
+                objectives,
                 evaluations=total,
                 batch=batch,
                 archive=archive,
@@ -142,7 +192,7 @@ def predicted_search(
             save()
             phase.done(f"{archive.evaluated:,} architectures proposed, {len(archive)} on the predicted front")
     if not len(archive):
-        raise nothing_found(archive, plan.objectives)
+        raise nothing_found(archive, objectives)
     return archive.archs
 
 
@@ -169,9 +219,10 @@ def evaluated_search(
     evaluator: Evaluator,
     costs: dict[str, BoundPredictor],
     report: Reporter,
-    space: SearchSpace | None = None,
+    start: Archs | None = None,
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """Search with every proposal really evaluated; a resumed run replays the recorded rows through the strategy."""
+    space = limited_space(plan.space, plan.predicted, costs, seed=plan.config.seed, start=start)
     archive = ParetoArchive(plan.space, len(plan.objectives))
     total = plan.config.strategy.evaluations
     with report.phase("search") as phase, run.phase("search", "evaluations") as done:

@@ -120,6 +120,9 @@ calibration_images = 100
 [targets]
 calibration_networks = 10
 
+[verify]
+rounds = 0
+
 [strategy]
 evaluations = 3000
 batch = 500

@@ -83,6 +83,7 @@ def _contents(view: RunView) -> dict[str, Any]:
         "calibrations": [(c.get("target", ""), _quality(c)) for c in calibrations],
         "protocols": [json.loads(p) for p in protocols],
         "networks": len(front),
+        "rounds": _table(_rounds_table(view.rounds())),
     }
 
 
@@ -90,6 +91,15 @@ def _quality(calibration: dict[str, Any]) -> dict[str, Any]:
     """How well a calibration predicts the latency of networks left out; runs of earlier versions keep none to read."""
     quality: dict[str, Any] = calibration.get("models", {}).get("latency_ms", {}).get("quality", {})
     return quality
+
+
+def _rounds_table(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Readable columns."""
+    names = {"mean_error": "mean difference", "broken": "break the limit", "largest_excess": "by at most"}
+    for column in ("mean_error", "bias", "largest_excess"):
+        if column in rounds:
+            rounds[column] = [f"{value:.1%}" for value in rounds[column]]
+    return rounds.rename(columns=names)
 
 
 def _stage_table(stages: pd.DataFrame) -> pd.DataFrame:
