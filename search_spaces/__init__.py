@@ -25,11 +25,7 @@ if TYPE_CHECKING:
     from search_spaces.reference.registry import reference_network, reference_networks
     from search_spaces.resnet import ResNetSpace
     from search_spaces.supernet import MixtureSupernet, NormStats, Supernet, calibrate
-<<<<<<< HEAD
     from search_spaces.tracing import trace, trace_layers
-=======
-    from search_spaces.tracing import trace, trace_modules
->>>>>>> 59dc91f (Count the memory of training, and train on a device in less than autograd keeps)
     from search_spaces.weights import load_weights
 
 _LAZY = {
@@ -68,11 +64,7 @@ _LAZY = {
     "reference_network": "reference.registry",
     "reference_networks": "reference.registry",
     "trace": "tracing",
-<<<<<<< HEAD
     "trace_layers": "tracing",
-=======
-    "trace_modules": "tracing",
->>>>>>> 59dc91f (Count the memory of training, and train on a device in less than autograd keeps)
 }
 
 __all__ = [
@@ -80,12 +72,7 @@ __all__ = [
     "MixtureSupernet", "MnasNetSpace", "MobileHybridSpace", "MobileNetV3Space", "NASBench201Space", "NormStats",
     "Operator", "Published", "ReferenceNetwork", "ResNetSpace", "SearchSpace", "Supernet", "Tensor", "UserError",
     "Workload", "WorkloadBuilder", "calibrate", "elastic_space", "load_space", "load_weights", "nearest", "presets",
-<<<<<<< HEAD
     "read_onnx", "reference_network", "reference_networks", "trace", "trace_layers",
-=======
-    "read_onnx", "reference_network", "reference_networks", "trace",
-    "trace_modules",
->>>>>>> 59dc91f (Count the memory of training, and train on a device in less than autograd keeps)
 ]  # fmt: skip
 
 

@@ -59,7 +59,6 @@ def trace(module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype =
     Raises:
         UserError: the module does not run on that shape, or its path depends on the data.
     """
-<<<<<<< HEAD
     return _trace(module, input_shape, dtype, _Recorder(module))
 
 
@@ -67,18 +66,10 @@ def trace_layers(
     module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32
 ) -> tuple[Workload, tuple[str, ...]]:
     """As `trace`, and for every operator the submodule that runs it, by its dotted name; "" for the module itself.
-=======
-    return _traced(module, input_shape, dtype)[0]
-
-
-def trace_modules(module: nn.Module, input_shape: Sequence[int]) -> tuple[Workload, tuple[str, ...]]:
-    """`trace`, and for each operator the dotted name of the innermost submodule that ran it.
->>>>>>> 59dc91f (Count the memory of training, and train on a device in less than autograd keeps)
 
     Raises:
         UserError: as `trace`.
     """
-<<<<<<< HEAD
     recorder, owners, running = _Recorder(module), list[str](), [""]
 
     def catch_up() -> None:
@@ -108,15 +99,8 @@ def trace_modules(module: nn.Module, input_shape: Sequence[int]) -> tuple[Worklo
 
 
 def _trace(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype, recorder: _Recorder) -> Workload:
-=======
-    return _traced(module, input_shape, torch.float32)
-
-
-def _traced(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -> tuple[Workload, tuple[str, ...]]:
-    recorder = _Recorder(module)
->>>>>>> 59dc91f (Count the memory of training, and train on a device in less than autograd keeps)
     try:
-        with _inference(module), sdpa_kernel(SDPBackend.MATH), _without_data(module), recorder.within(module):
+        with _inference(module), sdpa_kernel(SDPBackend.MATH), _without_data(module):
             sample = torch.empty((1, *input_shape), dtype=dtype)
             recorder.source(sample)
             with recorder:
@@ -126,7 +110,7 @@ def _traced(module: nn.Module, input_shape: Sequence[int], dtype: torch.dtype) -
         raise UserError(
             f"cannot trace {type(module).__name__} with input {tuple(input_shape)} (no batch): {first_line}"
         ) from error
-    return recorder.workload(result), tuple(recorder.ran_by)
+    return recorder.workload(result)
 
 
 @contextmanager
@@ -169,24 +153,9 @@ class _Recorder(TorchDispatchMode):
         self._from_params: dict[int, frozenset[int]] = {}  # id of a tensor -> parameters that it is computed from
         self._sizes: dict[int, int] = {}  # parameters that no operator has been charged with yet
         self._alive: list[Tensor] = []  # keeps ids from being used twice
-        self._running = [""]  # names of the submodules that are running, innermost last
-        self.ran_by: list[str] = []  # per operator
         for parameter in module.parameters():
             self._from_params[id(parameter)] = frozenset({id(parameter)})
             self._sizes[id(parameter)] = parameter.numel()
-
-    @contextmanager
-    def within(self, module: nn.Module) -> Iterator[None]:
-        """While it lasts, operators are filed under the submodules that run them."""
-        handles = []
-        for name, part in module.named_modules():
-            handles.append(part.register_forward_pre_hook(lambda *_, name=name: self._running.append(name)))
-            handles.append(part.register_forward_hook(lambda *_: (self._running.pop(), None)[1]))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def source(self, tensor: Tensor) -> None:
         """Declare the graph's input."""
@@ -234,7 +203,6 @@ class _Recorder(TorchDispatchMode):
         kind, attributes = _READERS.get(name, _plain)(name, args, self._index)
         if name in ("addmm", "baddbmm") and id(args[0]) in self._index:
             seen = [*seen[1:], seen[0]]  # the factors first: the last dimension of the first is what is summed over
-        self.ran_by.append(self._running[-1])
         return self._builder.add(
             kind,
             [index for index, _ in seen],

@@ -21,7 +21,7 @@ from nasbench.ondevice.memory import (
     training_memory,
 )
 from nasbench.ondevice.saving import memory_saving
-from search_spaces import UserError, nearest, trace_modules
+from search_spaces import UserError, nearest, trace_layers
 
 Method = Literal["full", "last", "bias", "lite_residual", "sparse"]
 
@@ -194,7 +194,7 @@ def method_memory(
     """
     if method == "lite_residual":
         network = with_lite_residuals(network, input_shape)
-    workload, names = trace_modules(network, input_shape)
+    workload, names = trace_layers(network, input_shape)
     _, chosen = prepared(network, input_shape, "bias" if method == "lite_residual" else method, updates)
     for name, module in network.named_modules():
         if isinstance(module, LiteResidual):

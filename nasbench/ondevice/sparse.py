@@ -10,7 +10,7 @@ from torch import nn
 
 from nasbench.ondevice.memory import FULL, NOTHING, Optimizer, Update, layer_updates, training_memory
 from nasbench.ondevice.methods import head
-from search_spaces import UserError, trace_modules
+from search_spaces import UserError, trace_layers
 
 SHARES = (0.25, 0.5, 1.0)
 _BINS = 1000  # of the budget, in the knapsack
@@ -33,7 +33,7 @@ class Contributions:
 
 def layers_with_weights(network: nn.Module, input_shape: Sequence[int]) -> tuple[str, ...]:
     """Convolutions and linear layers in execution order, without the last layer."""
-    _, names = trace_modules(network, input_shape)
+    _, names = trace_layers(network, input_shape)
     modules = dict(network.named_modules())
     last = head(network)
     found = [n for n in dict.fromkeys(names) if isinstance(modules[n], nn.Conv2d | nn.Linear) and n != last]
@@ -107,7 +107,7 @@ def choose_updates(
     Raises:
         UserError: not even the last layer can be trained within the budget; names what that takes.
     """
-    workload, names = trace_modules(network, input_shape)
+    workload, names = trace_layers(network, input_shape)
     last = head(network)
 
     def memory(updates: Mapping[str, Update]) -> int:

@@ -22,7 +22,7 @@ from nasbench.ondevice.methods import head, method_memory, prepared, with_lite_r
 from nasbench.ondevice.saving import memory_saving, merged
 from nasbench.ondevice.sparse import Contributions, _knapsack, choose_updates, layers_with_weights
 from nasbench.ondevice.transfer import measured_memory
-from search_spaces import UserError, load_space, reference_network, trace_modules
+from search_spaces import UserError, load_space, reference_network, trace_layers
 
 SHAPE = (3, 64, 64)
 METHODS = ("full", "last", "bias", "lite_residual")
@@ -67,7 +67,7 @@ def test_plain_autograd_keeps_nearly_all_even_where_biases_train_alone(network):
         for kind, parameter in module.named_parameters(recurse=False):
             parameter.requires_grad_(update.bias if kind == "bias" else update.weights > 0)
     x = torch.randn(4, *shape)
-    workload, names = trace_modules(plain, shape)
+    workload, names = trace_layers(plain, shape)
     counted = training_memory(workload, layer_updates(names, updates), batch=4, saving=False)
     kept = measured_activations(frozen, x)
     assert counted.activations.sum() == pytest.approx(kept, rel=0.05, abs=8192)
@@ -142,7 +142,7 @@ def test_what_does_not_train_stays_to_the_bit(network):
 
 def test_nothing_is_kept_before_the_first_layer_that_trains():
     network = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(5)))
-    workload, names = trace_modules(network, (3, 8, 8))
+    workload, names = trace_layers(network, (3, 8, 8))
     for saving, kept in ((True, [0, 0, 0, 0, 0, 0, 1, 1 / 32, 0, 1 / 32]), (False, [0, 0, 0, 0, 0, 0, 1, 1, 0, 1])):
         memory = training_memory(workload, layer_updates(names, {"3": FULL}), batch=2, saving=saving)
         size = 2 * 3 * 8 * 8 * 4
@@ -163,7 +163,7 @@ def test_a_tensor_that_two_layers_need_counts_once():
         def forward(self, x):
             return self.a(x) + self.b(x)
 
-    workload, _ = trace_modules(Twice(), (3, 8, 8))
+    workload, _ = trace_layers(Twice(), (3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
     assert training_memory(workload, FULL, batch=2).activations.sum() == x.nbytes == measured_activations(Twice(), x)
 
@@ -225,9 +225,9 @@ def test_chosen_updates_keep_their_budget_and_use_it():
         (lambda n, s: prepared(n, s, "sparse"), "needs updates"),
         (lambda n, s: with_lite_residuals(nn.Sequential(nn.Linear(3, 2)), s), "no blocks of convolutions"),
         (lambda n, s: head(nn.ReLU()), "no linear layer"),
-        (lambda n, s: training_memory(trace_modules(n, s)[0], [FULL]), "1 updates given for"),
-        (lambda n, s: training_memory(trace_modules(n, s)[0], batch=0), "batch = 0"),
-        (lambda n, s: training_memory(trace_modules(n, s)[0], optimizer="lion"), "optimizer = 'lion'"),
+        (lambda n, s: training_memory(trace_layers(n, s)[0], [FULL]), "1 updates given for"),
+        (lambda n, s: training_memory(trace_layers(n, s)[0], batch=0), "batch = 0"),
+        (lambda n, s: training_memory(trace_layers(n, s)[0], optimizer="lion"), "optimizer = 'lion'"),
     ],
 )
 def test_bad_input_is_named(call, message):
