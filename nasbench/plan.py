@@ -130,7 +130,8 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     if issubclass(strategy, GradientStrategy) and isinstance(task, NoTask):
         raise UserError(
             f"strategy.name = {config.strategy.name!r} trains a supernet on a task's data, and task.name is 'none', as "
-            f"the evaluator {config.evaluator.name!r} needs none; that goes with {_strategies(lambda s: issubclass(s, Strategy))}"
+            f"the evaluator {config.evaluator.name!r} needs none; that goes with "
+            f"{_strategies(lambda s: issubclass(s, Strategy))}"
         )
     strategy_options = options(strategy, config.strategy.options, "strategy")
     config.strategy = config.strategy.model_copy(update=_plain(strategy_options))

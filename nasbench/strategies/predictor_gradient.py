@@ -91,7 +91,7 @@ class PredictorGradient(Strategy):
         if self._model is None:
             raise UserError(
                 "strategy predictor_gradient searches predictions of every objective, and has none here: give it "
-                "evaluator.samples above 0 (in Python: use_predictors(predictors, objectives)), or take a strategy that learns "
+                "evaluator.samples above 0 (in Python: use_predictors(...)), or take a strategy that learns "
                 "from evaluations alone, such as nsga2, regularized_evolution or local_search"
             )
         while len(self._known) < self._asked + n and self._done < self.rounds:
