@@ -29,6 +29,7 @@ _OWN = {
     "latest_run": "nasbench.run",
     "load_config": "nasbench.config",
     "load_run": "nasbench.run",
+    "make_objective": "nasbench.objectives",
     "measure_networks": "nasbench.measurements",
     "named_network": "nasbench.networks",
     "non_dominated_mask": "nasbench.pareto",

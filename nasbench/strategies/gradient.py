@@ -89,7 +89,8 @@ class GradientSearch(GradientStrategy):
     Attributes:
         history: per epoch `loss` (of the weights), `path_loss`, `temperature`, `entropy` (mean over knobs, 1 at the
             start) and the expected costs by objective name.
-        probabilities: per knob, those of its choices; after `run`.
+        trajectory: per epoch and knob, the probabilities of its choices at the end of the epoch.
+        probabilities: per knob, those at the end; after `run`.
     """
 
     default_temperature: ClassVar[tuple[float, float]] = (1.0, 1.0)
@@ -137,6 +138,7 @@ class GradientSearch(GradientStrategy):
             raise UserError(f"strategy.{error}") from error
         self.device = device
         self.history: list[dict[str, float]] = []
+        self.trajectory: list[list[list[float]]] = []
         self.probabilities: list[NDArray[np.float64]] = []
 
     @abstractmethod
@@ -155,9 +157,6 @@ class GradientSearch(GradientStrategy):
 
     def stepped(self, logits: Sequence[Tensor], before: Sequence[Tensor], sample: Sample) -> None:
         """Called without gradients after a step of the logits, with those before it; may adjust them in place."""
-
-    def epoch_ended(self, row: Mapping[str, float], logits: Sequence[Tensor]) -> None:
-        """Called after every epoch with its row of the history, for what a user's own subclass wants to look at."""
 
     def make_costs(self, costs: Mapping[str, BoundPredictor], objectives: Sequence[Objective]) -> PathCosts:
         """How costs enter the logits' loss."""
@@ -219,7 +218,7 @@ class GradientSearch(GradientStrategy):
         self.check(objectives)
         training = PathTraining(self, supernet, task, self.make_costs(costs, objectives), checkpoint)
         training.run(progress, save_every_s)
-        self.history = training.history
+        self.history, self.trajectory = training.history, training.trajectory
         self.probabilities = [p.detach().double().numpy() for p in softmax(training.logits)]
         rng, targets = np.random.default_rng(self.seed), self.targets(objectives)
         archs = most_wanted(self.space, self.probabilities, self.proposals, costs, objectives, targets, rng)

@@ -45,7 +45,7 @@ class PathTraining:
     Attributes:
         logits: one vector per knob. They stay on the CPU, where they are drawn from and cost nothing: all devices draw
             the same paths.
-        history: see `GradientSearch`.
+        history, trajectory: see `GradientSearch`.
 
     Raises:
         UserError: too few images, or a checkpoint that is corrupt or was made with other settings.
@@ -84,13 +84,15 @@ class PathTraining:
             ),
         )
         self.history: list[dict[str, float]] = []
+        self.trajectory: list[list[list[float]]] = []
         self._losses: list[float] = []  # of this epoch's steps so far
         self._path_losses: list[float] = []
         if checkpoint is not None and checkpoint.exists():
             check = partial(check_settings, checkpoint, self._settings)
             optimizers = (self._weight_optimizer, self._path_optimizer)
             state = load_state(checkpoint, self._trained, optimizers, {}, check)
-            self.history, self._losses, self._path_losses = state["history"], state["losses"], state["path_losses"]
+            self.history, self.trajectory = state["history"], state["trajectory"]
+            self._losses, self._path_losses = state["losses"], state["path_losses"]
 
     def run(self, progress: ProgressCallback | None = None, save_every_s: float = 30.0) -> None:
         """Train to the end. Ctrl-C saves a checkpoint after the running step; a second one stops at once.
@@ -222,14 +224,15 @@ class PathTraining:
                 **{name: float(value) for name, value in expected.items()},
             }
         )
-        self.method.epoch_ended(self.history[-1], self.logits)
+        self.trajectory.append([p.detach().tolist() for p in softmax(self.logits)])
         self._losses, self._path_losses = [], []
 
     def _save(self) -> None:
         if self.checkpoint is not None:
-            state = {"history": self.history, "losses": self._losses, "path_losses": self._path_losses}
+            state: dict[str, Any] = {"history": self.history, "trajectory": self.trajectory}
+            state |= {"losses": self._losses, "path_losses": self._path_losses}
             optimizers = (self._weight_optimizer, self._path_optimizer)
-            save_state(self.checkpoint, self._trained, optimizers, {"settings": self._settings, **state}, {})
+            save_state(self.checkpoint, self._trained, optimizers, state | {"settings": self._settings}, {})
 
 
 def start_logits(space: SearchSpace, knob: int) -> Tensor:

@@ -184,6 +184,7 @@ def test_a_resumed_search_ends_with_the_same_bits(method, space, tmp_path, save_
     assert all_steps == list(range(1, 7 * 4 + 6 * 4 + 1))
     assert steps == list(range(40 if save_every_s == 0 else 37, 53))
     np.testing.assert_equal(strategy.history, straight.history)
+    assert strategy.trajectory == straight.trajectory
     for ours, theirs in zip(strategy.probabilities, straight.probabilities, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for ours, theirs in zip(mixture.parameters(), reference.parameters(), strict=True):
