@@ -87,7 +87,10 @@ class ObjectiveSection(Section):
     """`[objectives.NAME]`: one axis of the front; NAME is a metric, or `metric@target`, or free with `metric` given.
 
     Keys:
-        metric, target, direction: what is meant, where NAME does not say it.
+        metric, target, direction: what is meant, where NAME does not say it. A metric may be a function of the user's
+            own, `"module:function"` of architectures `(n, K)` and the space, with a direction; the target may be
+            `"each"`: an objective `NAME@device` for every device.
+        batch: samples at a time, of `training_memory_bytes`.
         limit: hard limit on the side that is worse; `at_least` and `at_most` may be given instead, or both.
         quantile: of a prediction, that must keep the limits; the mean where it is not given.
     """
@@ -98,6 +101,7 @@ class ObjectiveSection(Section):
     limit: float | None = None
     at_least: float | None = None
     at_most: float | None = None
+    batch: int | None = Field(default=None, ge=1)
     quantile: float | None = Field(default=None, gt=0, lt=1)
 
     @field_validator("limit", "at_least", "at_most")

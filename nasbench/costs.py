@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,11 +13,17 @@ from nasbench.feasibility import check_limits
 from nasbench.objectives import Objective
 from nasbench.plan import Plan
 from nasbench.progress import Reporter
+from nasbench.registry import resolve
 from nasbench.run import Run
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
 from predictors.calibration import kept_calibration
 from predictors.choice import TABLES
+from predictors.counts import Count
+from predictors.derived import FunctionCost, Throughput
 from search_spaces.base import Archs
+
+_FROM_LATENCY = ("latency_ms", "throughput_ips")
+_CALIBRATED = (*_FROM_LATENCY, "energy_mj")
 
 
 def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredictor]:
@@ -27,11 +34,11 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
     """
     calibrations: dict[str, Calibration] = {}
     predictors = {n: _frozen(p, n, run) for n, p in plan.config.targets.predictors.items()}
-    for name in sorted({o.target for o in plan.predicted if o.metric in ("latency_ms", "energy_mj")}):
+    for name in sorted({o.target for o in plan.predicted if o.metric in _CALIBRATED}):
         target = plan.targets[name]
         if predictors.get(name, "auto") not in ("auto", "operator_model", "scale"):
             continue
-        latency = any(o.target == name and o.metric == "latency_ms" for o in plan.predicted)
+        latency = any(o.target == name and o.metric in _FROM_LATENCY for o in plan.predicted)
         file = run.directory("calibration") / f"{name.replace(':', '-')}.json"
         given = plan.config.targets.calibration.get(name)
         if file.is_file():
@@ -57,12 +64,25 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
                 phase.done(("" if fresh else "kept from an earlier run: ") + calibration_summary(calibration))
                 calibration.save(file)
                 calibrations[name] = calibration
-    return {
-        o.name: predictor_for(
-            plan.targets.get(o.target), o.metric, calibrations.get(o.target), _predictor_of(o, predictors)
-        ).bind(plan.space)
-        for o in plan.predicted
-    }
+    return {o.name: _bound(plan, o, calibrations, predictors) for o in plan.predicted}
+
+
+def _bound(
+    plan: Plan, objective: Objective, calibrations: Mapping[str, Calibration], predictors: Mapping[str, str]
+) -> BoundPredictor:
+    """What predicts one objective on the plan's space."""
+    metric = objective.metric
+    if ":" in metric:
+        return FunctionCost(plan.space, resolve("objective", metric, plan.where), metric)
+    if metric == "training_memory_bytes":
+        return Count(metric, batch=objective.batch).bind(plan.space)
+    target = plan.targets.get(objective.target)
+    if metric == "throughput_ips":
+        assert target is not None
+        latency = replace(objective, metric="latency_ms")
+        return Throughput(_bound(plan, latency, calibrations, predictors), target.batch)
+    spec = _predictor_of(objective, predictors)
+    return predictor_for(target, metric, calibrations.get(objective.target), spec).bind(plan.space)
 
 
 def _frozen(predictor: str, target: str, run: Run) -> str:

@@ -69,7 +69,7 @@ def searches(
     hold in it.
     """
     targets = targets_of(objectives)
-    if len(targets) < 2:
+    if len(targets) < 2 or not any(not o.target for o in objectives):
         return [Search("", objectives, PredictedEvaluator(objectives, bound))]
     found = []
     for target in targets:
@@ -166,7 +166,7 @@ def front_of(frame: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFra
     objectives = tuple(objectives)
     values = frame[[o.name for o in objectives]].to_numpy(dtype=float)
     good = (violations(values, objectives).sum(1) == 0) & ~np.isnan(values).any(1) & (frame["kind"] == "front")
-    good = good.to_numpy()
+    good = np.array(good)
     good[good] = non_dominated_mask(minimised(values[good], objectives))
     return frame[good]
 

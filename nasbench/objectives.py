@@ -31,6 +31,9 @@ METRICS = {
         Metric("peak_memory_bytes", "bytes", False, False, "peak activation memory"),
         Metric("params", "", False, False, "parameters"),
         Metric("macs", "", False, False, "multiply-accumulates"),
+        Metric("file_bytes", "bytes", False, False, "weights in a file"),
+        Metric("throughput_ips", "1/s", True, True, "throughput"),
+        Metric("training_memory_bytes", "bytes", False, False, "training memory"),
     )
 }
 
@@ -47,6 +50,7 @@ class Objective:
         limit: hard limit: at most, or at least where `maximise`; None for no limit.
         quantile: with a limit on a prediction, the quantile that must keep it; None means the mean.
         opposite: a hard limit on the other side: at least, or at most where `maximise`; None for no such.
+        batch: samples at a time, of metrics that depend on it and not on a target (training memory).
     """
 
     name: str
@@ -57,6 +61,7 @@ class Objective:
     quantile: float | None = None
     unit: str = ""
     opposite: float | None = None
+    batch: int = 1
 
     @property
     def limited(self) -> bool:
@@ -92,6 +97,7 @@ def make_objective(
     quantile: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    batch: int | None = None,
     default_target: str = "",
 ) -> Objective:
     """An objective from configuration values; `name` may be a metric or `metric@target`.
@@ -100,8 +106,8 @@ def make_objective(
         limit: hard limit in the direction that is worse; `at_least` and `at_most` say which side they mean.
 
     Raises:
-        UserError: an unknown metric without a direction, so it is not one of the user's own either; or two limits on
-            one side.
+        UserError: an unknown metric without a direction, so it is not one of the user's own either; two limits on one
+            side; or a batch for a metric that has none.
     """
     from_name, _, at = name.partition("@")
     metric = metric or from_name
@@ -117,6 +123,11 @@ def make_objective(
     if limit is not None and same is not None and same != limit:
         key = "at_least" if maximise else "at_most"
         raise UserError(f"objectives.{name}: limit = {limit:g} and {key} = {same:g} say the same; keep one of them")
+    if batch is not None and metric != "training_memory_bytes":
+        raise UserError(
+            f"objectives.{name}.batch is a key of training_memory_bytes; the batch of {metric}, if any, belongs "
+            "to the target's operating point"
+        )
     return Objective(
         name=name,
         metric=metric,
@@ -126,6 +137,7 @@ def make_objective(
         quantile=quantile,
         unit=known.unit if known else "",
         opposite=opposite,
+        batch=batch or 1,
     )
 
 

@@ -16,7 +16,7 @@ from hardware_profiles import Meter, Target, load_target, meter_for
 from hardware_profiles.extras import require
 from hardware_profiles.meter_choice import with_meter
 from hardware_profiles.profile import shipped_files
-from nasbench.config import Config, TaskSection
+from nasbench.config import Config, ObjectiveSection, TaskSection
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import METRICS, Objective, check_contradictions, given_as, make_objective
 from nasbench.registry import REGISTRY, options, resolve
@@ -46,6 +46,7 @@ class Plan:
         space: without what the targets do not run (see `nasbench.support`).
         stages: name and stage, in order; the order is known to be possible.
         notes: what of the space the targets do not run, for people.
+        where: directory of the experiment file, where the user's modules are.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class Plan:
     training_options: dict[str, Any]
     stages: list[tuple[str, Stage]]
     notes: tuple[str, ...] = ()
+    where: Path | None = None
 
     @property
     def references(self) -> dict[str, Archs]:
@@ -117,7 +119,7 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     targets = {t.name: t for t in map(load_target, config.targets.devices)}
     _settle_targets(config, targets, where)
     metrics, make_evaluator, needs_supernet, space = _evaluator(config, space, task, where)
-    objectives = _objectives(config, targets, metrics)
+    objectives = _objectives(config, targets, metrics, where)
     if isinstance(task, NoTask):
         make_evaluator(None).check_limits(objectives)
     used = [targets[name] for name in dict.fromkeys(o.target for o in objectives) if name in targets]
@@ -178,6 +180,7 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         given,
         stages,
         supported.notes,
+        where,
     )
 
 
@@ -363,8 +366,24 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {k: (str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v) for k, v in values.items()}
 
 
-def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, ...]) -> tuple[Objective, ...]:
+def _for_each(sections: dict[str, ObjectiveSection], devices: list[str]) -> dict[str, ObjectiveSection]:
+    """Sections with those of target `each` in place for every device."""
+    found: dict[str, ObjectiveSection] = {}
+    for name, section in sections.items():
+        if section.target != "each":
+            found[name] = section
+            continue
+        for device in devices:
+            metric = section.metric or name.partition("@")[0]
+            found.setdefault(f"{name}@{device}", section.model_copy(update={"metric": metric, "target": device}))
+    return {name: sections.get(name, section) for name, section in found.items()}
+
+
+def _objectives(
+    config: Config, targets: dict[str, Target], metrics: tuple[str, ...], where: Path | None
+) -> tuple[Objective, ...]:
     objectives = []
+    config.objectives = _for_each(config.objectives, config.targets.devices)
     for name, section in config.objectives.items():
         bare = make_objective(name, **section.model_dump())
         given = given_as(bare, metrics)
@@ -377,7 +396,8 @@ def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, 
                     f"objectives.{name}: target {target.name!r} is not among targets.devices = {list(targets)}"
                 )
             objective = replace(objective, target=target.name)
-        if given is None and (objective.metric == "accuracy" or objective.metric not in METRICS):
+        own = ":" in objective.metric
+        if given is None and (objective.metric == "accuracy" or not (own or objective.metric in METRICS)):
             raise UserError(
                 f"objectives.{name}: nothing gives the metric {objective.metric!r}; the evaluator "
                 f"{config.evaluator.name!r} gives {', '.join(metrics)}"
@@ -393,6 +413,8 @@ def _objectives(config: Config, targets: dict[str, Target], metrics: tuple[str, 
                 "direction": "maximise" if objective.maximise else "minimise",
             }
         )
+        if given is None and own:
+            resolve("objective", objective.metric, where)
     check_contradictions(objectives)
     return tuple(objectives)
 

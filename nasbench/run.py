@@ -23,6 +23,7 @@ import pandas as pd
 from hardware_profiles.paths import atomic, write_text
 from nasbench.archive import Archive
 from nasbench.config import Config, dump_config, parse_config
+from nasbench.objectives import Objective, make_objective
 from search_spaces.errors import UserError
 
 CONFIG, STATE, ARCHIVE = "config.toml", "run.json", "archive.sqlite"
@@ -181,12 +182,50 @@ class RunView:
         self.archive = Archive(self.path / ARCHIVE, readonly=True)
         self.state: dict[str, Any] = json.loads((self.path / STATE).read_text())
 
-    def front(self) -> pd.DataFrame:
-        """The verified networks, one per row: predicted, evaluated and measured values in columns of their own."""
+    def front(self, target: str | None = None) -> pd.DataFrame:
+        """The verified networks, one per row: predicted, evaluated and measured values in columns of their own.
+
+        Args:
+            target: of several devices, one: then only the networks on its own front, by its objectives and those of no
+                device, within their limits; or `all`: those within the limits of all devices.
+
+        Raises:
+            UserError: the search has not finished, or no objective is of that device.
+        """
         path = self.path / "front.csv"
         if not path.is_file():
             raise UserError(f"{self.path}: the search of this run has not finished yet (no front.csv)")
-        return pd.read_csv(path)
+        frame = pd.read_csv(path)
+        if target is None:
+            return frame
+        from nasbench.cross_device import ALL, front_of, of_target
+
+        if target == ALL:
+            return frame[(frame["violation"] == 0) & (frame["kind"] == "front")]
+        return front_of(frame, of_target(self.objectives, target))
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives of the run, as its resolved configuration has them."""
+        return tuple(make_objective(name, **section.model_dump()) for name, section in self.config.objectives.items())
+
+    def cross_device(self, measure: str = "cost_ratio") -> pd.DataFrame:
+        """What a network specialised for one device (row) loses on another (column); see `nasbench.cross_device`."""
+        from nasbench.cross_device import cross_device
+
+        return cross_device(self.front(), self.objectives, measure)
+
+    def plot_devices(self) -> Any:
+        """The front of each device, and the same networks elsewhere (see `nasbench.report.devices.fronts_figure`)."""
+        from nasbench.report.devices import fronts_figure
+
+        return fronts_figure(self)
+
+    def plot_cross_device(self, measure: str = "cost_ratio") -> Any:
+        """`cross_device` as a heat map."""
+        from nasbench.report.devices import cross_device_figure
+
+        return cross_device_figure(self, measure)
 
     def rounds(self) -> pd.DataFrame:
         """How far predictions held, per round and measured objective; empty where nothing was measured."""

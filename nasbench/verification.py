@@ -109,6 +109,8 @@ def measured_as(objective: Objective, target: Target, latency_ms: NDArray[np.flo
     """An objective's value from a measured latency; None for what does not follow from one."""
     if objective.metric == "latency_ms":
         return latency_ms
+    if objective.metric == "throughput_ips":
+        return 1e3 * target.batch / latency_ms
     return None
 
 

@@ -61,7 +61,7 @@ def choose_predictor(
 
     Args:
         target: `device` or `device:operating-point`; counts need none (peak memory then means fp32).
-        metric: `latency_ms`, `energy_mj`, `peak_memory_bytes`, `params` or `macs`.
+        metric: `latency_ms`, `energy_mj`, or one of `COUNTS`.
         calibration: measurements of that target; None looks into the user's directory.
         predictor: `auto`, one of `PREDICTORS`, `few_shot:FILE` or `table:FILE` (what `FewShot.save` and
             `MeasuredTable.save` wrote; tied to the space of their table), or `module:Class` of one's own, made as
@@ -77,7 +77,10 @@ def choose_predictor(
     if isinstance(target, str):
         target = load_target(target) if target else None
     if metric in COUNTS and predictor == "auto":
-        exact = "a lower bound: largest sum of live activations" if metric == "peak_memory_bytes" else "an exact count"
+        exact = {
+            "peak_memory_bytes": "a lower bound: largest sum of live activations",
+            "training_memory_bytes": "an estimate: weights, gradients, momentum and kept activations, batch 1",
+        }.get(metric, "an exact count")
         return Choice(Count(metric, itemsize=target.itemsize if target else 4), exact)
     if target is None:
         raise UserError(f'{metric} needs a target, such as "host" or "raspberry_pi_4"')

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 
 from hardware_profiles.paths import atomic, write_text
 from nasbench.config import dump_config
+from nasbench.cross_device import targets_of
+from nasbench.report.devices import cross_device_figure, fronts_figure
 from nasbench.report.figures import objectives_of, pareto_figure, prediction_figure, training_figure
 from nasbench.run import RunView, load_run
 
@@ -32,6 +34,7 @@ def write_report(path: Path) -> Path:
         ("pareto", pareto_figure(view)),
         ("predicted_vs_measured", prediction_figure(view)),
         ("training", training_figure(view)),
+        *_device_figures(view),
     ):
         if figure is not None:
             png = _png(figure)
@@ -41,6 +44,13 @@ def write_report(path: Path) -> Path:
     page = _template().render(figures=figures, **_contents(view))
     write_text(path / "report.html", page)
     return path / "report.html"
+
+
+def _device_figures(view: RunView) -> list[tuple[str, Figure | None]]:
+    """Of a run with objectives of several devices."""
+    if len(targets_of(view.objectives)) < 2 or all(o.target for o in view.objectives):
+        return []
+    return [("devices", fronts_figure(view)), ("cross_device", cross_device_figure(view))]
 
 
 def _png(figure: Figure) -> bytes:
@@ -83,6 +93,8 @@ def _contents(view: RunView) -> dict[str, Any]:
         "calibrations": [(c.get("target", ""), _quality(c)) for c in calibrations],
         "protocols": [json.loads(p) for p in protocols],
         "networks": len(front),
+        "cross_device": _table(_cross_table(view)),
+        "everywhere": len(view.front("all")),
         "rounds": _table(_rounds_table(view.rounds())),
     }
 
@@ -91,6 +103,13 @@ def _quality(calibration: dict[str, Any]) -> dict[str, Any]:
     """How well a calibration predicts the latency of networks left out; runs of earlier versions keep none to read."""
     quality: dict[str, Any] = calibration.get("models", {}).get("latency_ms", {}).get("quality", {})
     return quality
+
+
+def _cross_table(view: RunView) -> pd.DataFrame:
+    """The matrix of what specialising costs, with its rows' names; empty where the run has one device."""
+    if not _device_figures(view):
+        return pd.DataFrame()
+    return view.cross_device().reset_index()
 
 
 def _rounds_table(rounds: pd.DataFrame) -> pd.DataFrame:
