@@ -59,6 +59,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "finetune": "nasbench.stages.finetune:FineTune",
         "distill": "nasbench.stages.distill:Distill",
         "quantize": "nasbench.stages.quantize:Quantize",
+        "mixed_precision": "nasbench.stages.mixed_precision:MixedPrecision",
+        "quantization_aware": "nasbench.stages.quantization_aware:QuantizationAware",
+        "weight_only": "nasbench.stages.weight_only:WeightOnly",
         "export": "nasbench.stages.export:Export",
     },
 }

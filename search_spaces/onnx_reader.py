@@ -111,7 +111,24 @@ def _load(source: str | Path | onnx.ModelProto, where: str) -> onnx.ModelProto:
             raise UserError(f"{where}: cannot be read as an ONNX model: {error}") from error
     if not model.graph.node:
         raise UserError(f"{where}: holds no operators; it is empty or not an ONNX model")
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    _unpack_products(model)
+    return model
+
+
+def _unpack_products(model: onnx.ModelProto) -> None:
+    """Write ONNX Runtime's products with packed 4- or 8-bit weights as plain ones, whose shapes can be inferred.
+
+    Of the weights only the shape is written: nothing here reads their values.
+    """
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            sizes = {a.name: a.i for a in node.attribute}
+            weight = model.graph.initializer.add(name=f"{node.output[0]}/weight", data_type=onnx.TensorProto.FLOAT)
+            weight.dims.extend([sizes["K"], sizes["N"]])
+            node.op_type, node.domain = "MatMul", ""
+            del node.input[1:], node.attribute[:]
+            node.input.append(weight.name)
 
 
 def _fixed_shapes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:

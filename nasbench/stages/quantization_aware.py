@@ -1,0 +1,88 @@
+"""Quantisation-aware training: a network learns with its weights and activations rounded."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, replace
+from typing import Literal
+
+from hardware_profiles.paths import write_text
+from nasbench.stages.base import Candidate, Form, Stage, StageContext
+from nasbench.training import Recipe, predict_logits, train_network
+from nasbench.training.evaluation import batches, fit_size
+from nasbench.training.fake_quantisation import FakeQuantised
+from nasbench.training.network import check_distillation
+from search_spaces.errors import UserError
+
+
+class QuantizationAware(Stage):
+    """Trains a float network through rounded weights and activations; `quantize` or an int8 `export` comes after it.
+
+    The result is the float network with weights that have learned to be rounded, so any runtime's own quantiser takes
+    it: ONNX Runtime's, LiteRT's, ExecuTorch's or OpenVINO's. The float network before this stage is the teacher. The
+    history is left in `NAME-qat.json`; a run that was killed continues from its checkpoint.
+
+    Args:
+        weight_bits, activation_bits: as the quantiser will have them, 2 to 8.
+        epochs, lr, batch_size, optimizer, weight_decay: as in `finetune`.
+        distillation_weight: of what the float network says in the loss, 0..1.
+    """
+
+    accepts = frozenset({Form.FLOAT})
+    produces = Form.FLOAT
+
+    def __init__(
+        self,
+        *,
+        weight_bits: int = 8,
+        activation_bits: int = 8,
+        epochs: int = 2,
+        lr: float = 0.01,
+        batch_size: int = 64,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        weight_decay: float = 1e-4,
+        distillation_weight: float = 0.5,
+    ) -> None:
+        for key, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+            if not 2 <= bits <= 8:
+                raise UserError(f"{key} = {bits}: expected 2 to 8")
+        self.recipe = Recipe(epochs, batch_size, lr, optimizer, weight_decay=weight_decay, label_smoothing=0.0)
+        check_distillation(distillation_weight, 1.0)
+        self.weight_bits = weight_bits
+        self.activation_bits = activation_bits
+        self.distillation_weight = distillation_weight
+
+    def run(self, candidate: Candidate, context: StageContext) -> Candidate:
+        """The candidate with a trained copy of its network.
+
+        Raises:
+            UserError: no layer to quantise, or a loss that is no longer finite (the last good state is kept).
+        """
+        assert candidate.network is not None
+        task, shape = context.task, context.input_shape
+        before, network = candidate.network.eval(), copy.deepcopy(candidate.network)
+        images = task.split("train").images
+        sample = next(batches(task, images[: self.recipe.batch_size], self.recipe.batch_size, shape))
+        rounding = FakeQuantised(network, self.weight_bits, self.activation_bits, sample)
+        teacher = None
+        if self.distillation_weight and self.recipe.epochs:
+            teacher = (
+                (lambda x: before(fit_size(x, shape))) if task.augments else predict_logits(before, task, images, shape)
+            )
+        checkpoint = context.directory / f"{candidate.name}-qat.safetensors"
+        history = train_network(
+            rounding,
+            task,
+            shape,
+            **asdict(self.recipe),
+            teacher=teacher,
+            distillation_weight=self.distillation_weight,
+            seed=context.seed,
+            checkpoint=checkpoint,
+        )
+        write_text(context.directory / f"{candidate.name}-qat.json", json.dumps(history, indent=1) + "\n")
+        checkpoint.unlink(missing_ok=True)
+        learned = copy.deepcopy(candidate.network)
+        learned.load_state_dict(rounding.release().state_dict())
+        return replace(candidate, network=learned, metrics={})
