@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ CREATE TABLE IF NOT EXISTS ledger (
 );
 """
 
+# Seconds between attempts to write to a disk that refuses.
+_WAITS_S = (0.1, 0.3, 1.0, 3.0, 10.0)
+
 
 def arch_text(arch: np.ndarray[Any, Any]) -> str:
     """An architecture as text: choice indices separated by blanks."""
@@ -89,7 +93,7 @@ class Archive:
         if readonly and not path.is_file():
             raise UserError(f"{path}: no archive there")
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
             if readonly:
                 self._db.execute("PRAGMA query_only = 1")
                 self._db.execute("SELECT count(*) FROM evaluations")
@@ -108,19 +112,39 @@ class Archive:
         self,
         phase: str,
         id: int,
-        arch: np.ndarray[Any, Any],
+        arch: np.ndarray[Any, Any] | str,
         values: Mapping[str, float],
         *,
         status: int = 0,
-        fidelity: Mapping[str, Any] | None = None,
+        fidelity: Mapping[str, Any] | str = "{}",
         seconds: float = 0.0,
         message: str = "",
     ) -> None:
-        """Commit the result of one proposal."""
-        self._db.execute(
+        """Commit the result of one proposal; architecture and fidelity may be given as they are written."""
+        arch = arch if isinstance(arch, str) else arch_text(arch)
+        fidelity = fidelity if isinstance(fidelity, str) else json.dumps(fidelity)
+        self._commit(
             "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (phase, id, arch_text(arch), json.dumps(fidelity or {}), status, _json(values), seconds, message),
+            (phase, id, arch, fidelity, status, _json(values), seconds, message),
         )
+
+    def _commit(self, statement: str, values: Sequence[Any]) -> None:
+        """Run a statement in a transaction of its own; a disk that is full or away for a moment is tried again.
+
+        Raises:
+            UserError: it stays so.
+        """
+        for wait in (*_WAITS_S, None):
+            try:
+                self._db.execute(statement, values)
+                return
+            except sqlite3.OperationalError as error:
+                if wait is None:
+                    raise UserError(
+                        f"{self.path}: cannot be written ({error}). What was committed is kept; when the disk is there "
+                        f"again and has room, go on with: nasbench run --resume {self.path.parent}"
+                    ) from error
+                time.sleep(wait)
 
     def finished(self, phase: str) -> dict[int, tuple[str, int, dict[str, float]]]:
         """Per proposal id of `phase`: architecture, status and values (None read back as NaN)."""
@@ -130,10 +154,13 @@ class Archive:
             for id, arch, status, values in rows
         }
 
-    def known(self) -> dict[str, dict[str, float]]:
-        """Values by architecture, of all successful evaluations at full fidelity."""
-        rows = self._db.execute("SELECT arch, vals FROM evaluations WHERE status = 0 AND fidelity = '{}'")
-        return {arch: {k: v for k, v in json.loads(values).items() if v is not None} for arch, values in rows}
+    def known(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Values by architecture and fidelity, of all successful evaluations."""
+        rows = self._db.execute("SELECT arch, fidelity, vals FROM evaluations WHERE status = 0")
+        return {
+            (arch, fidelity): {k: v for k, v in json.loads(values).items() if v is not None}
+            for arch, fidelity, values in rows
+        }
 
     def evaluations(self, phase: str | None = None) -> pd.DataFrame:
         """Evaluations as a frame: phase, id, arch, status, seconds, message, and a column per metric."""
@@ -152,7 +179,7 @@ class Archive:
         protocol: Mapping[str, Any],
     ) -> None:
         """Commit one measurement with all its samples (ms) and its protocol."""
-        self._db.execute(
+        self._commit(
             "INSERT OR REPLACE INTO measurements VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 network,
@@ -175,14 +202,14 @@ class Archive:
         self, network: str, step: int, stage: str, form: str, file: str, metrics: Mapping[str, float]
     ) -> None:
         """Commit what a network measured after a stage."""
-        self._db.execute(
+        self._commit(
             "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?)",
             (network, step, stage, form, file, _json(metrics)),
         )
 
     def add_metrics(self, network: str, step: int, metrics: Mapping[str, float]) -> None:
         """Commit further metrics of a recorded stage result."""
-        self._db.execute(
+        self._commit(
             "UPDATE stages SET metrics = json_patch(metrics, ?) WHERE network = ? AND step = ?",
             (_json(metrics), network, step),
         )

@@ -80,6 +80,24 @@ def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> Non
 
 
 @app.command()
+def dashboard(
+    run: Annotated[Path, typer.Argument(help="A run directory, of a run that is finished or under way.")],
+    port: Annotated[int, typer.Option(help="Where to serve; 0 for a port that is free.")] = 0,
+    host: Annotated[str, typer.Option(help="The address to serve at; 0.0.0.0 for other machines too.")] = "127.0.0.1",
+) -> None:
+    """Open a run in optuna-dashboard (extra `dashboard`), until Ctrl-C."""
+    import threading
+
+    from hardware_profiles.extras import require
+    from nasbench.dashboard import RunStudies, serving
+
+    require("dashboard")
+    with serving(RunStudies(run), port, host) as address:
+        print(f"{run} at {address} (Ctrl-C ends)", flush=True)
+        threading.Event().wait()
+
+
+@app.command()
 def runs(
     run: Annotated[Path | None, typer.Argument(help="Show this run; all below --below when left out.")] = None,
     below: Annotated[Path, typer.Option(help="Where to look for runs.")] = Path("runs"),

@@ -50,12 +50,16 @@ class EvaluatorSection(Component):
 
     Keys:
         name: `supernet`, `table`, `command`, `zero_cost`, or `module:function` of your own.
+        also: further evaluators, `[[evaluator.also]]` with a name and keys each, for further objectives.
+        cache: a file that keeps what was evaluated, for other strategies and runs; they may use it at the same time.
         samples: architectures it evaluates to train an accuracy predictor, which then guides the search;
             0 evaluates every architecture that the strategy proposes.
         verify: networks of the predicted front that it evaluates (and that are measured) after the search.
     """
 
     name: str = "supernet"
+    also: list[Component] = Field(default_factory=list)
+    cache: str | None = None
     samples: int = Field(default=100, ge=0)
     verify: int = Field(default=24, ge=1)
 
@@ -144,6 +148,40 @@ class StrategySection(Component):
     seed_references: bool = True
 
 
+class ExecutionSection(Section):
+    """`[execution]`: where evaluations run, and what is done about those that fail (see docs/scale_out.md).
+
+    Keys:
+        backend: `in_process`, `processes` of this machine, or a `ray` cluster (extra `ray`).
+        workers: evaluations at a time; 0 for one per processor, of this machine or of the cluster.
+        retries: how often a failed evaluation is repeated before its row says so. One whose worker died is repeated
+            in any case.
+        timeout_s: an evaluation that takes longer has failed, and its worker is stopped.
+        address: of a Ray cluster, `auto` or `HOST:PORT`; without, Ray is started here, for this run.
+        asynchronous: tell the strategy of every result at once, instead of whole batches in the order asked. Workers
+            never wait for each other, but the archive depends on which was first.
+    """
+
+    backend: Literal["in_process", "processes", "ray"] = "in_process"
+    workers: int = Field(default=0, ge=0)
+    retries: int = Field(default=0, ge=0)
+    timeout_s: float | None = Field(default=None, gt=0)
+    address: str = ""
+    asynchronous: bool = False
+
+    @model_validator(mode="after")
+    def _fitting(self) -> ExecutionSection:
+        if self.backend == "in_process":
+            for key in ("timeout_s", "asynchronous"):
+                if getattr(self, key):
+                    raise ValueError(f'{key} needs workers: backend = "processes" or "ray"')
+            if self.workers > 1:
+                raise ValueError(f'workers = {self.workers} needs backend = "processes" or "ray"')
+        if self.address and self.backend != "ray":
+            raise ValueError('address goes with backend = "ray"')
+        return self
+
+
 class SelectionSection(Section):
     """`[selection]`: which networks of the verified front go through the stages.
 
@@ -207,6 +245,7 @@ class Config(Section):
     )
     strategy: StrategySection = Field(default_factory=StrategySection)
     verify: VerifySection = Field(default_factory=VerifySection)
+    execution: ExecutionSection = Field(default_factory=ExecutionSection)
     selection: SelectionSection = Field(default_factory=SelectionSection)
     stages: list[Component] = Field(default_factory=list)
 

@@ -11,6 +11,7 @@ a `Run`.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from nasbench.config import Config
 from nasbench.costs import bind_costs, check_feasible
 from nasbench.evaluators.base import Evaluator
 from nasbench.evaluators.table import TableEvaluator
+from nasbench.execution.choice import executed
 from nasbench.objectives import minimised, violations
 from nasbench.pareto import hypervolume, hypervolume_box
 from nasbench.pipeline import run_stages
@@ -80,7 +82,7 @@ def run_experiment(
         run = Run.create(path or new_directory(config.name), plan.config)
     run.mark(status="running", where=str(where.resolve()) if where else "", threads=torch.get_num_threads(), error="")
     try:
-        _procedure(plan, run, report)
+        _procedure(plan, run, where, report)
     except KeyboardInterrupt:
         run.mark(status="interrupted")
         raise
@@ -109,7 +111,7 @@ def assist(config: Config, where: Path | None = None) -> None:
         train_supernet(new_supernet(plan), plan.space, plan.task, **plan.training_options, seed=plan.config.seed)
 
 
-def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
+def _procedure(plan: Plan, run: Run, where: Path | None, report: Reporter) -> None:
     from nasbench.report import write_report
 
     # Made first, trained later: missing data and options that make no sense are told before anything costs time.
@@ -119,23 +121,24 @@ def _procedure(plan: Plan, run: Run, report: Reporter) -> None:
     supernet = new_supernet(plan) if plan.needs_supernet else None
     if supernet is not None and plan.config.supernet.weights and not (run.path / SUPERNET).is_file():
         load_published(plan, supernet)
-    evaluator = plan.make_evaluator(supernet)
-    costs = bind_costs(plan, run, report)
-    start = check_feasible(plan, costs, report)
-    if supernet is not None:
-        train(plan, run, supernet, report)
-    bound = costs
-    if plan.gradient:
-        fronts = [Front("", plan.objectives, gradient_search(plan, run, evaluator, costs, report))]
-    elif plan.config.evaluator.samples:
-        bound = fit_predictors(plan, run, evaluator, costs, report) | costs
-        fronts = predicted_fronts(plan, run, bound, report, start)
-    else:
-        fronts = [Front("", plan.objectives, evaluated_search(plan, run, evaluator, costs, report, start))]
-    verified = verify(plan, run, fronts, evaluator, bound, report)
-    run.mark(hypervolume=front_quality(plan, evaluator, verified))
+    local = plan.make_evaluator(supernet, run.path)
+    with closing(executed(plan, local, run.path, where)) as evaluator:
+        costs = bind_costs(plan, run, report)
+        start = check_feasible(plan, costs, report)
+        if supernet is not None:
+            train(plan, run, supernet, report)
+        bound = costs
+        if plan.gradient:
+            fronts = [Front("", plan.objectives, gradient_search(plan, run, evaluator, costs, report))]
+        elif plan.config.evaluator.samples:
+            bound = fit_predictors(plan, run, evaluator, costs, report) | costs
+            fronts = predicted_fronts(plan, run, bound, report, start)
+        else:
+            fronts = [Front("", plan.objectives, evaluated_search(plan, run, evaluator, costs, report, start))]
+        verified = verify(plan, run, fronts, evaluator, bound, report)
+        run.mark(hypervolume=front_quality(plan, local, verified))
     chosen = choose(plan, verified)
-    run_stages(plan, run, chosen, evaluator if supernet else None, report)
+    run_stages(plan, run, chosen, local if hasattr(local, "extract") else None, report)
     run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
     run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     with report.phase("report"):

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from hardware_profiles import Meter, Target, load_target, meter_for
 from hardware_profiles.extras import require
 from hardware_profiles.meter_choice import with_meter
 from hardware_profiles.profile import shipped_files
-from nasbench.config import Config, ObjectiveSection, TaskSection
+from nasbench.config import Component, Config, ObjectiveSection, TaskSection
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import METRICS, Objective, check_contradictions, given_as, make_objective
 from nasbench.registry import REGISTRY, options, resolve
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from nasbench.tasks.base import Task
     from search_spaces.supernet import Supernet
 
+MakeEvaluator = Callable[["Supernet | None", "Path | None"], Evaluator]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,7 +44,8 @@ class Plan:
 
     Args:
         config: with every component's defaults filled in.
-        make_evaluator: from the trained supernet (None where the evaluator needs none).
+        make_evaluator: from the trained supernet (None where the evaluator needs none) and the directory that
+            evaluators may keep files in (None for none).
         evaluator_metrics: what that evaluator gives.
         space: without what the targets do not run (see `nasbench.support`).
         stages: name and stage, in order; the order is known to be possible.
@@ -56,7 +60,7 @@ class Plan:
     targets: dict[str, Target]
     strategy: type[Strategy] | type[GradientStrategy]
     strategy_options: dict[str, Any]
-    make_evaluator: Callable[[Supernet | None], Evaluator]
+    make_evaluator: MakeEvaluator
     evaluator_metrics: tuple[str, ...]
     needs_supernet: bool
     training_options: dict[str, Any]
@@ -88,8 +92,7 @@ class Plan:
         Raises:
             UserError: it cannot be measured from here.
         """
-        spec = self.config.targets.meters.get(target.name)
-        return with_meter(target, spec)[1] if spec else meter_for(target)
+        return _meter_for(self.config, target)
 
     @property
     def gradient(self) -> bool:
@@ -118,10 +121,10 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         )
     targets = {t.name: t for t in map(load_target, config.targets.devices)}
     _settle_targets(config, targets, where)
-    metrics, make_evaluator, needs_supernet, space = _evaluator(config, space, task, where)
+    metrics, make_evaluator, needs_supernet, space = _evaluators(config, space, task, targets, where)
     objectives = _objectives(config, targets, metrics, where)
     if isinstance(task, NoTask):
-        make_evaluator(None).check_limits(objectives)
+        make_evaluator(None, None).check_limits(objectives)
     used = [targets[name] for name in dict.fromkeys(o.target for o in objectives) if name in targets]
     supported = supported_space(space, used, config.targets.fallback)
     space = supported.space
@@ -419,43 +422,87 @@ def _objectives(
     return tuple(objectives)
 
 
+def _meter_for(config: Config, target: Target) -> Meter:
+    spec = config.targets.meters.get(target.name)
+    return with_meter(target, spec)[1] if spec else meter_for(target)
+
+
+@dataclass(frozen=True)
+class _Evaluator:
+    """An evaluator before it is made: its metrics, and the space that it leaves."""
+
+    metrics: tuple[str, ...]
+    make: MakeEvaluator
+    needs_supernet: bool
+    space: SearchSpace
+
+
+def _evaluators(
+    config: Config, space: SearchSpace, task: Task, targets: dict[str, Target], where: Path | None
+) -> tuple[tuple[str, ...], MakeEvaluator, bool, SearchSpace]:
+    """Metrics of all evaluators, how to make them one, whether that needs a supernet, and the space that they leave."""
+    sections: dict[str, Component] = {"evaluator": config.evaluator}
+    sections |= {f"evaluator.also[{index}]": section for index, section in enumerate(config.evaluator.also)}
+    parts: list[_Evaluator] = []
+    for place, section in sections.items():
+        part = _evaluator(config, section, place, space, task, targets, where)
+        if twice := {m for p in parts for m in p.metrics} & set(part.metrics):
+            raise UserError(f"{place}: gives {min(twice)!r}, which an evaluator before it gives already")
+        parts.append(part)
+        space = part.space
+
+    def make(supernet: Supernet | None, directory: Path | None) -> Evaluator:
+        made = [part.make(supernet, directory) for part in parts]
+        if len(made) == 1:
+            return made[0]
+        from nasbench.evaluators.composed import ComposedEvaluator
+
+        return ComposedEvaluator(made)
+
+    return tuple(m for p in parts for m in p.metrics), make, any(p.needs_supernet for p in parts), space
+
+
 def _evaluator(
-    config: Config, space: SearchSpace, task: Task, where: Path | None
-) -> tuple[tuple[str, ...], Callable[[Supernet | None], Evaluator], bool, SearchSpace]:
-    """Metrics of the evaluator, how to make it, whether it needs a trained supernet, and the space that it leaves."""
-    section = config.evaluator
+    config: Config,
+    section: Component,
+    place: str,
+    space: SearchSpace,
+    task: Task,
+    targets: dict[str, Target],
+    where: Path | None,
+) -> _Evaluator:
+    """One evaluator, the keys of whose section are completed."""
     component = resolve("evaluator", section.name, where)
-    if inspect.isclass(component) and issubclass(component, Evaluator):
-        complete = options(component, _found(section.options, where), "evaluator")
+    if not (inspect.isclass(component) and issubclass(component, Evaluator)):
+        from nasbench.evaluators.function import FunctionEvaluator
+
+        complete = options(FunctionEvaluator, section.options, place)
         section.__pydantic_extra__.update(_plain(complete))  # type: ignore[union-attr]
-        positional = [
-            p.name
-            for p in inspect.signature(component).parameters.values()
-            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        available = {"space": space, "task": task}
-        if "task" in positional and isinstance(task, NoTask):
-            raise UserError(f"evaluator {section.name!r} needs a task's data, and task.name is 'none'")
-        needs_supernet = "supernet" in positional
-        if unknown := [n for n in positional if n not in (*available, "supernet")]:
-            raise UserError(
-                f"evaluator {section.name!r}: its positional parameter {unknown[0]!r} is unknown; the runner "
-                "gives space, task and supernet"
-            )
-
-        def make(supernet: Supernet | None) -> Evaluator:
-            given = available | {"supernet": supernet}
-            evaluator: Evaluator = component(*(given[n] for n in positional), **complete)
-            return evaluator
-
-        if not component.reads_task:
-            built = make(None)
-            return built.metrics, lambda _: built, False, getattr(built, "space", space)
-        metrics = tuple(complete.get("metrics", ())) or tuple(getattr(component, "metrics", ()))
-        return metrics, make, needs_supernet, space
-
-    from nasbench.evaluators.function import FunctionEvaluator
-
-    complete = options(FunctionEvaluator, section.options, "evaluator")
+        metrics = tuple(complete["metrics"])
+        return _Evaluator(metrics, lambda *_: FunctionEvaluator(space, component, **complete), False, space)
+    complete = options(component, _found(section.options, where), place)
     section.__pydantic_extra__.update(_plain(complete))  # type: ignore[union-attr]
-    return tuple(complete["metrics"]), lambda _: FunctionEvaluator(space, component, **complete), False, space
+    positional = [
+        p.name
+        for p in inspect.signature(component).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if "task" in positional and isinstance(task, NoTask):
+        raise UserError(f"{place}: {section.name!r} needs a task's data, and task.name is 'none'")
+    available = {"space": space, "task": task, "targets": targets, "meter_for": partial(_meter_for, config)}
+    later = ("supernet", "directory")
+    if unknown := [n for n in positional if n not in (*available, *later)]:
+        raise UserError(
+            f"{place}: {section.name!r}: its positional parameter {unknown[0]!r} is unknown; the runner gives "
+            f"{', '.join((*available, *later))}"
+        )
+
+    def make(supernet: Supernet | None, directory: Path | None) -> Evaluator:
+        given = available | {"supernet": supernet, "directory": directory}
+        evaluator: Evaluator = component(*(given[n] for n in positional), **complete)
+        return evaluator
+
+    if not component.reads_task:
+        built = make(None, None)
+        return _Evaluator(built.metrics, lambda *_: built, False, getattr(built, "space", space))
+    return _Evaluator(component.columns(complete, targets), make, "supernet" in positional, space)

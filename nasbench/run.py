@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import resource
+import socket
 import sqlite3
 import sys
 import time
@@ -319,13 +321,23 @@ _LOCKS: dict[Path, Any] = {}
 
 
 def _lock(path: Path) -> None:
-    """Hold the directory for this process; the system lets go when the process ends, however it ends."""
-    if path.resolve() in _LOCKS:
-        return
-    handle = (path / ".lock").open("w")
+    """Hold the directory for this process; the system lets go when the process ends, however it ends.
+
+    Raises:
+        UserError: another one holds it; says which, and where.
+    """
+    handle = (path / ".lock").open("a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        handle.seek(0)
+        holder = handle.read().strip()
         handle.close()
-        raise UserError(f"{path}: another process is running this run; wait for it or stop it") from None
+        raise UserError(
+            f"{path}: another process is running this run" + (f" ({holder})" if holder else "") + "; "
+            "wait for it or stop it"
+        ) from None
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    handle.flush()
     _LOCKS[path.resolve()] = handle

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from hardware_profiles.paths import write_text
+from nasbench.asynchronous import asynchronous_search
 from nasbench.cross_device import searches
 from nasbench.evaluators.base import Evaluator, Proposals, Status
 from nasbench.evaluators.predicted import PredictedEvaluator
@@ -83,12 +84,19 @@ def spread_sample(
     return pool[rng.permutation(sorted(chosen))]
 
 
-def make_strategy(plan: Plan, space: SearchSpace | None = None) -> Strategy:
-    """The ask/tell strategy of the plan, in its initial state; on the plan's space or one that is drawn otherwise."""
-    references = list(plan.references.values()) if plan.config.strategy.seed_references else []
-    initial = np.stack(references) if references else None
+def make_strategy(plan: Plan, space: SearchSpace | None = None, first: Sequence[Archs] = ()) -> Strategy:
+    """The ask/tell strategy of the plan, in its initial state.
+
+    Args:
+        space: the plan's, or as it is drawn under limits.
+        first: architectures that it proposes before all others.
+    """
+    initial = list(first)
+    if plan.config.strategy.seed_references:
+        initial += [arch for arch in plan.references.values() if not any((arch == row).all() for row in first)]
     kind = cast(type[Strategy], plan.strategy)
-    return kind(space or plan.space, plan.config.seed, initial, **plan.strategy_options)
+    start = np.stack(initial) if initial else None
+    return kind(space or plan.space, plan.config.seed, start, **plan.strategy_options)
 
 
 def known_costs(plan: Plan, costs: Mapping[str, BoundPredictor]) -> Costs:
@@ -228,19 +236,29 @@ def evaluated_search(
     with report.phase("search") as phase, run.phase("search", "evaluations") as done:
         progress = phase.progress("evaluations")
         recorded = _recorded(plan, run, evaluator, costs, "search")
-        strategy = make_strategy(plan, space)
-        if costs:
-            strategy.use_costs(known_costs(plan, costs))
-        search(
-            strategy,
-            recorded,
-            plan.objectives,
-            evaluations=total,
-            batch=plan.config.strategy.batch or 16,
-            archive=archive,
-            on_batch=lambda *_: progress(archive.evaluated, total),
-        )
-        done[0] = recorded.evaluated
+        show = lambda *_: progress(archive.evaluated, total)  # noqa: E731
+
+        def strategy(first: Sequence[Archs] = ()) -> Strategy:
+            made = make_strategy(plan, space, first)
+            if costs:
+                made.use_costs(known_costs(plan, costs))
+            return made
+
+        try:
+            if plan.config.execution.asynchronous:
+                asynchronous_search(strategy, recorded, archive, evaluations=total, on_row=show)
+            else:
+                search(
+                    strategy(),
+                    recorded,
+                    plan.objectives,
+                    evaluations=total,
+                    batch=plan.config.strategy.batch or 16,
+                    archive=archive,
+                    on_batch=show,
+                )
+        finally:
+            done[0] = recorded.evaluated
         phase.done(f"{archive.evaluated} architectures evaluated, {len(archive)} on the front")
     if not len(archive):
         raise nothing_found(archive, plan.objectives)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from search_spaces.base import Archs
 
 if TYPE_CHECKING:
+    from hardware_profiles import Target
     from nasbench.objectives import Objective
 
 
@@ -34,17 +35,21 @@ class Proposals:
         ids: `(n,)` int64, unique within a run and ascending in the order asked.
         archs: `(n, K)` canonical.
         fidelity: named float columns `(n,)`, such as `epochs` or `images`; NaN, or no column, means full fidelity.
+        known: values `(n,)` of metrics that need not be found again, NaN where they are not known; an evaluator may
+            ignore them.
     """
 
     ids: NDArray[np.int64]
     archs: Archs
     fidelity: dict[str, NDArray[Any]] = field(default_factory=dict)
+    known: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Proposals:
-        return Proposals(self.ids[rows], self.archs[rows], {k: v[rows] for k, v in self.fidelity.items()})
+        columns = [{k: v[rows] for k, v in part.items()} for part in (self.fidelity, self.known)]
+        return Proposals(self.ids[rows], self.archs[rows], *columns)
 
     @property
     def full(self) -> NDArray[np.bool_]:
@@ -82,9 +87,9 @@ class Evaluation:
 class Evaluator(ABC):
     """Turns proposals into objective values.
 
-    Life: built once per run; `evaluate` is called with batches in ask order. It never proposes, and one bad
-    architecture never stops a batch: its row gets a status. Where rows are recorded, as many as `preferred_batch` are
-    evaluated between two commits.
+    Life: built once per process that evaluates; `evaluate` or `stream` is called with batches in ask order; `close` at
+    the end. It never proposes, and one bad architecture never stops a batch: its row gets a status. Where rows are
+    recorded, as many as `preferred_batch` are evaluated between two commits.
 
     An evaluator that does not read the task's data (`reads_task = False`) is built with the plan, before anything is
     written, and its `space`, which may be a part of the one that it was given, is the one that is searched. A metric of
@@ -96,6 +101,16 @@ class Evaluator(ABC):
     fidelities: tuple[str, ...] | None = ()  # names of fidelities that it knows; None for any
     reads_task: bool = True
 
+    @classmethod
+    def columns(cls, options: Mapping[str, Any], targets: Mapping[str, Target]) -> tuple[str, ...]:
+        """The `metrics` of an evaluator with these options, before it is built.
+
+        Args:
+            options: complete, by key.
+            targets: of the experiment, by name; the first is the default.
+        """
+        return tuple(options.get("metrics") or ()) or tuple(getattr(cls, "metrics", ()))
+
     @abstractmethod
     def evaluate(self, proposals: Proposals) -> Evaluation:
         """Values of all proposals, one column per entry of `metrics`."""
@@ -106,3 +121,46 @@ class Evaluator(ABC):
         Raises:
             UserError: naming the limit and the best that there is.
         """
+
+    def stream(self, parts: Iterable[Proposals]) -> Iterator[tuple[Proposals, Evaluation]]:
+        """Results of small batches as they come, in any order; the next part is taken when there is room for it."""
+        for part in parts:
+            yield part, self.evaluate(part)
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
+        """Let go of processes, connections and the like. It is not used afterwards."""
+
+
+class Wrapped(Evaluator):
+    """An evaluator that answers for another one, in its name."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.metrics = evaluator.metrics
+        self.fidelities = evaluator.fidelities
+        self.preferred_batch = evaluator.preferred_batch
+
+    def check_limits(self, objectives: Sequence[Objective]) -> None:
+        self.evaluator.check_limits(objectives)
+
+    def evaluate(self, proposals: Proposals) -> Evaluation:
+        starts = range(0, len(proposals), self.preferred_batch)
+        parts = (proposals[start : start + self.preferred_batch] for start in starts)
+        return joined(proposals, self.stream(parts), len(self.metrics))
+
+    def close(self) -> None:
+        self.evaluator.close()
+
+
+def joined(proposals: Proposals, results: Iterable[tuple[Proposals, Evaluation]], metrics: int) -> Evaluation:
+    """One evaluation in the order of the proposals, from results of parts of them in any order."""
+    row_of = {id: row for row, id in enumerate(proposals.ids.tolist())}
+    values, status = np.full((len(proposals), metrics), np.nan), np.zeros(len(proposals), dtype=np.uint8)
+    seconds = np.zeros(len(proposals))
+    messages: dict[int, str] = {}
+    for part, result in results:
+        rows = [row_of[id] for id in part.ids.tolist()]
+        values[rows], status[rows] = result.values, result.status
+        seconds[rows] = 0.0 if result.seconds is None else result.seconds
+        messages |= {rows[row]: message for row, message in result.messages.items()}
+    return Evaluation(values, status, seconds=seconds, messages=messages)

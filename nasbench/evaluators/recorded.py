@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,15 +15,26 @@ from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.objectives import Objective, given_as
 from search_spaces import UserError
 
-# Values of the evaluated objectives, status, and why it failed.
-Found = tuple[list[float], int, str]
+Done = Callable[[Proposals, Evaluation], None]
+Key = tuple[str, str]  # architecture and fidelity, as the archive writes them
+
+
+@dataclass
+class _Batch:
+    """Proposals with what is known of them so far; rows that are `open` have yet to be evaluated."""
+
+    proposals: Proposals
+    keys: list[Key]
+    evaluation: Evaluation
+    open: list[int]
+    done: int = 0
 
 
 class RecordedEvaluator(Evaluator):
     """One column per objective, from an expensive evaluator or from predictors; rows are committed as they are done.
 
     Rows that the archive has are not evaluated again: those of this phase are found by their id, and those of earlier
-    phases by their architecture, where both are of full fidelity.
+    phases by their architecture and fidelity. Equal rows of one batch are evaluated once.
 
     Args:
         objectives: in the order of the columns.
@@ -42,6 +54,7 @@ class RecordedEvaluator(Evaluator):
         phase: str,
         on_row: Callable[[int], None] | None = None,
     ) -> None:
+        self.objectives = objectives
         self.metrics = tuple(o.name for o in objectives)
         self.fidelities = evaluator.fidelities
         self.evaluator = evaluator
@@ -56,7 +69,11 @@ class RecordedEvaluator(Evaluator):
         self._sources = [evaluator.metrics.index(metric) for _, metric in evaluated]
         self._names = [self.metrics[column] for column in self._columns]
         self._by_id = archive.finished(phase)
-        self._by_arch = archive.known()
+        self._known = {
+            key: [values[name] for name in self._names]
+            for key, values in archive.known().items()
+            if values.keys() >= set(self._names)
+        }
 
     def evaluate(self, proposals: Proposals) -> Evaluation:
         """Values `(n, M)` of all proposals; a row fails where either part failed.
@@ -64,78 +81,112 @@ class RecordedEvaluator(Evaluator):
         Raises:
             UserError: the archive has another architecture under a proposal's id, so it is of another experiment.
         """
+        batch = self._begin(proposals)
+        self._finish([batch], lambda _: self.on_row and self.on_row(batch.done))
+        return batch.evaluation
+
+    def each(self, parts: Iterable[Proposals], done: Done) -> None:
+        """Evaluate single proposals, and call `done` with each and its result as soon as it is committed.
+
+        The next proposal is taken when there is room for it, and may depend on what `done` has been told so far.
+        """
+
+        def batches() -> Iterator[_Batch]:
+            for part in parts:
+                batch = self._begin(part)
+                if batch.done == len(part):
+                    done(part, batch.evaluation)
+                yield batch
+
+        self._finish(batches(), lambda batch: done(batch.proposals, batch.evaluation))
+
+    def _begin(self, proposals: Proposals) -> _Batch:
+        """A batch with its costs predicted and what is known of it filled in, and the latter committed where new."""
         n = len(proposals)
         values, status = np.full((n, len(self.metrics)), np.nan), np.zeros(n, dtype=np.uint8)
-        limits, messages = values.copy(), {}
+        limits = values.copy()
         if self.predicted:
             costs = self.predicted.evaluate(proposals)
             columns = [self.metrics.index(m) for m in self.predicted.metrics]
             values[:, columns] = costs.values
             limits[:, columns] = costs.values if costs.limit_values is None else costs.limit_values
             status = costs.status.copy()
-        for start in range(0, n, self.evaluator.preferred_batch):
-            rows = np.arange(start, min(n, start + self.evaluator.preferred_batch))
-            todo = rows[[status[r] == Status.OK or int(proposals.ids[r]) in self._by_id for r in rows]]
-            for row, (found, state, message) in zip(todo, self._rows(proposals[todo], values[todo]), strict=True):
-                values[row, self._columns], status[row] = found, state
-                if message:
-                    messages[row] = message
-            if self.on_row:
-                self.on_row(int(rows[-1]) + 1)
-        limits[:, self._columns] = values[:, self._columns]
-        values[status != Status.OK] = np.nan
-        return Evaluation(values, status, limits, messages=messages)
+        archs = [arch_text(arch) for arch in proposals.archs]
+        fidelities = [json.dumps(proposals.fidelity_of(row)) if proposals.fidelity else "{}" for row in range(n)]
+        batch = _Batch(proposals, list(zip(archs, fidelities, strict=True)), Evaluation(values, status, limits), [])
+        for row, (id, key) in enumerate(zip(proposals.ids.tolist(), batch.keys, strict=True)):
+            recorded = self._by_id.get(id)
+            if recorded is not None:
+                if recorded[0] != key[0]:
+                    raise UserError(
+                        f"{self.archive.path}: {self.phase} {id} is architecture {recorded[0]!r}, but now {key[0]!r} "
+                        "was proposed; the run was made with another configuration or version"
+                    )
+                self._put(batch, row, [recorded[2][name] for name in self._names], recorded[1])
+            elif status[row] != Status.OK:  # a target does not run it: nothing to evaluate, and nothing to record
+                self._put(batch, row, [np.nan] * len(self._names), int(status[row]))
+            elif key in self._known:
+                self._commit(batch, row, self._known[key], Status.OK)
+            else:
+                batch.open.append(row)
+        return batch
 
-    def _rows(self, proposals: Proposals, costs: np.ndarray) -> list[Found]:
-        """What each proposal gives; what nobody knows yet is evaluated, and what the phase has not yet is committed."""
-        texts = [arch_text(arch) for arch in proposals.archs]
-        recorded = [self._recorded(id, text) for id, text in zip(proposals.ids.tolist(), texts, strict=True)]
-        full = proposals.full
-        found = [f or (self._known(t) if w else None) for f, t, w in zip(recorded, texts, full, strict=True)]
-        seconds = np.zeros(len(texts))
-        new = np.array([row for row, f in enumerate(found) if f is None], dtype=int)
-        if len(new):
-            start = time.perf_counter()
-            result = self.evaluator.evaluate(proposals[new])
-            share = (time.perf_counter() - start) / len(new)
-            seconds[new] = share if result.seconds is None else result.seconds
-            for index, row in enumerate(new.tolist()):
-                values = result.values[index, self._sources].tolist()
-                found[row] = values, int(result.status[index]), result.messages.get(index, "")
-            self.evaluated += len(new)
-        complete = cast(list[Found], found)
-        for row, (values, status, message) in enumerate(complete):
-            if recorded[row]:
-                continue
-            objectives = dict(zip(self.metrics, costs[row].tolist(), strict=True))
-            objectives |= dict(zip(self._names, values, strict=True))
-            self.archive.record_evaluation(
-                self.phase,
-                int(proposals.ids[row]),
-                proposals.archs[row],
-                objectives,
-                status=status,
-                fidelity=proposals.fidelity_of(row),
-                seconds=float(seconds[row]),
-                message=message,
-            )
-            if status == Status.OK and full[row]:
-                self._by_arch[texts[row]] = objectives
-        return complete
+    def _finish(self, batches: Iterable[_Batch], done: Callable[[_Batch], object]) -> None:
+        """Evaluate what is open in batches, and commit each row when it is there."""
+        waiting: dict[Key, list[tuple[_Batch, int]]] = {}  # under way, with the rows that wait for it
+        under_way: dict[int, tuple[_Batch, int]] = {}
 
-    def _recorded(self, id: int, arch: str) -> Found | None:
-        """What this phase has under an id."""
-        if id not in self._by_id:
-            return None
-        known_arch, status, known = self._by_id[id]
-        if known_arch != arch:
-            raise UserError(
-                f"{self.archive.path}: {self.phase} {id} is architecture {known_arch!r}, but now {arch!r} was "
-                "proposed; the run was made with another configuration or version"
-            )
-        return [known[name] for name in self._names], status, ""
+        def parts() -> Iterator[Proposals]:
+            for batch in batches:
+                todo = []
+                for row in batch.open:
+                    here = waiting.setdefault(batch.keys[row], [])
+                    here.append((batch, row))
+                    if len(here) == 1:
+                        todo.append(row)
+                        under_way[int(batch.proposals.ids[row])] = batch, row
+                for start in range(0, len(todo), self.evaluator.preferred_batch):
+                    yield batch.proposals[np.array(todo[start : start + self.evaluator.preferred_batch])]
 
-    def _known(self, arch: str) -> Found | None:
-        """What any phase has of an architecture at full fidelity."""
-        known = self._by_arch.get(arch, {})
-        return ([known[n] for n in self._names], int(Status.OK), "") if set(self._names) <= known.keys() else None
+        began = time.perf_counter()
+        for part, result in self.evaluator.stream(parts()):
+            share = (time.perf_counter() - began) / len(part)
+            found, states = result.values[:, self._sources].tolist(), result.status.tolist()
+            seconds = [share] * len(part) if result.seconds is None else result.seconds.tolist()
+            self.evaluated += len(part)
+            for index, id in enumerate(part.ids.tolist()):
+                batch, row = under_way.pop(id)
+                spent, message = seconds[index], result.messages.get(index, "")
+                for waiter, place in waiting.pop(batch.keys[row]):
+                    self._commit(waiter, place, found[index], states[index], spent, message)
+                    spent = 0.0
+                    done(waiter)
+            began = time.perf_counter()
+
+    def _commit(
+        self, batch: _Batch, row: int, values: list[float], status: int, seconds: float = 0.0, message: str = ""
+    ) -> None:
+        """Record a row that the phase has not yet."""
+        objectives = dict(zip(self.metrics, batch.evaluation.values[row].tolist(), strict=True))
+        objectives.update(zip(self._names, values, strict=True))
+        arch, fidelity = batch.keys[row]
+        self.archive.record_evaluation(
+            self.phase, int(batch.proposals.ids[row]), arch, objectives,
+            status=status, fidelity=fidelity, seconds=seconds, message=message,
+        )  # fmt: skip
+        if status == Status.OK:
+            self._known[batch.keys[row]] = values
+        self._put(batch, row, values, status, message)
+
+    def _put(self, batch: _Batch, row: int, values: list[float], status: int, message: str = "") -> None:
+        """Fill in what a row gave."""
+        evaluation = batch.evaluation
+        evaluation.values[row, self._columns] = values
+        assert evaluation.limit_values is not None
+        evaluation.limit_values[row, self._columns] = values
+        evaluation.status[row] = status
+        if status != Status.OK:
+            evaluation.values[row] = np.nan
+            if message:
+                evaluation.messages[row] = message
+        batch.done += 1
