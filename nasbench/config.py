@@ -276,7 +276,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     data = read_toml(path)
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     return parse_config(data, str(path))
 
 
@@ -297,7 +297,7 @@ def dump_config(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(exclude_none=True))
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override!r}: expected section.key=value, as in objectives.latency_ms.limit=2.5")
