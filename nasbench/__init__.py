@@ -11,6 +11,7 @@ from typing import Any
 _OWN = {
     "Archive": "nasbench.archive",
     "ArchitectureTable": "nasbench.evaluators.table",
+    "Comparison": "nasbench.comparison.result",
     "Config": "nasbench.config",
     "Evaluation": "nasbench.evaluators.base",
     "Evaluator": "nasbench.evaluators.base",
@@ -25,6 +26,7 @@ _OWN = {
     "TableEvaluator": "nasbench.evaluators.table",
     "Task": "nasbench.tasks.base",
     "check_limits": "nasbench.feasibility",
+    "compare": "nasbench.comparison.study",
     "hypervolume": "nasbench.pareto",
     "latest_run": "nasbench.run",
     "load_config": "nasbench.config",

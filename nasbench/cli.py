@@ -72,6 +72,34 @@ def run(
 
 
 @app.command()
+def compare(
+    file: Annotated[
+        Path | None, typer.Argument(help="A comparison's TOML file; a small one ships and is the default.")
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The directory of the results; runs/compare-NAME by default.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Worker processes; the results are the same with any number.")] = 1,
+    quiet: Annotated[bool, typer.Option(help="Say nothing but the result.")] = False,
+) -> None:
+    """Compare search strategies: strategies x problems x seeds. Called again, it runs only what is missing."""
+    from nasbench.comparison.study import compare as compare_strategies
+    from nasbench.progress import Reporter
+    from nasbench.report.comparison import verdict
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = compare_strategies(file, output=output, jobs=jobs, overrides=set_ or [], report=Reporter(quiet))
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished searches are kept, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+    ranks = result.ranks
+    table(("strategy", *(f"rank at {b}" for b in ranks.columns)), ranks.itertuples(name=None))
+    print(f"{verdict(result)}\nReport: {result.path / 'report.html'}")
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
     """Draw the figures and write the report of a run again."""
     from nasbench.report import write_report

@@ -26,6 +26,7 @@ from nasbench.comparison.statistics import (
     regret_curve,
 )
 from nasbench.comparison.trial import Trial
+from nasbench.evaluators.table import TableEvaluator
 from nasbench.pareto import hypervolume_box
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ class Comparison:
     def at(self, what: str, problem: str, strategy: str, evaluations: int) -> Floats:
         """`(seeds,)` hypervolume or regret after so many evaluations; of a search that ended early, at its end."""
         start = 0.0 if what == "hypervolume" else 1.0
-        return np.array([c[min(evaluations, len(c)) - 1] if len(c) else start for c in self._of(what, problem, strategy)])
+        return np.array(
+            [c[min(evaluations, len(c)) - 1] if len(c) else start for c in self._of(what, problem, strategy)]
+        )
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -210,10 +213,11 @@ class Comparison:
     @property
     def ranks(self) -> pd.DataFrame:
         """Average rank per strategy (1 is best) at each budget, over all problems and seeds, best first."""
-        columns = {budget: test.ranks for budget, test in self.rank_tests.items()}
-        frame = pd.DataFrame(columns, index=list(self.strategies))
-        frame.index.name = "strategy"
-        return frame.sort_values(max(columns)) if columns else frame
+        budgets = sorted(self.rank_tests)
+        last = self.rank_tests[budgets[-1]].ranks if budgets else {}
+        names = sorted(self.strategies, key=lambda s: last.get(s, 0.0))
+        index = pd.Index(names, name="strategy")
+        return pd.DataFrame({b: [self.rank_tests[b].ranks[n] for n in names] for b in budgets}, index=index)
 
     @property
     def tests(self) -> pd.DataFrame:
@@ -242,6 +246,14 @@ class Comparison:
                 for (problem, strategy, seed), trial in self.trials.items()
                 for i in [self.settings.seed_list.index(seed)]
             ]
+        )
+
+    @property
+    def priced(self) -> bool:
+        """Whether a table says what evaluations cost, so that seconds tell of more than the strategies."""
+        return any(
+            isinstance(p.evaluator.evaluator, TableEvaluator) and p.evaluator.evaluator.priced
+            for p in self.problems.values()
         )
 
     def plot_hypervolume(self, against: str = "evaluations") -> Figure:

@@ -115,7 +115,9 @@ def load_settings(path: Path | None = None, overrides: Sequence[str] = ()) -> Se
             if not set(name) <= _ALLOWED:
                 raise UserError(f"{where}: {kind}.{name}: a name has letters, digits and any of _ . @ + - alone")
     if settings.budgets and not 1 <= min(settings.budgets) <= max(settings.budgets) <= settings.evaluations:
-        raise UserError(f"{where}: budgets = {settings.budgets}: must be within 1..evaluations ({settings.evaluations})")
+        raise UserError(
+            f"{where}: budgets = {settings.budgets}: must be within 1..evaluations ({settings.evaluations})"
+        )
     return settings
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from hardware_profiles.paths import write_text
 from nasbench.comparison.problems import Problem, make_problem
 from nasbench.comparison.result import Comparison
@@ -229,5 +228,3 @@ def _start(settings: Settings, where: Path | None) -> None:
 
 def _run_one(cell: Cell) -> None:
     _mine[0].run(cell)
-
-

@@ -106,8 +106,6 @@ def run_trial(
     return Trial(archs[:count], values[:count], feasible, seconds[:count], own, asked)
 
 
-def _broken(
-    result: Evaluation, columns: Sequence[int], objectives: tuple[Objective, ...]
-) -> NDArray[np.float64]:
+def _broken(result: Evaluation, columns: Sequence[int], objectives: tuple[Objective, ...]) -> NDArray[np.float64]:
     limited = result.values if result.limit_values is None else result.limit_values
     return violations(limited[:, columns], objectives)

@@ -180,6 +180,11 @@ class TableEvaluator(Evaluator):
         seconds = None if self._seconds is None else np.where(absent, 0.0, self._seconds[rows])
         return Evaluation(values, status, seconds=seconds, messages=messages)
 
+    @property
+    def priced(self) -> bool:
+        """Whether the table says what an evaluation costs."""
+        return self._seconds is not None
+
     def values_of(self, objectives: Sequence[Objective]) -> NDArray[np.float64] | None:
         """Values `(n, M)` of all rows that can be proposed, in the objectives' units; None where not all are here.
 

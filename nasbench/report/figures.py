@@ -80,8 +80,9 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
             line(
                 objective.limit, c=LIMIT, ls="--", lw=1.2, label=f"limit {objective.limit:g} {objective.unit}".rstrip()
             )
-    axes.set_xlabel(f"{across.label}, {source_of(frame, across)}")
-    axes.set_ylabel(f"{up.label}, {source_of(frame, up)}")
+    images = "from a table" if view.config.task.name == "none" else "validation images"
+    axes.set_xlabel(f"{across.label}, {source_of(frame, across, images)}")
+    axes.set_ylabel(f"{up.label}, {source_of(frame, up, images)}")
     _zoom(axes, frame, up)
     axes.grid(alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -90,11 +91,11 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
     return figure
 
 
-def source_of(frame: pd.DataFrame, objective: Objective) -> str:
+def source_of(frame: pd.DataFrame, objective: Objective, judged_on: str = "validation images") -> str:
     """What the best known values of an objective in a front are: measured, evaluated, or predicted."""
     for source in ("measured", "evaluated"):
         if f"{objective.name}_{source}" in frame:
-            return source if objective.metric != "accuracy" else "validation images"
+            return source if objective.metric != "accuracy" else judged_on
     return "predicted"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
 from hardware_profiles.paths import atomic, write_text
@@ -37,11 +37,11 @@ def write_report(path: Path) -> Path:
         *_device_figures(view),
     ):
         if figure is not None:
-            png = _png(figure)
+            image = png(figure)
             with atomic(path / "figures" / f"{name}.png") as temporary:
-                temporary.write_bytes(png)
-            figures[name] = base64.b64encode(png).decode()
-    page = _template().render(figures=figures, **_contents(view))
+                temporary.write_bytes(image)
+            figures[name] = base64.b64encode(image).decode()
+    page = template("report.html").render(figures=figures, **_contents(view))
     write_text(path / "report.html", page)
     return path / "report.html"
 
@@ -53,17 +53,19 @@ def _device_figures(view: RunView) -> list[tuple[str, Figure | None]]:
     return [("devices", fronts_figure(view)), ("cross_device", cross_device_figure(view))]
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as a file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()
 
 
-def _template() -> Any:
-    text = resources.files("nasbench.report").joinpath("report.html").read_text(encoding="utf-8")
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        text
-    )
+def template(name: str) -> Template:
+    """A page of this package."""
+    loader = FunctionLoader(lambda file: resources.files("nasbench.report").joinpath(file).read_text(encoding="utf-8"))
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template(name)
 
 
 def _contents(view: RunView) -> dict[str, Any]:
@@ -80,10 +82,10 @@ def _contents(view: RunView) -> dict[str, Any]:
         "state": view.state,
         "config": dump_config(view.config),
         "objectives": objectives,
-        "front": _table(pareto[columns]),
-        "references": _table(front.loc[front["kind"] == "reference", columns]),
-        "stages": _table(_stage_table(stages)),
-        "ledger": _table(ledger.assign(processor_hours=ledger["cpu_s"] / 3600) if len(ledger) else ledger),
+        "front": cells(pareto[columns]),
+        "references": cells(front.loc[front["kind"] == "reference", columns]),
+        "stages": cells(_stage_table(stages)),
+        "ledger": cells(ledger.assign(processor_hours=ledger["cpu_s"] / 3600) if len(ledger) else ledger),
         "processor_hours": float(ledger["cpu_s"].sum() / 3600) if len(ledger) else 0.0,
         "wall_minutes": float(ledger["wall_s"].sum() / 60) if len(ledger) else 0.0,
         "evaluations": len(view.evaluations()),
@@ -93,9 +95,9 @@ def _contents(view: RunView) -> dict[str, Any]:
         "calibrations": [(c.get("target", ""), _quality(c)) for c in calibrations],
         "protocols": [json.loads(p) for p in protocols],
         "networks": len(front),
-        "cross_device": _table(_cross_table(view)),
+        "cross_device": cells(_cross_table(view)),
         "everywhere": len(view.front("all")),
-        "rounds": _table(_rounds_table(view.rounds())),
+        "rounds": cells(_rounds_table(view.rounds())),
     }
 
 
@@ -140,7 +142,7 @@ def _stage_table(stages: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _table(frame: pd.DataFrame) -> dict[str, Any]:
+def cells(frame: pd.DataFrame) -> dict[str, Any]:
     """Column titles and formatted cells; numbers right-aligned."""
 
     def cell(value: Any) -> str:
