@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nasbench.pareto import non_dominated_mask
 
 Floats = NDArray[np.float64]
-_DIRECTIONS = 64  # random scalarisations that stand for hypervolume beyond two objectives
+_DIRECTIONS = 256  # random scalarisations that stand for hypervolume beyond two objectives
 
 
 class ExpectedImprovement:

@@ -24,6 +24,8 @@ _REFIT = 1.25  # growth of the data after which they are found again
 _SHORT = 500  # candidates that are looked at closely
 _LONG_SIZE = 50_000  # candidates for spaces beyond this size are evolved, since random ones are hopeless
 _GREEDY = 64  # rows of a batch that are chosen one after the other; a population asked for at once is bred instead
+_LOCAL_FROM, _LOCAL_SHARE = 150, 0.01  # evaluations, and share of the space, from which half of a batch are mutants
+_PARENTS = 30
 _MARGIN = 0.1  # of the range of each objective, by which the reference point lies beyond the worst value
 _KNOWN = np.ones(1)
 
@@ -88,13 +90,14 @@ class BayesianOptimization(Strategy):
         untaught = n if usable < 2 else min(n, max(first, 0))
         parts = [self._spread(untaught)] if untaught else []
         if n > untaught:
-            modelled = 0
+            wanted = n - untaught
             if len(self._archs) < self.model_evaluations:
-                chosen = self._choose(min(n - untaught, _GREEDY), np.concatenate([self._asked, *parts]))
-                parts.append(chosen)
-                modelled = len(chosen)
-            if n > untaught + modelled:
-                parts.append(self._evolution.breed(n - untaught - modelled))
+                modelled = min(wanted, _GREEDY)
+                parts.append(self._beside_front(modelled, np.concatenate([self._asked, *parts])))
+                parts.append(self._choose(modelled - len(parts[-1]), np.concatenate([self._asked, *parts])))
+                wanted -= len(parts[-1]) + len(parts[-2])
+            if wanted:
+                parts.append(self._evolution.breed(wanted))
         archs = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if len(self._archs) < self.model_evaluations:
             self._asked = np.concatenate([self._asked, archs])
@@ -156,8 +159,21 @@ class BayesianOptimization(Strategy):
         """`(n, M)` objectives that cost nothing, NaN elsewhere; `(n, 0)` where there are none."""
         return np.empty((len(archs), 0)) if self._costs is None else np.asarray(self._costs(archs), dtype=np.float64)
 
+    def _beside_front(self, n: int, taken: Archs) -> Archs:
+        """Mutants of the best, for about half of a batch of `n` once much of a space is known; none before.
+
+        What is left to find then lies beside the front, and differs from it by what no model of the knobs tells.
+        """
+        if len(self._archs) < max(_LOCAL_FROM, _LOCAL_SHARE * self.space.size):
+            return taken[:0]
+        parents = self._evolution.archs[self.rng.integers(min(len(self._evolution.archs), _PARENTS), size=25 * n)]
+        mutants = mutate(self.space, parents, self.rng, 0.0)
+        return mutants[new_rows(mutants, taken)][: int(n / 2 + self.rng.random())]
+
     def _choose(self, n: int, taken: Archs) -> Archs:
         """Up to `n` new architectures by expected improvement; fewer where candidates run out."""
+        if not n:
+            return taken[:0]
         good = ~self._failed
         values, violations = self._values[good], self._violations[good]
         feasible = (violations <= 0).all(axis=1)
@@ -218,7 +234,9 @@ class BayesianOptimization(Strategy):
         drawn = [self.space.sample(quarter, self.rng), self._shortlist]
         if len(self._evolution.archs):
             drawn += [self._evolution.breed(quarter)]
-            parents = self._evolution.archs[self.rng.integers(min(len(self._evolution.archs), 40), size=2 * quarter)]
+            parents = self._evolution.archs[
+                self.rng.integers(min(len(self._evolution.archs), _PARENTS), size=2 * quarter)
+            ]
             drawn += [mutate(self.space, parents, self.rng, 0.5 / len(self.space.knobs))]
         archs = np.concatenate(drawn)
         archs = archs[new_rows(archs, taken)]

@@ -239,6 +239,11 @@ class Process:
             kernel, theta, warp, x, factor, alpha, float((np.maximum(density, -8) + warp.log_slope(values)).sum())
         )
 
+    @property
+    def noise(self) -> float:
+        """Variance of what knobs do not explain."""
+        return float(np.exp(self.theta[-1])) + _JITTER
+
     def mean(self, x: NDArray[np.float32]) -> tuple[Floats, NDArray[np.float32]]:
         """Warped mean `(n,)`, and the covariances `(n, evaluated)` it rests on."""
         cross = np.add.reduce(self.kernel.cross(self.theta, x, self.x))
@@ -335,11 +340,10 @@ class Posterior:
         settled = []
         for share, process, mean, whitened, variance in self._members:
             prior = np.add.reduce(self._surrogate.kernel.cross(process.theta, self._x, self._x[row : row + 1]))[:, 0]
-            noise = float(np.exp(process.theta[-1])) + _JITTER
             covariance = (prior - whitened.T @ whitened[:, row]).astype(np.float64)
             # No larger than variances allow: single precision may say so where hardly anything is unknown.
             most = np.sqrt(variance * variance[row])
-            column = np.clip(covariance, -most, most) / np.sqrt(variance[row] + noise)
+            column = np.clip(covariance, -most, most) / np.sqrt(variance[row] + process.noise)
             left = np.maximum(variance - column**2, _JITTER * variance)
             # Appended, so that later choices see this one: the whitened columns of one more evaluated row.
             whitened = np.concatenate([whitened, column[None].astype(np.float32)])
