@@ -26,7 +26,7 @@ def fronts_figure(view: RunView) -> Figure:
     if len(targets) < 2 or not shared:
         raise UserError("this run has not several devices with an objective that needs none; plot_front draws it")
     up = next((o for o in shared if o.maximise), shared[0])
-    columns = min(len(targets), 3)
+    columns = 2 if len(targets) in (2, 4) else 3
     rows = -(-len(targets) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.7 * rows), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).reshape(-1)
