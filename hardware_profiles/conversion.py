@@ -72,7 +72,7 @@ class CheckedConverter(Converter):
         if precision == "int8":
             source = f"{len(batches) * target.batch} images"
             note = f"int8 ranges calibrated on {source if images is not None else f'{source} of seeded noise'}"
-        with contextlib.ExitStack() as stack, _evaluating(network), atomic(path) as temporary, torch.no_grad():
+        with contextlib.ExitStack() as stack, evaluating(network), atomic(path) as temporary, torch.no_grad():
             for made in self._beside(temporary):
                 stack.callback(made.unlink, missing_ok=True)
             try:
@@ -149,7 +149,7 @@ def folded(network: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """The network in eval mode, and as it was afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -27,6 +27,8 @@ _OWN = {
     "Task": "nasbench.tasks.base",
     "check_limits": "nasbench.feasibility",
     "compare": "nasbench.comparison.study",
+    "export_network": "nasbench.exporting",
+    "export_target": "nasbench.exporting",
     "hypervolume": "nasbench.pareto",
     "latest_run": "nasbench.run",
     "load_config": "nasbench.config",

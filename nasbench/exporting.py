@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from hardware_profiles import Artifact, Target, check_workload, converter_for, load_profile, load_target, meter_for
-from hardware_profiles.conversion import TOLERANCE
+from hardware_profiles.conversion import TOLERANCE, evaluating
 from hardware_profiles.host import HOST_RUNTIMES
 from hardware_profiles.passes import InProcessMeter
 from search_spaces import UserError, nearest
@@ -212,23 +213,31 @@ def export_network(
     int8 = target.precision == "int8"
     noise = np.random.default_rng(seed).standard_normal((NOISE_IMAGES, *input_shape), dtype=np.float32)
     given = calibration_images(task, input_shape, calibration, seed) if int8 and task is not None else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mode = network.training
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-        converter = converter_for(target)
-        try:
-            draft = converter.convert(network, target, input_shape, Path(folder) / path.name, given)
-            check = _compare(network.eval(), draft, task, torch.from_numpy(noise), images, tolerance, path, seed)
-        finally:
-            network.train(mode)
+    with _workplace(path) as folder, evaluating(network):
+        draft = converter_for(target).convert(network, target, input_shape, folder / path.name, given)
+        check = _compare(network, draft, task, torch.from_numpy(noise), images, tolerance, path, seed)
         entries: dict[str, Any] = {"target": target.name, "check": check, "on_host_cpu": left}
         if int8:
             entries["calibration"] = {"images": NOISE_IMAGES if given is None else calibration, "note": draft.note}
         if measure:
             entries["measurements"] = timings(draft, target)
-        artifact = replace(draft, path=path)
         manifest = write_manifest(draft, task, entries | dict(extra or {}))
-        return Exported(artifact, manifest, put_in_place(draft, path))
+        return Exported(replace(draft, path=path), manifest, put_in_place(draft, path))
+
+
+@contextmanager
+def _workplace(path: Path) -> Iterator[Path]:
+    """A directory beside `path` that is gone afterwards.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def put_in_place(draft: Artifact, path: Path) -> Path:

@@ -110,6 +110,18 @@ def test_a_refused_export_leaves_nothing(network, task, tmp_path) -> None:
     with pytest.raises(UserError, match=r"\(3, 28, 28\) cannot take images of \(1, 28, 28\)"):
         calibration_images(task, (3, 28, 28), 32, 0)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/n.onnx: cannot be written"):
+        export_network(network, SHAPE, tmp_path / "file" / "n.onnx", host_target("onnx", "fp32"), measure=False)
+
+
+def test_modes_of_single_layers_stay_as_they_were(network, tmp_path) -> None:
+    network.train()
+    network.stem[1].eval()
+    export_network(network, SHAPE, tmp_path / "n.onnx", host_target("onnx", "fp32"), measure=False)
+    assert network.training
+    assert network.head.training
+    assert not network.stem[1].training
 
 
 def test_what_a_device_does_not_run_is_named_with_its_layer() -> None:
