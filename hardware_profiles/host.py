@@ -64,6 +64,13 @@ def has_int8_dot_product() -> bool:
     return "sse2" not in flags or bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
+def _channel_multiple(flags: frozenset[str]) -> dict[str, object]:
+    """Channels that ONNX Runtime's convolutions take at a time; the other runtimes' vectors are as long."""
+    wide = bool(flags & {"avx512f", "asimd"})
+    source = "NchwcBlockSize in onnxruntime/core/mlas/lib/platform.cpp: 16 with AVX-512 and on 64-bit Arm, else 8"
+    return {"multiple": 16 if wide else 8, "source": source}
+
+
 def host_profile() -> Profile:
     """This machine: one thread, batch 1, at operating points `fp32` (default) and `int8` of ONNX Runtime (which is
     always there) and `RUNTIME-fp32`, `RUNTIME-int8` of the runtimes that extras bring (named, installed or not).
@@ -94,6 +101,7 @@ def host_profile() -> Profile:
                 *([{"name": "clock", "value": ghz, "unit": "GHz", "source": f"detected ({model})"}] if ghz else []),
             ],
             "operating_points": points,
+            "channel_multiples": [_channel_multiple(flags)],
             "roofline": {
                 "efficiency": {"pointwise": 0.6, "conv2d": 0.5, "depthwise_conv2d": 0.2, "other": 0.3},
                 "launch_us": 2.0,

@@ -18,6 +18,7 @@ from hardware_profiles.meter_section import AdbSection, CommandSection, MeterSec
 from hardware_profiles.paths import read_toml, user_data_dir
 from hardware_profiles.profile_sections import (
     ITEMSIZE,
+    ChannelMultiple,
     Constraints,
     Figure,
     OperatingPoint,
@@ -43,6 +44,7 @@ class Profile(Record):
         measure: how to measure on the device: a command or a short recipe, for people.
         references: published latencies; `reference_sets` are the same as tables, and become references on loading.
         fits: what the roofline learned from them, by operating point.
+        channel_multiples: numbers of channels that run without padding; the first that fits an operating point counts.
         meter: how this project measures there, by a command, adb or ssh (`hardware_profiles.meter_section`).
     """
 
@@ -60,6 +62,7 @@ class Profile(Record):
     references: tuple[Reference, ...] = ()
     reference_sets: Annotated[tuple[ReferenceSet, ...], Field(exclude=True)] = ()
     fits: dict[str, RooflineFit] = Field(default={})
+    channel_multiples: tuple[ChannelMultiple, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Profile:
@@ -164,6 +167,19 @@ class Target:
     def measure(self) -> str:
         """How to measure there: the operating point's command, else the profile's."""
         return self.point.measure or self.profile.measure
+
+    @property
+    def channel_multiple(self) -> int:
+        """What numbers of channels should be multiples of; 1 where nobody says.
+
+        The profile's word, else the lanes of a roofline that was fitted to measurements.
+        """
+        for known in self.profile.channel_multiples:
+            runs = not known.runtimes or self.runtime in known.runtimes
+            if runs and (not known.precisions or self.precision in known.precisions):
+                return known.multiple
+        fit = self.profile.fits.get(self.operating_point)
+        return (fit.parameters if fit else self.profile.roofline).lanes[0]
 
     @property
     def constraints(self) -> Constraints:

@@ -34,6 +34,20 @@ class Figure(Record):
     note: str = ""
 
 
+class ChannelMultiple(Record):
+    """The number of channels that a runtime computes at a time: others are padded up to a multiple of it.
+
+    Args:
+        runtimes, precisions: that it holds for; empty for all of the profile's.
+        source: who says so.
+    """
+
+    multiple: Count
+    runtimes: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+    source: Text
+
+
 class OperatingPoint(Record):
     """One way of running networks on a device.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hardware_profiles.meter import Artifact
     from nasbench.tasks.base import Task
+    from predictors import Predictor
     from search_spaces import SearchSpace
     from search_spaces.supernet import Supernet
 
@@ -36,11 +37,12 @@ class Candidate:
 
     Args:
         name: short name, unique in the run, such as `knee`.
-        arch: its architecture `(K,)`, or None for a network from elsewhere.
+        arch: the architecture `(K,)` that it was built from, or None for a network from elsewhere.
         form: which of the fields below holds the network.
         network: for the module forms.
         artifact: for `ARTIFACT`.
         metrics: as measured after the stage that produced it.
+        notes: what the stage that produced it has to tell a person, such as layers that it left alone.
     """
 
     name: str
@@ -49,11 +51,30 @@ class Candidate:
     network: nn.Module | None = None
     artifact: Artifact | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def choose(target: str, metric: str) -> Predictor:
+    """The predictor of a target's metric that the user's directory and the profile give."""
+    from predictors import predictor_for
+
+    return predictor_for(target, metric)
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage may use: train and validation data, the space, a teacher, a directory of its own, the seed."""
+    """What a stage may use.
+
+    Args:
+        task: train and validation data.
+        space: that was searched; of a network from elsewhere, of no meaning.
+        directory: the network's own.
+        seed: the network's own.
+        supernet: of the run, for a teacher.
+        input_shape: `(channels, height, width)` that the network takes.
+        predictor: gives the predictor of a target's metric, from what the run knows of that target.
+        fresh: builds the candidate's network anew, with other weights and in its first shape; None where nobody can.
+    """
 
     task: Task
     space: SearchSpace
@@ -61,6 +82,8 @@ class StageContext:
     seed: int
     supernet: Supernet | None = None
     input_shape: tuple[int, int, int] = (0, 0, 0)
+    predictor: Callable[[str, str], Predictor] = choose
+    fresh: Callable[[], nn.Module] | None = None
 
 
 class Stage(ABC):
