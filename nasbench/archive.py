@@ -48,6 +48,15 @@ CREATE TABLE IF NOT EXISTS stages (
     metrics TEXT NOT NULL,         -- JSON
     PRIMARY KEY (network, step)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stage_events (
+    network TEXT NOT NULL,
+    step INTEGER NOT NULL,
+    stage TEXT NOT NULL,
+    kind TEXT NOT NULL,            -- note, stopped (by its condition), failed
+    keeps INTEGER NOT NULL,        -- the step whose form the network keeps; its own for a note
+    message TEXT NOT NULL,
+    PRIMARY KEY (network, step, kind)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS ledger (
     phase TEXT NOT NULL,
     wall_s REAL NOT NULL,
@@ -206,6 +215,20 @@ class Archive:
             "INSERT OR REPLACE INTO stages VALUES (?, ?, ?, ?, ?, ?)",
             (network, step, stage, form, file, _json(metrics)),
         )
+
+    def record_event(self, network: str, step: int, stage: str, kind: str, keeps: int, message: str) -> None:
+        """Commit what a person should know of a stage: a note, or why a network takes part in no later one."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO stage_events VALUES (?, ?, ?, ?, ?, ?)",
+            (network, step, stage, kind, keeps, message),
+        )
+
+    def stage_events(self) -> pd.DataFrame:
+        """Events: network, step, stage, kind, keeps, message."""
+        columns = ["network", "step", "stage", "kind", "keeps", "message"]
+        if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'stage_events'").fetchone():
+            return pd.DataFrame(columns=columns)  # an archive of an earlier version, open for reading
+        return pd.read_sql_query("SELECT * FROM stage_events ORDER BY network, step, kind", self._db)
 
     def add_metrics(self, network: str, step: int, metrics: Mapping[str, float]) -> None:
         """Commit further metrics of a recorded stage result."""

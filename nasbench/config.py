@@ -199,6 +199,30 @@ class SelectionSection(Section):
     networks: list[str | dict[str, int | float | str]] = Field(default_factory=list)
 
 
+class StageSection(Component):
+    """`[[stages]]`: a post-search step; its other keys are its own (see `nasbench stages`).
+
+    Keys:
+        stop_if_accuracy_falls: where the validation accuracy after this stage is more than this below the best that the
+            network had before, the network goes back to its latest form within that, and no later stage is run on it.
+    """
+
+    stop_if_accuracy_falls: float | None = Field(default=None, ge=0, lt=1)
+
+
+class NetworkSection(Section):
+    """`[networks.NAME]`: a network that goes through the stages as it is; with any, nothing is searched.
+
+    Keys:
+        source: a reference network (`resnet18@28`), `SPACE:ARCHITECTURE`, `module:function` of your own that returns a
+            torch module, or an ONNX file.
+        weights: safetensors to start from; without, a network of your own is taken to have its weights, others are new.
+    """
+
+    source: str
+    weights: str | None = None
+
+
 class SupernetSection(BaseModel):
     """`[supernet]`: training of the weight-sharing network; keys are those of `nasbench.training.train_supernet`.
 
@@ -247,7 +271,8 @@ class Config(Section):
     verify: VerifySection = Field(default_factory=VerifySection)
     execution: ExecutionSection = Field(default_factory=ExecutionSection)
     selection: SelectionSection = Field(default_factory=SelectionSection)
-    stages: list[Component] = Field(default_factory=list)
+    stages: list[StageSection] = Field(default_factory=list)
+    networks: dict[str, NetworkSection] = Field(default_factory=dict)
 
 
 def find_experiment(name: str) -> Path:

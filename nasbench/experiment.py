@@ -3,6 +3,8 @@
     plan -> calibrate targets -> check limits -> train supernet -> sample and fit the accuracy predictor -> search
          -> verify (evaluate and measure the front) -> select -> stages -> test once -> report
 
+Where the configuration names networks, they go through the stages and nothing is searched.
+
 Every step finds what an earlier process finished and goes on from there, so that a run that was killed at any moment
 ends, resumed, as if it had not been. Copy this file to change the procedure: each step is one function of a `Plan` and
 a `Run`.
@@ -33,6 +35,7 @@ from nasbench.progress import Reporter
 from nasbench.run import Run, RunView, load_run, peak_memory_mb
 from nasbench.searches import Front, evaluated_search, fit_predictors, gradient_search, predicted_fronts
 from nasbench.selection import named_networks, select
+from nasbench.starts import given_networks, searched
 from nasbench.verification import verify
 from search_spaces import UserError
 
@@ -118,6 +121,19 @@ def _procedure(plan: Plan, run: Run, where: Path | None, report: Reporter) -> No
     for note in plan.notes:
         report.line(f"targets: {note}")
     run.mark(notes=list(plan.notes))
+    if plan.config.networks:
+        starts = given_networks(plan, Path(run.state["where"]) if run.state["where"] else None)
+        run_stages(plan, run, starts, None, report, first="given")
+    else:
+        _search(plan, run, report)
+    run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
+    run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    with report.phase("report"):
+        write_report(run.path)
+
+
+def _search(plan: Plan, run: Run, report: Reporter) -> None:
+    """From the supernet to the stages of the networks that were chosen."""
     supernet = new_supernet(plan) if plan.needs_supernet else None
     if supernet is not None and plan.config.supernet.weights and not (run.path / SUPERNET).is_file():
         load_published(plan, supernet)
@@ -138,11 +154,8 @@ def _procedure(plan: Plan, run: Run, where: Path | None, report: Reporter) -> No
         verified = verify(plan, run, fronts, evaluator, bound, report)
         run.mark(hypervolume=front_quality(plan, local, verified))
     chosen = choose(plan, verified)
-    run_stages(plan, run, chosen, local if hasattr(local, "extract") else None, report)
-    run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
-    run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    with report.phase("report"):
-        write_report(run.path)
+    source = local if hasattr(local, "extract") else None
+    run_stages(plan, run, searched(plan, chosen, source), getattr(source, "network", None), report)
 
 
 def new_directory(name: str) -> Path:

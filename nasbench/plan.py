@@ -22,7 +22,7 @@ from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import METRICS, Objective, check_contradictions, given_as, make_objective
 from nasbench.registry import REGISTRY, options, resolve
 from nasbench.selection import named_networks
-from nasbench.stages.base import Stage, check_order
+from nasbench.stages.base import Form, Stage, check_order
 from nasbench.strategies.base import GradientStrategy, Strategy
 from nasbench.support import supported_space
 from nasbench.tasks.none import NoTask
@@ -113,7 +113,8 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     _settle_data(config, where)
     task = _component("task", config.task.name, config.task, "task", where)
     space = make_space(config, task, where)
-    if not isinstance(task, NoTask) and (task.input_shape[1] == 1) != (space.input_shape[1] == 1):
+    searched = not (config.networks or isinstance(task, NoTask))
+    if searched and (task.input_shape[1] == 1) != (space.input_shape[1] == 1):
         raise UserError(
             f"space.name = {config.space.name!r} takes inputs of shape {tuple(space.input_shape)}, task.name = "
             f"{config.task.name!r} gives {tuple(task.input_shape)}: windows of signals, of height 1, need a space for "
@@ -153,7 +154,9 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     stages: list[tuple[str, Stage]] = []
     for index, section in enumerate(config.stages):
         stages.append((section.name, _component("stage", section.name, section, f"stages[{index}]", where)))
-    check_order(stages)
+    for name in config.networks or ("",):
+        file = bool(name) and config.networks[name].source.endswith(".onnx")
+        check_order(stages, Form.ARTIFACT if file else Form.FLOAT)
 
     from nasbench.training.supernet import check_training, train_supernet
 
@@ -267,6 +270,11 @@ def _settle_paths(config: Config, where: Path | None) -> None:
         config.supernet.checkpoint = str(_find(config.supernet.checkpoint, where))
     if config.supernet.weights:
         config.supernet.weights = str(_find(config.supernet.weights, where))
+    for network in config.networks.values():
+        if network.weights:
+            network.weights = str(_find(network.weights, where))
+        if network.source.endswith(".onnx"):
+            network.source = str(_find(network.source, where))
     config.targets.calibration = {n: str(_find(f, where)) for n, f in config.targets.calibration.items()}
 
 

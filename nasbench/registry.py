@@ -63,6 +63,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "quantization_aware": "nasbench.stages.quantization_aware:QuantizationAware",
         "weight_only": "nasbench.stages.weight_only:WeightOnly",
         "export": "nasbench.stages.export:Export",
+        "prune": "nasbench.stages.prune:Prune",
+        "prune_blocks": "nasbench.stages.prune_blocks:PruneBlocks",
+        "prune_weights": "nasbench.stages.prune_weights:PruneWeights",
     },
 }
 

@@ -25,7 +25,12 @@ def find_blocks(network: nn.Module, input_shape: Sequence[int]) -> list[str]:
         if name and any(True for _ in module.parameters()) and any(True for _ in module.children()):
 
             def seen(m: nn.Module, args: tuple[Any, ...], result: Any, name: str = name) -> None:
-                if args and isinstance(args[0], Tensor) and isinstance(result, Tensor) and args[0].shape == result.shape:
+                if (
+                    args
+                    and isinstance(args[0], Tensor)
+                    and isinstance(result, Tensor)
+                    and args[0].shape == result.shape
+                ):
                     calls[name] = args, result
 
             hooks.append(module.register_forward_hook(seen))

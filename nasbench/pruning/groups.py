@@ -39,7 +39,7 @@ class Member:
 
     Args:
         module: its name in the network.
-        side: `out`: the layer makes them (a normalisation has one side only, which counts as this); `in`: it reads them.
+        side: `out`: the layer makes them (a normalisation has one side only, which counts as this); `in`: reads them.
         index: `(channels, m)` int64: for each channel of the group, which of the layer's are it.
     """
 
@@ -147,8 +147,9 @@ def _narrow(module: nn.Module, side: Side, indices: list[int]) -> None:
 
 
 def _depthwise(module: nn.Module) -> bool:
-    convolution = isinstance(module, nn.Conv1d | nn.Conv2d)
-    return convolution and module.groups == module.out_channels > 1 and module.groups == module.in_channels  # type: ignore[return-value]
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return False
+    return module.groups == module.out_channels > 1 and module.groups == module.in_channels
 
 
 def _respecify(network: nn.Module) -> None:
@@ -246,7 +247,11 @@ def _group(root: str, items: Any, graph: Any, names: Mapping[nn.Module, str]) ->
         side: Side = "in" if reading and isinstance(module, _LAYERS) else "out"
         local = np.asarray(item.idxs, dtype=np.int64)
         roots = np.asarray(item.root_idxs if item.root_idxs is not None else local)
-        if len(local) % channels or roots.dtype == object or np.any(np.bincount(roots, minlength=channels) * channels != len(local)):
+        if (
+            len(local) % channels
+            or roots.dtype == object
+            or np.any(np.bincount(roots, minlength=channels) * channels != len(local))
+        ):
             return empty, f"its channels and those of {names[module]!r} do not go one by one"
         index = local[np.argsort(roots, kind="stable")].reshape(channels, -1)
         members.append(Member(names[module], side, index))
@@ -268,7 +273,7 @@ def _tried(network: nn.Module, group: ChannelGroup, x: Tensor) -> str:
             module = muted.get_submodule(member.module)
             dim = 0 if isinstance(module, nn.ConvTranspose2d) else 1
             with torch.no_grad():
-                module.weight.index_fill_(dim, torch.from_numpy(member.index[lost].ravel()), 0)  # type: ignore[operator,union-attr]
+                module.weight.index_fill_(dim, torch.from_numpy(member.index[lost].ravel()), 0)  # type: ignore[operator]
     try:
         with torch.no_grad():
             expected, found = muted(x), removed(network, [group], {group.name: keep})(x)

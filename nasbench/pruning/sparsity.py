@@ -66,6 +66,8 @@ def n_of_m_masks(weights: Mapping[str, Tensor], n: int, m: int) -> tuple[dict[st
 
 
 class _Masked(nn.Module):
+    mask: Tensor
+
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
@@ -79,7 +81,7 @@ def held(network: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Zeros of the masks, which training inside does not fill; afterwards they are plain zeros in plain weights."""
     for name, mask in masks.items():
         module = network.get_submodule(name)
-        parametrize.register_parametrization(module, "weight", _Masked(mask.to(module.weight.dtype)))  # type: ignore[arg-type,union-attr]
+        parametrize.register_parametrization(module, "weight", _Masked(mask.to(module.weight.dtype)))  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -190,14 +190,15 @@ class Prune(Stage):
             raise UserError(f"layer {name!r} cannot be ranked by {self.importance}: {reason}; take l1 or taylor")
         groups = [g for g in groups if g.name in scores]
         if cost is None:
-            counts = {g.name: min(g.channels, rounded(g, wanted * before.get(g.name, g.channels), self.multiple)) for g in groups}
+            counts = {
+                g.name: min(g.channels, rounded(g, wanted * before.get(g.name, g.channels), self.multiple))
+                for g in groups
+            }
         elif self.allocation == "uniform":
             counts = uniform_within(network, groups, scores, self.multiple, cost, wanted)
         else:
             few = fixed_subset(images, SENSITIVITY_IMAGES, context.seed)
-            curves = sensitivity(
-                network, groups, scores, self.multiple, cost, lambda n: mean_loss(n, task, few, shape)
-            )
+            curves = sensitivity(network, groups, scores, self.multiple, cost, lambda n: mean_loss(n, task, few, shape))
             counts = sensitive_within(network, groups, scores, curves, cost, wanted)
         smaller = removed(network, groups, strongest(scores, counts))
         recalibrate(smaller, task, images, shape)
@@ -247,7 +248,9 @@ def _report(
     network: nn.Module,
 ) -> None:
     """What was pruned, for people and figures."""
-    after = {g.name: g.channels for g in channels.groups} | {n: 1 for n, r in channels.fixed.items() if "one channel" in r}
+    after = {g.name: g.channels for g in channels.groups} | {
+        n: 1 for n, r in channels.fixed.items() if "one channel" in r
+    }
     report: dict[str, Any] = {
         "target": stage.target.name,
         "multiple": stage.multiple,
@@ -256,7 +259,9 @@ def _report(
     }
     if cost is not None:
         report |= {"metric": stage.metric, "predicted_before": cost_before, "predicted_after": cost(network)}
-    write_text(path, json.dumps(report, indent=1, default=lambda v: v.item() if isinstance(v, np.generic) else str(v)) + "\n")
+    write_text(
+        path, json.dumps(report, indent=1, default=lambda v: v.item() if isinstance(v, np.generic) else str(v)) + "\n"
+    )
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

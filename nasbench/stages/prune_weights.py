@@ -112,5 +112,7 @@ class PruneWeights(Stage):
         clear([*files, *training])
         names = list(without)
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        notes = (f"prune_weights left alone {', '.join(names[:4])}{more}: input channels do not divide",) if names else ()
+        notes = (
+            (f"prune_weights left alone {', '.join(names[:4])}{more}: input channels do not divide",) if names else ()
+        )
         return replace(candidate, network=network.eval(), metrics={}, notes=notes)

@@ -67,12 +67,13 @@ def describe(network: nn.Module, original: nn.Module) -> dict[str, Any]:
         if isinstance(module, Skip) and not isinstance(before.get(name), Skip):
             skipped.append(name)
             continue
-        if type(before.get(name)) is not type(module):
+        former = before.get(name)
+        if former is None or type(former) is not type(module):
             raise UserError(
                 f"{type(network).__name__}: its module {name!r} is a {type(module).__name__}, which the network as "
                 "built does not have there; only changed shapes and left-out modules can be kept"
             )
-        changed = _changed(module, before[name])
+        changed = _changed(module, former)
         if changed:
             attributes[name] = changed
     return {"skipped": skipped, "attributes": attributes}

@@ -32,6 +32,10 @@ from search_spaces.errors import UserError
 History = list[dict[str, Any]]
 
 
+class BrokeDown(UserError):
+    """Training whose loss, gradient or weights are no longer finite."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one step trains on.
@@ -143,9 +147,9 @@ def fit(
     checkpoint = checkpoint if ranks.first else None
     log = TensorBoard(log_dir if ranks.first else None, step)
 
-    def broke_down(why: str) -> UserError:
+    def broke_down(why: str) -> BrokeDown:
         kept = f"; the last good state is kept in {checkpoint}" if checkpoint and checkpoint.exists() else ""
-        return UserError(f"training broke down at step {step + 1} of {steps}: {why}. Lower lr, or raise warmup{kept}")
+        return BrokeDown(f"training broke down at step {step + 1} of {steps}: {why}. Lower lr, or raise warmup{kept}")
 
     def save() -> None:
         if checkpoint is not None:
