@@ -67,6 +67,9 @@ def run(
             f"\ninterrupted; everything finished is kept. Continue with: nasbench run --resume {path}", file=sys.stderr
         )
         raise SystemExit(130) from None
+    if config.networks:
+        print(f"{int(view.stages()['final'].sum())} networks compressed. Report: {path / 'report.html'}")
+        return
     front = view.front()
     print(f"{int(front['pareto'].sum())} networks on the verified front. Report: {path / 'report.html'}")
 
@@ -97,6 +100,41 @@ def compare(
     ranks = result.ranks
     table(("strategy", *(f"rank at {b}" for b in ranks.columns)), ranks.itertuples(name=None))
     print(f"{verdict(result)}\nReport: {result.path / 'report.html'}")
+
+
+@app.command()
+def compress(
+    network: Annotated[
+        list[str],
+        typer.Argument(
+            help="A reference network (resnet18@28), SPACE:ARCHITECTURE, module:function of your own, or FILE.onnx; "
+            "NAME=NETWORK gives it a name."
+        ),
+    ],
+    stages: Annotated[Path, typer.Option(help="An experiment file with [[stages]], a [task] and targets.")],
+    weights: Annotated[Path | None, typer.Option(help="safetensors to start from, for a single network.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The run directory; a new one below runs/ by default.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Say nothing but the result.")] = False,
+) -> None:
+    """Take networks of any origin through post-search stages; continue with `nasbench run --resume RUN`."""
+    from nasbench.config import load_config, with_networks
+    from nasbench.experiment import new_directory, run_experiment
+    from nasbench.progress import Reporter
+
+    config = with_networks(load_config(stages, set_ or []), network, str(weights) if weights else None)
+    path = output or new_directory(config.name)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        view = run_experiment(config, path, where=stages.resolve().parent, report=Reporter(quiet))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; continue with: nasbench run --resume {path}", file=sys.stderr)
+        raise SystemExit(130) from None
+    rows = view.stages()
+    shown = [c for c in ("network", "step", "stage", "accuracy", "test_accuracy") if c in rows]
+    shown += [c for c in rows.columns if c.startswith("latency_ms@")] + ["file_bytes"]
+    table(tuple(shown), rows.loc[rows["final"], shown].itertuples(index=False, name=None))
+    print(f"Report: {path / 'report.html'}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -274,6 +275,14 @@ class Config(Section):
     stages: list[StageSection] = Field(default_factory=list)
     networks: dict[str, NetworkSection] = Field(default_factory=dict)
 
+    @field_validator("networks")
+    @classmethod
+    def _named(cls, value: dict[str, NetworkSection]) -> dict[str, NetworkSection]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or set(name) == {"."}:
+                raise ValueError(f"the name {name!r} is part of file names: letters, digits, '_', '-' and '.' only")
+        return value
+
 
 def find_experiment(name: str) -> Path:
     """The experiment file called `name`: a path, or the name of a shipped experiment.
@@ -315,6 +324,28 @@ def parse_config(data: dict[str, Any], where: str = "config") -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         raise UserError(f"{where}: {_sentence(error)}") from error
+
+
+def with_networks(config: Config, given: Sequence[str], weights: str | None = None) -> Config:
+    """The configuration for networks that are named on the command line, as `NETWORK` or `NAME=NETWORK`.
+
+    Raises:
+        UserError: two of one name, weights for more than one, or no stages.
+    """
+    if not config.stages:
+        raise UserError("the file has no [[stages]]: there is nothing to do with the network")
+    if weights and len(given) > 1:
+        raise UserError(f"weights are of one network, and {len(given)} are named; use [networks.NAME] in the file")
+    networks: dict[str, NetworkSection] = {}
+    for text in given:
+        name, equals, source = text.partition("=")
+        if not equals:
+            source = text
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(text).stem if text.endswith(".onnx") else text)
+        if name in networks:
+            raise UserError(f"two networks are called {name!r}; name them with NAME=NETWORK")
+        networks[name] = NetworkSection(source=source, weights=weights)
+    return config.model_copy(update={"networks": networks})
 
 
 def dump_config(config: Config) -> str:

@@ -122,17 +122,17 @@ def _procedure(plan: Plan, run: Run, where: Path | None, report: Reporter) -> No
         report.line(f"targets: {note}")
     run.mark(notes=list(plan.notes))
     if plan.config.networks:
-        starts = given_networks(plan, Path(run.state["where"]) if run.state["where"] else None)
+        starts = given_networks(plan, where)
         run_stages(plan, run, starts, None, report, first="given")
     else:
-        _search(plan, run, report)
+        _search(plan, run, where, report)
     run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
     run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     with report.phase("report"):
         write_report(run.path)
 
 
-def _search(plan: Plan, run: Run, report: Reporter) -> None:
+def _search(plan: Plan, run: Run, where: Path | None, report: Reporter) -> None:
     """From the supernet to the stages of the networks that were chosen."""
     supernet = new_supernet(plan) if plan.needs_supernet else None
     if supernet is not None and plan.config.supernet.weights and not (run.path / SUPERNET).is_file():

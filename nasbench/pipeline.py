@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,10 @@ class _Progress:
     history: dict[tuple[str, int], Candidate] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
 
+    def before(self, name: str) -> Candidate:
+        """A network as its next stage gets it; what an earlier stage had to tell is told."""
+        return replace(self.candidates[name], notes=())
+
     def put(self, step: int, candidate: Candidate, artifact: Artifact, accuracy: float | None) -> None:
         """What a step gave."""
         name = candidate.name
@@ -176,7 +180,7 @@ def run_stages(
                         fresh=start.fresh,
                     )
                     try:
-                        candidate = _first(name, start) if stage is None else stage.run(at.candidates[name], context)
+                        candidate = _first(name, start) if stage is None else stage.run(at.before(name), context)
                     except BrokeDown as error:
                         run.archive.record_event(name, step, stage_name, "failed", step - 1, str(error))
                         at.done.add(name)

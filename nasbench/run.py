@@ -239,8 +239,25 @@ class RunView:
         return self.archive.evaluations()
 
     def stages(self) -> pd.DataFrame:
-        """The chosen networks after each stage."""
-        return self.archive.stages()
+        """The networks after each stage, a row each.
+
+        `final` marks the form that a network ends with: of its last step, or of an earlier one where a condition or
+        training that broke down stopped it; `note` says so, and what the stage left alone.
+        """
+        rows, events = self.archive.stages(), self.archive.stage_events()
+        ends = rows.groupby("network")["step"].max().to_dict() if len(rows) else {}
+        stops = events[events["kind"].isin(["stopped", "failed"])]
+        ends |= dict(zip(stops["network"], stops["keeps"], strict=True))
+        notes: dict[tuple[str, int], list[str]] = {}
+        for event in events.to_dict("records"):
+            # A stage that failed has no row of its own: the one before it tells.
+            failed = event["kind"] == "failed"
+            text = f"{event['stage']} failed: {event['message']}" if failed else event["message"]
+            notes.setdefault((event["network"], event["keeps" if failed else "step"]), []).append(text)
+        keys = list(zip(rows["network"], rows["step"], strict=True))
+        rows["final"] = [ends.get(network) == step for network, step in keys]
+        rows["note"] = ["; ".join(notes.get(key, ())) for key in keys]
+        return rows
 
     def measurements(self) -> pd.DataFrame:
         """All measurements with samples and protocol."""
@@ -260,6 +277,12 @@ class RunView:
         from nasbench.report.figures import pareto_figure
 
         return pareto_figure(self, **options)
+
+    def plot_stages(self, **options: Any) -> Any:
+        """The networks after their stages over the front (see `nasbench.report.stage_figures.stages_figure`)."""
+        from nasbench.report.stage_figures import stages_figure
+
+        return stages_figure(self, **options)
 
 
 def load_run(path: str | Path) -> RunView:

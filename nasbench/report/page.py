@@ -18,6 +18,7 @@ from nasbench.config import dump_config
 from nasbench.cross_device import targets_of
 from nasbench.report.devices import cross_device_figure, fronts_figure
 from nasbench.report.figures import objectives_of, pareto_figure, prediction_figure, training_figure
+from nasbench.report.stage_figures import ratios, stage_targets, stages_figure
 from nasbench.run import RunView, load_run
 
 
@@ -30,11 +31,13 @@ def write_report(path: Path) -> Path:
     view = load_run(path)
     (path / "figures").mkdir(exist_ok=True)
     figures = {}
+    searched = not view.config.networks
     for name, figure in (
-        ("pareto", pareto_figure(view)),
-        ("predicted_vs_measured", prediction_figure(view)),
+        ("pareto", pareto_figure(view) if searched else None),
+        ("predicted_vs_measured", prediction_figure(view) if searched else None),
         ("training", training_figure(view)),
         *_device_figures(view),
+        ("stages", stages_figure(view)),
     ):
         if figure is not None:
             image = png(figure)
@@ -69,11 +72,13 @@ def template(name: str) -> Template:
 
 
 def _contents(view: RunView) -> dict[str, Any]:
-    front, stages, ledger, measurements = view.front(), view.stages(), view.ledger(), view.measurements()
+    searched = not view.config.networks
+    front = view.front() if searched else pd.DataFrame({"name": [], "kind": [], "pareto": []})
+    stages, ledger, measurements = view.stages(), view.ledger(), view.measurements()
     objectives = objectives_of(view)
     values = [c for o in objectives for c in (f"{o.name}_predicted", f"{o.name}_evaluated", f"{o.name}_measured")]
     columns = ["name", *(c for c in values if c in front)]
-    pareto = front[front["pareto"]].sort_values(objectives[-1].name)
+    pareto = front[front["pareto"]].sort_values(objectives[-1].name) if searched else front
     quality_file = view.path / "predictors.json"
     calibrations = [json.loads(f.read_text()) for f in sorted((view.path / "calibration").glob("*.json"))]
     protocols = sorted(set(measurements["protocol"])) if len(measurements) else []
@@ -84,7 +89,12 @@ def _contents(view: RunView) -> dict[str, Any]:
         "objectives": objectives,
         "front": cells(pareto[columns]),
         "references": cells(front.loc[front["kind"] == "reference", columns]),
+        "searched": searched,
         "stages": cells(_stage_table(stages)),
+        "traps": _traps(stages),
+        "stage_notes": [
+            f"{r['network']}, step {r['step']}: {r['note']}" for r in stages.to_dict("records") if r["note"]
+        ],
         "ledger": cells(ledger.assign(processor_hours=ledger["cpu_s"] / 3600) if len(ledger) else ledger),
         "processor_hours": float(ledger["cpu_s"].sum() / 3600) if len(ledger) else 0.0,
         "wall_minutes": float(ledger["wall_s"].sum() / 60) if len(ledger) else 0.0,
@@ -131,15 +141,35 @@ def _stage_table(stages: pd.DataFrame) -> pd.DataFrame:
     for source, column in (("accuracy", "accuracy (validation)"), ("test_accuracy", "accuracy (test)")):
         if source in stages:
             table[column] = stages[source]
+    targets = stage_targets(stages)
+    if "macs" in stages:
+        first = stages[stages["step"] == 0].set_index("network")["macs"]
+        table["MACs, ratio to first"] = stages["macs"] / stages["network"].map(first)
+    for target in targets:
+        table[f"latency_ms on {target} (measured)"] = stages[f"latency_ms@{target}"]
+        table[f"ratio to first on {target}"] = ratios(stages, target)["latency"]
     for column in stages.columns:
-        if column.startswith("latency_ms"):
-            table[f"{column.replace('@', ' on ')} (measured)"] = stages[column]
-            first = stages[stages["step"] == 0].set_index("network")[column]
-            table["ratio to first"] = stages[column] / stages["network"].map(first)
+        if "_predicted@" in column:
+            table[column.replace("_predicted@", " on ") + " (predicted)"] = stages[column]
     table["file KiB"] = stages["file_bytes"] / 1024
-    table["peak activations KiB"] = stages["peak_memory_bytes"] / 1024
+    if "peak_memory_bytes" in stages:
+        table["peak activations KiB"] = stages["peak_memory_bytes"] / 1024
+    table["final"] = ["yes" if final else "" for final in stages["final"]]
     table["file"] = stages["file"]
     return table
+
+
+def _traps(stages: pd.DataFrame) -> list[str]:
+    """Where operations fell and the measured latency did not, in words."""
+    said = []
+    for target in stage_targets(stages) if "macs" in stages else []:
+        found = ratios(stages, target)
+        for row, ratio in zip(stages[found["trap"]].itertuples(), found[found["trap"]].itertuples(), strict=True):
+            said.append(
+                f"{row.network} after {row.stage}: multiply-accumulates fell to {ratio.macs:.0%}, the latency measured "
+                f"on {target} did not ({ratio.latency:.0%})"
+            )
+    return said
 
 
 def cells(frame: pd.DataFrame) -> dict[str, Any]:

@@ -43,10 +43,10 @@ def test_a_run_leaves_everything_a_person_wants_to_see(finished_run: Path) -> No
     values = minimised(front.loc[front["kind"] == "front", ["accuracy", "latency_ms"]].to_numpy(), objectives_of(view))
     assert np.array_equal(front.loc[front["kind"] == "front", "pareto"], non_dominated_mask(values))
     assert front["latency_ms"].equals(front["latency_ms_measured"])
-    for name in ("pareto", "predicted_vs_measured", "training"):
+    for name in ("pareto", "predicted_vs_measured", "training", "stages"):
         assert (finished_run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (finished_run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "http://" not in page
     assert "https://" not in page  # opens offline
     ledger = view.ledger().set_index("phase")
