@@ -36,7 +36,7 @@ def write_report(path: Path) -> Path:
         ("pareto", pareto_figure(view) if searched else None),
         ("predicted_vs_measured", prediction_figure(view) if searched else None),
         ("training", training_figure(view)),
-        *_device_figures(view),
+        *(_device_figures(view) if searched else []),
         ("stages", stages_figure(view)),
     ):
         if figure is not None:
