@@ -24,6 +24,7 @@ from nasbench.ondevice.saving import memory_saving
 from search_spaces import UserError, nearest, trace_layers
 
 Method = Literal["full", "last", "bias", "lite_residual", "sparse"]
+METHODS: tuple[Method, ...] = ("full", "last", "bias", "lite_residual")  # those that need no updates
 
 _GROUPS, _KERNEL, _POOL = 2, 5, 2  # of lite residuals, as TinyTL's published code sets them
 _NORM_CHANNELS = 8  # per group of their normalisation
@@ -209,3 +210,22 @@ def method_memory(
         batch_statistics=full,
     )
     return memory, names
+
+
+def with_new_head(network: nn.Module, classes: int) -> nn.Module:
+    """A copy of a network whose last layer is fresh, with as many outputs as there are classes.
+
+    Raises:
+        UserError: the last layer is no linear one.
+    """
+    out = copy.deepcopy(network)
+    name = head(out)
+    old = out.get_submodule(name)
+    if not isinstance(old, nn.Linear):
+        raise UserError(f"{type(network).__name__} ends in a {type(old).__name__}, not in a linear layer")
+    parent, _, attribute = name.rpartition(".")
+    new = nn.Linear(old.in_features, classes)
+    nn.init.normal_(new.weight, 0.0, old.in_features**-0.5)
+    nn.init.zeros_(new.bias)
+    setattr(out.get_submodule(parent), attribute, new)
+    return out

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nasbench.tasks.base import Split, SplitName, Task
+from nasbench.tasks.part import PartOfTask
 from search_spaces.errors import UserError
 
 
@@ -131,10 +132,12 @@ class RecordingsTask(Task):
     def split(self, name: SplitName) -> Split:
         return self._splits[name]
 
-    def _windows(self, people: Sequence[int]) -> Split:
+    def _windows(self, people: Sequence[int], begin: float = 0.0, end: float = 1.0) -> Split:
+        """The windows of some people that lie within a share of each recording's length."""
         windows, labels = [], []
         for row in np.flatnonzero(np.isin(self.recordings.persons, people)).tolist():
             signal = np.asarray(self.recordings.signals[row], dtype=np.float32)
+            signal = signal[round(begin * len(signal)) : round(end * len(signal))]
             if len(signal) < self.window:
                 continue
             cut = np.lib.stride_tricks.sliding_window_view(signal, self.window, axis=0)[:: self.step]
@@ -144,6 +147,21 @@ class RecordingsTask(Task):
             longest = max(map(len, self.recordings.signals))
             raise UserError(f"task.window = {self.window}: longer than recordings are, {longest} samples at most")
         return Split(torch.from_numpy(np.concatenate(windows)), torch.tensor(labels))
+
+    def of_person(self, person: int, share: float = 0.4) -> PartOfTask:
+        """One person's recordings: the first `share` of each to train on, the rest for validation and test alike.
+
+        For personalisation. Standards (mean and deviation of the channels) stay those of the task's training people.
+
+        Raises:
+            UserError: nobody of that number, a share outside 0..1, or recordings too short for it.
+        """
+        if person not in self.recordings.persons:
+            raise UserError(f"person = {person}: the recordings are of {sorted(set(self.recordings.persons.tolist()))}")
+        if not 0 < share < 1:
+            raise UserError(f"share = {share}: expected a share of each recording, between 0 and 1")
+        rest = self._windows([person], share, 1.0)
+        return PartOfTask(self, {"train": self._windows([person], 0.0, share), "val": rest, "test": rest})
 
     @cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:

@@ -186,3 +186,23 @@ def test_the_space_for_sensors_learns_them_too() -> None:
     options = {"epochs": 2, "batch_size": 32, "lr": 0.1, "random_subnets": 1}
     last = train_supernet(space.supernet(), space, task, **options)[-1]
     assert min(last["accuracy_smallest"], last["accuracy_largest"]) > 0.4  # the most frequent exercise: below 0.25
+
+
+def test_one_persons_recordings_are_cut_in_time():
+    task = SmartwatchExercises()
+    person = task.persons["test"][0]
+    own = task.of_person(person, share=0.4)
+    train, rest = own.split("train"), own.split("test")
+    assert torch.equal(rest.images, own.split("val").images)
+    whole = task.of_person(person, share=0.4)
+    everything = {w.tobytes() for w in whole.split("train").images.numpy()}
+    assert not everything & {w.tobytes() for w in rest.images.numpy()}
+    assert set(train.labels.tolist()) == set(rest.labels.tolist()) == set(range(7))
+    assert 0.5 < len(train) / len(rest) < 0.8
+    torch.testing.assert_close(
+        own.prepare(rest.images), task.prepare(rest.images)
+    )  # the task's standards, not their own
+    with pytest.raises(UserError, match=r"person = 99: the recordings are of \[1, 2"):
+        task.of_person(99)
+    with pytest.raises(UserError, match=r"share = 1.0"):
+        task.of_person(person, 1.0)
