@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ class Plan:
         config: with every component's defaults filled in.
         make_evaluator: from the trained supernet (None where the evaluator needs none) and the directory that
             evaluators may keep files in (None for none).
-        evaluator_metrics: what that evaluator gives.
+        evaluator_parts: metrics of each evaluator that it is made of, and whether that one needs the supernet.
         space: without what the targets do not run (see `nasbench.support`).
         stages: name and stage, in order; the order is known to be possible.
         notes: what of the space the targets do not run, for people.
@@ -61,12 +61,17 @@ class Plan:
     strategy: type[Strategy] | type[GradientStrategy]
     strategy_options: dict[str, Any]
     make_evaluator: MakeEvaluator
-    evaluator_metrics: tuple[str, ...]
+    evaluator_parts: tuple[tuple[tuple[str, ...], bool], ...]
     needs_supernet: bool
     training_options: dict[str, Any]
     stages: list[tuple[str, Stage]]
     notes: tuple[str, ...] = ()
     where: Path | None = None
+
+    @property
+    def evaluator_metrics(self) -> tuple[str, ...]:
+        """What the evaluator gives."""
+        return tuple(metric for metrics, _ in self.evaluator_parts for metric in metrics)
 
     @property
     def references(self) -> dict[str, Archs]:
@@ -122,7 +127,9 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         )
     targets = {t.name: t for t in map(load_target, config.targets.devices)}
     _settle_targets(config, targets, where)
-    metrics, make_evaluator, needs_supernet, space = _evaluators(config, space, task, targets, where)
+    evaluators = _evaluators(config, space, task, targets, where)
+    metrics, space = tuple(m for part in evaluators for m in part.metrics), evaluators[-1].space
+    make_evaluator, needs_supernet = partial(_composed, evaluators), any(part.needs_supernet for part in evaluators)
     objectives = _objectives(config, targets, metrics, where)
     if isinstance(task, NoTask):
         make_evaluator(None, None).check_limits(objectives)
@@ -181,7 +188,7 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         strategy,
         strategy_options,
         make_evaluator,
-        metrics,
+        tuple((part.metrics, part.needs_supernet) for part in evaluators),
         needs_supernet,
         given,
         stages,
@@ -447,8 +454,8 @@ class _Evaluator:
 
 def _evaluators(
     config: Config, space: SearchSpace, task: Task, targets: dict[str, Target], where: Path | None
-) -> tuple[tuple[str, ...], MakeEvaluator, bool, SearchSpace]:
-    """Metrics of all evaluators, how to make them one, whether that needs a supernet, and the space that they leave."""
+) -> list[_Evaluator]:
+    """The evaluators of a configuration; each may leave a smaller space to the next."""
     sections: dict[str, Component] = {"evaluator": config.evaluator}
     sections |= {f"evaluator.also[{index}]": section for index, section in enumerate(config.evaluator.also)}
     parts: list[_Evaluator] = []
@@ -458,16 +465,19 @@ def _evaluators(
             raise UserError(f"{place}: gives {min(twice)!r}, which an evaluator before it gives already")
         parts.append(part)
         space = part.space
+    if config.evaluator.cache:
+        config.evaluator.cache = str(Path(config.evaluator.cache).expanduser().resolve())
+    return parts
 
-    def make(supernet: Supernet | None, directory: Path | None) -> Evaluator:
-        made = [part.make(supernet, directory) for part in parts]
-        if len(made) == 1:
-            return made[0]
-        from nasbench.evaluators.composed import ComposedEvaluator
 
-        return ComposedEvaluator(made)
+def _composed(parts: Sequence[_Evaluator], supernet: Supernet | None, directory: Path | None) -> Evaluator:
+    """One evaluator of all."""
+    made = [part.make(supernet, directory) for part in parts]
+    if len(made) == 1:
+        return made[0]
+    from nasbench.evaluators.composed import ComposedEvaluator
 
-    return tuple(m for p in parts for m in p.metrics), make, any(p.needs_supernet for p in parts), space
+    return ComposedEvaluator(made)
 
 
 def _evaluator(

@@ -34,6 +34,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "supernet": "nasbench.evaluators.supernet:SupernetEvaluator",
         "table": "nasbench.evaluators.table:TableEvaluator",
         "command": "nasbench.evaluators.command:CommandEvaluator",
+        "measure": "nasbench.evaluators.measured:MeasureEvaluator",
+        "train": "nasbench.evaluators.trained:TrainEvaluator",
         "zero_cost": "nasbench.evaluators.zero_cost:ZeroCostEvaluator",
     },
     "strategy": {

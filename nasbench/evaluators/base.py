@@ -100,6 +100,7 @@ class Evaluator(ABC):
     preferred_batch: int = 1
     fidelities: tuple[str, ...] | None = ()  # names of fidelities that it knows; None for any
     reads_task: bool = True
+    alone: bool = False  # whether other work on this machine would spoil its values
 
     @classmethod
     def columns(cls, options: Mapping[str, Any], targets: Mapping[str, Target]) -> tuple[str, ...]:
@@ -139,6 +140,7 @@ class Wrapped(Evaluator):
         self.metrics = evaluator.metrics
         self.fidelities = evaluator.fidelities
         self.preferred_batch = evaluator.preferred_batch
+        self.alone = evaluator.alone
 
     def check_limits(self, objectives: Sequence[Objective]) -> None:
         self.evaluator.check_limits(objectives)

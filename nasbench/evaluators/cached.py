@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ class CachedEvaluator(Wrapped):
         space: whose canonical architectures are the keys.
         evaluator: asked for what is missing; parts of it whose metrics are known may leave them out.
         cache: closed with this evaluator.
-        parts: settings (see `settings_key`) and metrics of each part of the evaluator.
+        parts: settings (see `settings_key`), asked for when they are first needed, and metrics of each part of the
+            evaluator.
     """
 
     def __init__(
@@ -81,12 +83,17 @@ class CachedEvaluator(Wrapped):
         space: SearchSpace,
         evaluator: Evaluator,
         cache: Cache,
-        parts: Sequence[tuple[str, tuple[str, ...]]],
+        parts: Sequence[tuple[Callable[[], str], tuple[str, ...]]],
     ) -> None:
         super().__init__(evaluator)
         self.space = space
         self.cache = cache
-        self.parts = tuple(parts)
+        self._parts = tuple(parts)
+
+    @cached_property
+    def parts(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Settings and metrics of each part; a supernet's weights are known only once it is trained."""
+        return [(settings(), metrics) for settings, metrics in self._parts]
 
     def stream(self, parts: Iterable[Proposals]) -> Iterator[tuple[Proposals, Evaluation]]:
         found: list[tuple[Proposals, Evaluation]] = []

@@ -15,6 +15,7 @@ from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.objectives import Objective, given_as
 from search_spaces import UserError
 
+_OK = int(Status.OK)  # members of an enum are slow to look up
 Done = Callable[[Proposals, Evaluation], None]
 Key = tuple[str, str]  # architecture and fidelity, as the archive writes them
 
@@ -123,10 +124,10 @@ class RecordedEvaluator(Evaluator):
                         "was proposed; the run was made with another configuration or version"
                     )
                 self._put(batch, row, [recorded[2][name] for name in self._names], recorded[1])
-            elif status[row] != Status.OK:  # a target does not run it: nothing to evaluate, and nothing to record
+            elif status[row] != _OK:  # a target does not run it: nothing to evaluate, and nothing to record
                 self._put(batch, row, [np.nan] * len(self._names), int(status[row]))
             elif key in self._known:
-                self._commit(batch, row, self._known[key], Status.OK)
+                self._commit(batch, row, self._known[key], _OK)
             else:
                 batch.open.append(row)
         return batch
@@ -174,7 +175,7 @@ class RecordedEvaluator(Evaluator):
             self.phase, int(batch.proposals.ids[row]), arch, objectives,
             status=status, fidelity=fidelity, seconds=seconds, message=message,
         )  # fmt: skip
-        if status == Status.OK:
+        if status == _OK:
             self._known[batch.keys[row]] = values
         self._put(batch, row, values, status, message)
 
@@ -185,7 +186,7 @@ class RecordedEvaluator(Evaluator):
         assert evaluation.limit_values is not None
         evaluation.limit_values[row, self._columns] = values
         evaluation.status[row] = status
-        if status != Status.OK:
+        if status != _OK:
             evaluation.values[row] = np.nan
             if message:
                 evaluation.messages[row] = message

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from nasbench.config import Component
 from nasbench.evaluators.base import Evaluator
+from nasbench.evaluators.cached import Cache, CachedEvaluator, file_key, settings_key
 from nasbench.execution.base import Backend, Spread
+from nasbench.execution.worker import SUPERNET, Recipe
 from nasbench.plan import Plan
+from search_spaces import UserError
 
 
 def executed(plan: Plan, evaluator: Evaluator, directory: Path, where: Path | None = None) -> Evaluator:
-    """`evaluator`, run where and as the plan's `[execution]` says.
+    """`evaluator`, run where and as the plan's `[execution]` says, after a look into the cache where there is one.
 
     Args:
         evaluator: built in this process; workers build their own.
@@ -18,15 +25,44 @@ def executed(plan: Plan, evaluator: Evaluator, directory: Path, where: Path | No
         where: directory of the experiment file.
 
     Raises:
-        UserError: Ray is not installed, or its cluster cannot be reached.
+        UserError: Ray is not installed, its cluster cannot be reached, the cache cannot be used, or several workers
+            would disturb measurements on this machine.
     """
+    cache = plan.config.evaluator.cache
+    if not cache:
+        return _placed(plan, evaluator, directory, where)
+    opened = Cache(Path(cache))
+    return CachedEvaluator(plan.space, _placed(plan, evaluator, directory, where), opened, _parts(plan, directory))
+
+
+def _parts(plan: Plan, directory: Path) -> list[tuple[Callable[[], str], tuple[str, ...]]]:
+    """What the values of each evaluator depend on beside architecture and fidelity, and its metrics."""
+    config = plan.config
+    sections: list[Component] = [config.evaluator, *config.evaluator.also]
+    basis = {"task": config.task.model_dump(), "space": [config.space.model_dump(), repr(plan.space.knobs)]}
+
+    def settings(name: str, options: dict[str, Any], trained: bool) -> str:
+        weights = file_key(directory / SUPERNET) if trained else ""
+        targets = config.targets.model_dump() if name == "measure" else {}
+        return settings_key(basis, name, options, targets, weights)
+
+    return [
+        (partial(settings, section.name, section.options, needs), metrics)
+        for section, (metrics, needs) in zip(sections, plan.evaluator_parts, strict=True)
+    ]
+
+
+def _placed(plan: Plan, evaluator: Evaluator, directory: Path, where: Path | None) -> Evaluator:
     section = plan.config.execution
+    if section.backend != "in_process" and evaluator.alone and section.workers != 1:
+        raise UserError(
+            f"execution.workers = {section.workers}: measurements on this machine would be disturbed by other workers; "
+            'take workers = 1, or backend = "in_process"'
+        )
     if section.backend == "in_process":
         from nasbench.execution.in_process import InProcess
 
         return InProcess(evaluator, retries=section.retries)
-    from nasbench.execution.worker import Recipe
-
     recipe = Recipe.of(plan, directory, where)
     backend: Backend
     if section.backend == "ray":

@@ -88,6 +88,7 @@ def fit(
     epoch_metrics: Callable[[int], dict[str, Any]] | None = None,
     checkpoint: Path | None = None,
     save_every_s: float = 30.0,
+    until: int | None = None,
     log_dir: Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> History:
@@ -108,6 +109,7 @@ def fit(
             weights; its values join the history.
         checkpoint: file to resume from, if it exists, and to save to; None saves nothing.
         save_every_s: seconds between checkpoints; the end of an epoch always makes one.
+        until: stop after so many epochs of the schedule; called again with its checkpoint, it goes on from there.
         log_dir: for TensorBoard's event files.
 
     Returns:
@@ -121,6 +123,7 @@ def fit(
     batch = min(recipe.batch_size, len(split))
     per_epoch = len(split) // batch
     steps = recipe.epochs * per_epoch
+    last = steps if until is None else min(until, recipe.epochs) * per_epoch
     parts = _parts(batch, recipe.accumulate, ranks)
     settings = json.loads(json.dumps({**asdict(recipe), **settings, "seed": seed, "images": len(split)}))
     home = device_of(model)
@@ -164,7 +167,7 @@ def fit(
     interruptible = checkpoint is not None or ranks.count > 1
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), deferred_interrupt(interruptible) as interrupted, closing(log):
-        while step < steps:
+        while step < last:
             epoch, within = divmod(step, per_epoch)
             if within == 0 or step == first:
                 generator = torch.Generator().manual_seed(step_seed(seed, "order", epoch))

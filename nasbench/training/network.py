@@ -46,6 +46,7 @@ def train_network(
     temperature: float = 1.0,
     auxiliary: Callable[[Tensor], Tensor] | None = None,
     save_every_s: float = 30.0,
+    until: int | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     log_dir: Path | None = None,
@@ -61,6 +62,8 @@ def train_network(
         temperature: softens the teacher's output and the network's alike (Hinton et al. 2015).
         auxiliary: a further term of the loss, asked for after the forward pass with the prepared images of the task's
             own size, such as `Imitation.loss`.
+        until: stop after so many of the epochs; called again with its checkpoint, training goes on from there, to the
+            bits of one that was never stopped.
         epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, schedule, ema,
             precision, accumulate, device, save_every_s, seed, checkpoint, log_dir, progress: as in `train_supernet`.
 
@@ -109,6 +112,7 @@ def train_network(
             device=choose_device(device),
             checkpoint=checkpoint,
             save_every_s=save_every_s,
+            until=until,
             log_dir=log_dir,
             progress=progress,
         )
