@@ -36,7 +36,7 @@ def write_report(path: Path) -> Path:
         ("pareto", pareto_figure(view) if searched else None),
         ("predicted_vs_measured", prediction_figure(view) if searched else None),
         ("training", training_figure(view)),
-        *(_device_figures(view) if searched else []),
+        *_device_figures(view),
         ("stages", stages_figure(view)),
     ):
         if figure is not None:
@@ -51,7 +51,7 @@ def write_report(path: Path) -> Path:
 
 def _device_figures(view: RunView) -> list[tuple[str, Figure | None]]:
     """Of a run with objectives of several devices."""
-    if len(targets_of(view.objectives)) < 2 or all(o.target for o in view.objectives):
+    if view.config.networks or len(targets_of(view.objectives)) < 2 or all(o.target for o in view.objectives):
         return []
     return [("devices", fronts_figure(view)), ("cross_device", cross_device_figure(view))]
 
@@ -106,7 +106,7 @@ def _contents(view: RunView) -> dict[str, Any]:
         "protocols": [json.loads(p) for p in protocols],
         "networks": len(front),
         "cross_device": cells(_cross_table(view)),
-        "everywhere": len(view.front("all")),
+        "everywhere": len(view.front("all")) if searched else 0,
         "rounds": cells(_rounds_table(view.rounds())),
     }
 
