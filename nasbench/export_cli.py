@@ -13,8 +13,11 @@ from nasbench.tables import table
 from search_spaces.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import nn
 
+    from nasbench.plan import Plan
+    from nasbench.run import RunView
     from nasbench.tasks.base import Task
 
 
@@ -112,6 +115,9 @@ def of_run(path: Path, names: list[str]) -> tuple[Task, Iterator[Exportable]]:
     view = load_run(path)
     plan = make_plan(view.config, run_origin(path))
     rows = view.stages()
+    if len(rows):  # what a network went back from is not its form
+        last = rows[rows["final"].astype(bool)].groupby("network")["step"].max()
+        rows = rows[rows["step"] <= rows["network"].map(last)]
     rows = rows[rows["form"] == "float module"] if len(rows) else rows
     if not len(rows):
         raise UserError(f"{path}: no network of this run has been chosen and trained yet; nothing to export")
@@ -122,23 +128,25 @@ def of_run(path: Path, names: list[str]) -> tuple[Task, Iterator[Exportable]]:
     return plan.task, _networks(path, plan, view, rows, names or known)
 
 
-def _networks(path: Path, plan: Any, view: Any, rows: Any, names: list[str]) -> Iterator[Exportable]:
+def _networks(path: Path, plan: Plan, view: RunView, rows: pd.DataFrame, names: list[str]) -> Iterator[Exportable]:
     from nasbench.experiment import choose
     from nasbench.pipeline import input_shape
-    from nasbench.training import load_weights
+    from nasbench.run import run_origin
+    from nasbench.stages.structure import load_network
+    from nasbench.starts import given_networks, searched
 
-    archs = choose(plan, view.front())
+    given = plan.config.networks
+    starts = given_networks(plan, run_origin(path)) if given else searched(plan, choose(plan, view.front()), None)
     for name in names:
-        row = rows[rows["network"] == name].iloc[-1]
-        network = plan.space.build(archs[name])
-        load_weights(network, path / "stages" / name / f"{row['step']}-{row['stage']}.safetensors")
-        said = {
-            "run": str(path.resolve()),
-            "network": name,
-            "space": plan.config.space.name,
-            "architecture": plan.space.decode(archs[name]),
-            "after_stage": row["stage"],
-        }
+        row, start = rows[rows["network"] == name].iloc[-1], starts[name]
+        assert start.fresh is not None  # it had a float form
+        weights = path / "stages" / name / f"{row['step']}-{row['stage']}.safetensors"
+        network = load_network(weights, start.fresh()).eval()
+        said: dict[str, Any] = {"run": str(path.resolve()), "network": name, "after_stage": row["stage"]}
+        if start.arch is not None:
+            said |= {"space": plan.config.space.name, "architecture": plan.space.decode(start.arch)}
+        else:
+            said["source"] = given[name].source
         yield Exportable(name, network, input_shape(network, plan), said)
 
 
