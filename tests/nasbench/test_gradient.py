@@ -338,7 +338,11 @@ class Recorded(MixtureSupernet):
         return self.mixture(x, weights, run)
 
 
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    ("method", "name"),
+    # FBNet and LightNAS differ from GumbelSearch and GDAS in the loss alone.
+    [(m, name) for m in METHODS for name in (("elastic",) if m in (FBNet, LightNAS) else SPACES)],
+)
 def test_a_small_space_is_searched_within_a_limit(method, name):
     space = SPACES[name]()
     torch.manual_seed(1)
@@ -467,14 +471,13 @@ def test_the_predictor_of_any_device_is_a_cost_and_a_limit(kind, request):
     every = cost.predict(space.sample(2000, np.random.default_rng(0))).mean
     limit = float(np.quantile(every, 0.3))
     objectives = [ACCURACY, make_objective(metric, target="raspberry_pi_4", limit=limit)]
-    for method in (GDAS, LightNAS):
-        strategy = method(space, 0, **OPTIONS)
-        found = strategy.run(Brightness(space), Bright(), {metric: cost}, objectives)
-        assert cost.predict(found.archs[:1]).mean[0] <= limit
-        assert strategy.history[-1][metric] < strategy.history[0][metric]
+    strategy = LightNAS(space, 0, **(OPTIONS | {"epochs": 6}))
+    found = strategy.run(Brightness(space), Bright(), {metric: cost}, objectives)
+    assert 0.9 * limit < cost.predict(found.archs[:1]).mean[0] <= limit
+    assert strategy.history[-1][metric] < strategy.history[0][metric]
 
 
-@pytest.mark.parametrize("quantile", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
 def test_lightnas_lands_on_its_target(space, quantile):
     macs = Count("macs").bind(space)
     target = float(np.quantile(macs.predict(space.everything()).mean, quantile))
