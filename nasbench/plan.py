@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from nasbench.tasks.base import Task
     from search_spaces.supernet import Supernet
 
-MakeEvaluator = Callable[["Supernet | None", "Path | None"], Evaluator]
+
+class MakeEvaluator(Protocol):
+    """Makes the evaluator."""
+
+    def __call__(self, supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
+        """From a trained supernet, and a directory to keep files in; both where they are needed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -470,7 +476,7 @@ def _evaluators(
     return parts
 
 
-def _composed(parts: Sequence[_Evaluator], supernet: Supernet | None, directory: Path | None) -> Evaluator:
+def _composed(parts: Sequence[_Evaluator], supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
     """One evaluator of all."""
     made = [part.make(supernet, directory) for part in parts]
     if len(made) == 1:
@@ -515,7 +521,7 @@ def _evaluator(
             f"{', '.join((*available, *later))}"
         )
 
-    def make(supernet: Supernet | None, directory: Path | None) -> Evaluator:
+    def make(supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
         given = available | {"supernet": supernet, "directory": directory}
         evaluator: Evaluator = component(*(given[n] for n in positional), **complete)
         return evaluator
