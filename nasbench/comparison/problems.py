@@ -151,7 +151,7 @@ def _make_problem(name: str, sections: Mapping[str, Any], where: Path | None) ->
         kind = chosen if objective.metric in ("latency_ms", "energy_mj") else "auto"
         bound[objective.name] = predictor_for(target or "", objective.metric, predictor=kind).bind(plan.space)
     predicted = PredictedEvaluator(plan.predicted, bound) if bound else None
-    return Problem(name, plan, JointEvaluator(plan.objectives, plan.make_evaluator(None), predicted))
+    return Problem(name, plan, JointEvaluator(plan.objectives, plan.make_evaluator(None, None), predicted))
 
 
 # The table that ships with the package: `path = "tiny_images"`.
