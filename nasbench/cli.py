@@ -13,6 +13,7 @@ from nasbench.devices_cli import app as devices_app
 from nasbench.export_cli import export
 from nasbench.spaces_cli import app as spaces_app
 from nasbench.tables import table
+from nasbench.tables_cli import app as tables_app
 from search_spaces.errors import UserError
 
 app = typer.Typer(
@@ -204,6 +205,7 @@ def stages() -> None:
 app.command()(export)
 app.add_typer(devices_app, name="devices")
 app.add_typer(spaces_app, name="spaces")
+app.add_typer(tables_app, name="tables")
 
 
 @app.command()

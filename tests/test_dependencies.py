@@ -37,6 +37,9 @@ def test_imports_go_upwards_only(package: str) -> None:
 @pytest.mark.parametrize("package", ALLOWED)
 def test_nothing_untrusted_is_loaded(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
-        assert not imported(file) & {"pickle", "dill", "joblib", "shelve", "marshal"}, file
+        unsafe = {"pickle", "dill", "joblib", "shelve", "marshal"}
+        # One file reads a third party's pickles, by an unpickler that refuses all but plain values (test_importers.py).
+        allowed = {"pickle"} if file.relative_to(ROOT).as_posix() == "nasbench/importers/nats_bench.py" else set()
+        assert not imported(file) & unsafe - allowed, file
         calls = [node.func for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
         assert "torch.load" not in [ast.unparse(function) for function in calls], file

@@ -349,3 +349,17 @@ def test_the_default_comparison_needs_nothing(tmp_path, unwritten):
     assert set(result.problems) == {"raspberry_pi_4", "edge_tpu", "macs"}
     assert result.priced
     assert all("true front" in y.basis for y in result.yardsticks.values())
+
+
+def test_the_published_comparison_is_complete_and_says_where_its_data_are(data_dir, monkeypatch):
+    file = Path(__file__).parents[2] / "experiments" / "compare_nasbench201.toml"
+    study = make_study(load_settings(file), file.parent)
+    assert len(study.problems) == 4
+    for problem in study.problems.values():
+        assert len(problem.known) == 15_625
+        assert problem.objectives[0].unit == ""
+        assert problem.objectives[1].unit == "ms"
+    assert "test images" in study.settings.note
+    monkeypatch.delenv("NASBENCH_DATA")
+    with pytest.raises(UserError, match=r"problems\..*NASBENCH_DATA/nb201_accuracy.* NASBENCH_DATA is not set"):
+        make_study(load_settings(file), file.parent)
