@@ -26,6 +26,7 @@ METRICS = {
     m.name: m
     for m in (
         Metric("accuracy", "", True, False, "accuracy"),
+        Metric("accuracy_int8", "", True, False, "accuracy after int8 quantisation"),
         Metric("latency_ms", "ms", False, True, "latency"),
         Metric("energy_mj", "mJ", False, True, "energy"),
         Metric("peak_memory_bytes", "bytes", False, False, "peak activation memory"),

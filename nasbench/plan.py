@@ -390,6 +390,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {k: (str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v) for k, v in values.items()}
 
 
+_EVALUATED = ("accuracy", "accuracy_int8")  # that only an evaluator gives
+
+
 def _for_each(sections: dict[str, ObjectiveSection], devices: list[str]) -> dict[str, ObjectiveSection]:
     """Sections with those of target `each` in place for every device."""
     found: dict[str, ObjectiveSection] = {}
@@ -421,13 +424,13 @@ def _objectives(
                 )
             objective = replace(objective, target=target.name)
         own = ":" in objective.metric
-        if given is None and (objective.metric == "accuracy" or not (own or objective.metric in METRICS)):
+        if given is None and (objective.metric in _EVALUATED or not (own or objective.metric in METRICS)):
             raise UserError(
                 f"objectives.{name}: nothing gives the metric {objective.metric!r}; the evaluator "
                 f"{config.evaluator.name!r} gives {', '.join(metrics)}"
             )
         for key, side in objective.sides if objective.metric in METRICS else ():
-            if not 0 < side.limit <= (1 if objective.metric == "accuracy" else np.inf):  # type: ignore[operator]
+            if not 0 < side.limit <= (1 if objective.metric in _EVALUATED else np.inf):  # type: ignore[operator]
                 raise UserError(f"objectives.{name}.{key} = {side.limit}: accuracy is 0..1, costs are above 0")
         objectives.append(objective)
         config.objectives[name] = section.model_copy(

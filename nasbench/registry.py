@@ -32,6 +32,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "evaluator": {
         "supernet": "nasbench.evaluators.supernet:SupernetEvaluator",
+        "supernet_int8": "nasbench.evaluators.supernet_int8:QuantisedSupernetEvaluator",
         "table": "nasbench.evaluators.table:TableEvaluator",
         "command": "nasbench.evaluators.command:CommandEvaluator",
         "measure": "nasbench.evaluators.measured:MeasureEvaluator",
