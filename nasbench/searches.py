@@ -242,6 +242,8 @@ def evaluated_search(
             made = make_strategy(plan, space, first)
             if costs:
                 made.use_costs(known_costs(plan, costs))
+            if len(plan.predicted) == len(plan.objectives):
+                made.use_predictors(costs, plan.objectives)
             return made
 
         try:

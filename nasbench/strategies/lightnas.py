@@ -27,8 +27,8 @@ class LightNAS(GDAS):
     the target within the limit are handed over first, the likeliest where they are within 0.5 %.
 
     Args:
-        target: costs to land on, by objective name. By default the limit of the first objective of those with a
-            predictor that has one. A cost with a limit never lands above it; other limits are kept as limits.
+        target: costs to land on, by objective name; by default the first limit on a cost. A cost with a limit never
+            lands above it; other limits are kept as limits.
         multiplier_lr: learning rate of the multipliers.
         damping: of the circles that multiplier and cost run in; 0 for the paper's own loss.
     """
@@ -79,12 +79,18 @@ class LightNAS(GDAS):
         return self.target or dict(list(limits.items())[:1])
 
     def make_costs(self, costs: Mapping[str, BoundPredictor], objectives: Sequence[Objective]) -> PathCosts:
+        targets = self.targets(objectives)
+        if unknown := targets.keys() - costs.keys():
+            raise UserError(
+                f"strategy.name = 'lightnas' lands on a cost that a predictor gives, and none gives {min(unknown)}: "
+                f"name one of {', '.join(costs)} in strategy.target"
+            )
         return LearnedMultipliers(
             costs,
             objectives,
             cost_weight=self.cost_weight,
             limit_weight=self.limit_weight,
-            targets=self.targets(objectives),
+            targets=targets,
             multiplier_lr=self.multiplier_lr,
             damping=self.damping,
         )

@@ -19,6 +19,9 @@ class ProxylessNAS(GradientSearch):
     paths give, stands for that by the pair's probabilities (section 3.2.1, eq. 4). Afterwards the pair's logits are
     shifted, so that the step changes the balance within it, and not that with the paths that were not drawn.
 
+    The latency in the loss is the expected one, as in the paper's section 3.3, by its logarithm, so that one weight
+    does in any unit.
+
     Knobs that several layers see (widths, resolutions, depths) double what a step of the logits computes, each.
     """
 

@@ -518,6 +518,12 @@ def test_lightnas_asks_for_what_it_needs(space, target, objectives, message):
         find(LightNAS, space, objectives, target=target)
 
 
+def test_lightnas_lands_on_no_cost_that_nothing_predicts(space):
+    own = make_objective("noise", direction="minimise", limit=1.0)
+    with pytest.raises(UserError, match=r"none gives noise: name one of macs"):
+        LightNAS(space, 0).make_costs({"macs": Count("macs").bind(space)}, [ACCURACY, own, make_objective("macs")])
+
+
 def test_fbnet_multiplies_by_a_power_of_the_logarithm_of_the_latency(space):
     macs, objective = Count("macs").bind(space), make_objective("macs")
     loss = FBNet(space, 0, cost_weight=0.6).make_costs({"macs": macs}, [ACCURACY, objective])

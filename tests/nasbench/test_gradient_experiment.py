@@ -85,6 +85,13 @@ def test_a_run_keeps_its_limit(experiment, tmp_path, strategy, keys):
     assert front["latency_ms"].max() > 0.5 * limit
 
 
+def test_costs_alone_need_no_samples(experiment, tmp_path):
+    config = experiment("predictor_gradient", "evaluations = 20\nrestarts = 4\nrounds = 1\nsteps = 5", samples=0)
+    config.objectives = {k: v for k, v in config.objectives.items() if k != "accuracy"}
+    front = run_experiment(config, tmp_path / "run", where=tmp_path).front()
+    assert front.query("kind == 'front'")["latency_ms"].min() == front["latency_ms"].min()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
