@@ -1,6 +1,6 @@
 """Whether searches under hard limits end as they should, and whether limits hold when networks are measured.
 
-    python -m benchmarks.limits [--problems 200] [--host 3] [--quick]
+    python -m benchmarks.limits [--problems 200] [--host 3] [--quick] [--output FILE]
 
 Random problems: a space, a device's predicted latency (for some with a second limit, on multiply-accumulates or peak
 memory), and a limit. One in four is impossible by a figure that the check knows nothing of: the least of all, of spaces
@@ -15,7 +15,8 @@ Then `--host` runs search networks of the quickstart space (untrained: only late
 choices stands for accuracy) for this machine, with few calibration networks, and predict, measure, correct. Their final
 networks are converted and measured once more, which nothing was chosen by.
 
-The last line is JSON:
+With `--output` every problem and run is a line in that file, and those that are there are not solved again. The last
+line is JSON:
 
 problems, ended_correctly         and the share of the problems that ended as they should
 infeasible_refused, minimum_true  of the impossible ones: refused; refused with the true minimum
@@ -35,7 +36,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,16 +233,36 @@ def host_run(seed: int, folder: Path) -> dict[str, Any]:
 LIMITS_MS = (0.15, 0.25, 0.4)  # of one run each; the space's networks took 0.08 to 0.7 ms where this was made
 
 
+class Known:
+    """Results by key, kept in a file of JSON lines where one is named."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        self.results: dict[str, dict[str, Any]] = {r.pop("key"): r for r in map(json.loads, lines)}
+
+    def __call__(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self.results:
+            self.results[key] = make()
+            if self.path:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"key": key} | self.results[key]) + "\n")
+        return self.results[key]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Searches under hard limits: ended correctly, and kept.")
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--host", type=int, default=3, help="runs on this machine")
     parser.add_argument("--quick", action="store_true", help="24 problems, no run on this machine")
+    parser.add_argument("--output", type=Path, help="JSON lines to continue from and to add to")
     args = parser.parse_args()
+    known = Known(args.output)
     count, runs = (24, 0) if args.quick else (args.problems, args.host)
     problems, results = Problems(), []
     for number in range(count):
-        result = solve(problems, np.random.default_rng([1, number]), impossible=number % 4 == 3)
+        rng, impossible = np.random.default_rng([1, number]), number % 4 == 3
+        result = known(f"problem {number}", partial(solve, problems, rng, impossible))
         results.append(result)
         if not result["correct"]:
             print(number, result, flush=True)
@@ -257,7 +279,7 @@ def main() -> None:
     print(json.dumps(report), flush=True)
     if runs:
         with tempfile.TemporaryDirectory() as folder:
-            found = [host_run(seed, Path(folder)) for seed in range(runs)]
+            found = [known(f"host {seed}", partial(host_run, seed, Path(folder))) for seed in range(runs)]
         again = np.concatenate([f["again"] for f in found])
         report |= {
             "host_runs": runs,

@@ -39,7 +39,7 @@ class SupernetEvaluator(Evaluator):
         seed: of the choice of images.
     """
 
-    metrics = ("accuracy",)
+    metrics: tuple[str, ...] = ("accuracy",)
     fidelities = ("images",)
 
     def __init__(
