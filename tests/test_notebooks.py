@@ -6,7 +6,7 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 # What a notebook needs besides the base install.
-EXTRAS = {"add_a_device": ["openvino"]}
+EXTRAS = {"add_a_device": ["openvino"], "compression": ["prune"]}
 
 
 @pytest.mark.extra("nbclient", "nbformat", "ipykernel")

@@ -76,6 +76,18 @@ class LayerBits(SearchSpace):
         """By layer."""
         return {k.name: int(k.choices[int(i)]) for k, i in zip(self.knobs, arch, strict=True)}
 
+    def filled(self, most: float, n: int, rng: np.random.Generator) -> Archs:
+        """`n` rows that fill a budget of bytes: from the fewest bits, layers in random order get what still fits."""
+        archs = np.repeat(self.uniform(0)[None], n, axis=0)
+        for arch in archs:
+            left = most - float(self.bytes(arch[None])[0])
+            for layer in rng.permutation(len(self.knobs)):
+                gains = self._sizes[layer] - self._sizes[layer, 0]
+                fitting = np.flatnonzero(gains[: len(self.knobs[layer].choices)] <= left)
+                choice = int(rng.choice(fitting))
+                arch[layer], left = choice, left - gains[choice]
+        return archs
+
     def uniform(self, bits: int) -> Archs:
         """All layers at so many bits, or the nearest above that they have."""
         rows = [next((i for i, b in enumerate(k.choices) if int(b) >= bits), len(k.choices) - 1) for k in self.knobs]
@@ -193,7 +205,7 @@ class MixedPrecision(Stage):
                     )
                 judge = _Judge(space, quantizer, source, context.task, images, **self.writing)
                 uniform = {b: space.uniform(b) for b in self.choices}
-                best = self._search(space, judge, self.budget * whole, np.stack(list(uniform.values())), context.seed)
+                best = self._search(space, judge, self.budget * whole, context.seed)
                 with atomic(path) as temporary:
                     quantizer.write(temporary, bits=space.bits(best), **self.writing)
                 said = {
@@ -215,9 +227,12 @@ class MixedPrecision(Stage):
         write_manifest(artifact, context.task, {"mixed_precision": said})
         return replace(candidate, form=Form.ARTIFACT, network=None, artifact=artifact, metrics={})
 
-    def _search(self, space: LayerBits, judge: _Judge, most: float, initial: Archs, seed: int) -> Archs:
+    def _search(self, space: LayerBits, judge: _Judge, most: float, seed: int) -> Archs:
         """The bits of the best accuracy within the budget, the fewest bytes where several have it."""
         population = max(4, min(20, self.evaluations // 3))
+        uniform = [space.uniform(b) for b in self.choices]
+        kept = np.stack([a for a in uniform if space.bytes(a[None])[0] <= most])
+        initial = np.concatenate([kept, space.filled(most, population, np.random.default_rng(seed))])[:population]
         known = options(self.strategy, {}, "strategy")
         sizes = {"population_size": population, "sample_size": max(2, population // 4)}
         strategy = self.strategy(space, seed, initial, **(known | {k: v for k, v in sizes.items() if k in known}))

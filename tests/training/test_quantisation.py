@@ -154,6 +154,11 @@ def test_bytes_of_bits_add_up(candidate, tmp_path):
     expected = [sum(x.bytes_at(space.bits(a)[x.name]) for x in layers) for a in archs]
     np.testing.assert_allclose(space.bytes(archs), expected)
     assert set(space.bits(space.uniform(8)).values()) == {8}
+    most = 1.5 * space.bytes(space.uniform(4)[None])[0]
+    filled = space.filled(most, 20, np.random.default_rng(0))
+    assert (space.bytes(filled) <= most).all()
+    assert len(np.unique(filled, axis=0)) > 5
+    np.testing.assert_array_equal(space.canonical(filled), filled)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
