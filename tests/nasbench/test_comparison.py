@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from scipy import stats
 
 import nasbench as nb
+from nasbench.comparison.problems import TINY_IMAGES
 from nasbench.comparison.settings import load_settings
 from nasbench.comparison.statistics import (
     at_times,
@@ -31,7 +34,8 @@ from nasbench.evaluators.base import Evaluation, Evaluator
 from nasbench.objectives import make_objective
 from nasbench.pareto import hypervolume
 from nasbench.strategies.random_search import RandomSearch
-from search_spaces import UserError
+from predictors import predictor_for
+from search_spaces import UserError, load_space
 
 
 @pytest.mark.parametrize("objectives", [1, 2, 3])
@@ -363,3 +367,16 @@ def test_the_published_comparison_is_complete_and_says_where_its_data_are(data_d
     monkeypatch.delenv("NASBENCH_DATA")
     with pytest.raises(UserError, match=r"problems\..*NASBENCH_DATA/nb201_accuracy.* NASBENCH_DATA is not set"):
         make_study(load_settings(file), file.parent)
+
+
+def test_the_table_that_ships_is_what_its_record_and_its_space_say():
+    space = load_space("tiny_images", 1, 10)
+    table = nb.ArchitectureTable.read(TINY_IMAGES, space)
+    assert table.complete
+    for count in ("macs", "params"):
+        exact = predictor_for("", count).bind(space).predict(table.archs).mean
+        np.testing.assert_array_equal(table.column(count), exact)
+    assert np.ptp(table.column("accuracy")) > 0.1
+    record = json.loads(TINY_IMAGES.with_suffix(".json").read_text())
+    assert record["sha256"] == hashlib.sha256(TINY_IMAGES.read_bytes()).hexdigest()
+    assert "predicted" in record["columns"]["edge_tpu_predicted_ms"]
