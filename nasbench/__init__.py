@@ -9,8 +9,8 @@ from typing import Any
 
 # Where each public name of this package lives; the other packages list their own in `__all__`.
 _OWN = {
-    "Archive": "nasbench.archive",
     "ArchitectureTable": "nasbench.evaluators.table",
+    "Archive": "nasbench.archive",
     "Comparison": "nasbench.comparison.result",
     "Config": "nasbench.config",
     "Evaluation": "nasbench.evaluators.base",
