@@ -231,8 +231,8 @@ class MixedPrecision(Stage):
         """The bits of the best accuracy within the budget, the fewest bytes where several have it."""
         population = max(4, min(20, self.evaluations // 3))
         uniform = [space.uniform(b) for b in self.choices]
-        kept = np.stack([a for a in uniform if space.bytes(a[None])[0] <= most])
-        initial = np.concatenate([kept, space.filled(most, population, np.random.default_rng(seed))])[:population]
+        possible = np.stack([a for a in uniform if space.bytes(a[None])[0] <= most])
+        initial = np.concatenate([possible, space.filled(most, population, np.random.default_rng(seed))])[:population]
         known = options(self.strategy, {}, "strategy")
         sizes = {"population_size": population, "sample_size": max(2, population // 4)}
         strategy = self.strategy(space, seed, initial, **(known | {k: v for k, v in sizes.items() if k in known}))
