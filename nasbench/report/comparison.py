@@ -43,7 +43,7 @@ def curves_figure(result: Comparison, what: str, against: str = "evaluations") -
         raise UserError(f"there is no figure of {what!r} against {against!r}")
     frame = result.curves if against == "evaluations" else result.time_curves
     names = list(result.problems)
-    columns = min(_COLUMNS, len(names))
+    columns = 2 if len(names) == 4 else min(_COLUMNS, len(names))
     rows = ceil(len(names) / columns)
     figure = Figure(figsize=(1.2 + 3.9 * columns, 0.9 + 3.0 * rows), layout="constrained")
     panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).reshape(-1)
