@@ -49,7 +49,7 @@ from nasbench.strategies.lightnas import LightNAS
 from nasbench.strategies.predictor_gradient import PredictorGradient
 from nasbench.strategies.proxylessnas import ProxylessNAS
 from nasbench.strategies.regularized_evolution import RegularizedEvolution
-from nasbench.tasks.base import Split, Task
+from nasbench.tasks.base import Split, SplitName, Task
 from nasbench.tasks.fashion_mnist import FashionMNIST
 from nasbench.training import train_network, train_supernet
 from nasbench.training.evaluation import evaluate_network, fixed_subset
@@ -85,7 +85,7 @@ class Fewer(Task):
     def class_names(self) -> tuple[str, ...]:
         return self.whole.class_names
 
-    def split(self, name: str) -> Split:
+    def split(self, name: SplitName) -> Split:
         return self.train if name == "train" else self.whole.split(name)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
