@@ -1,13 +1,15 @@
 """Predicted against measured latency on this machine, for networks that the calibration never saw.
 
     python -m benchmarks.host_latency [--runtime onnxruntime] [--precision fp32] [--parts quickstart mobile96 ...]
+    python -m benchmarks.host_latency ... --files DIRECTORY --convert-only      then the same without --convert-only
 
 `quickstart` and `mobile96`: a fresh calibration of 32 networks of the space, tested on random architectures of it.
 `other_families`: one calibration on made-up networks, tested on published ones of all families and on seeded random
 architectures of three spaces, none of which it has seen. The model was designed in view of one half of the families,
 chosen by a hash of their names; `within_10_relative_report` is the figure of the other half, which was looked at once.
-Everything is converted and then measured twice by independent runs of the meter; one thread, batch 1. A network that
-the runtime cannot convert or run is named and left out.
+Everything is converted and then the tests are measured twice by independent runs of the meter; one thread, batch 1. A
+network that the runtime cannot convert or run is named and left out. Converting takes many times longer than measuring,
+which wants a machine that does nothing else: `--files` keeps converted networks for later runs.
 The last line is JSON, one object per part:
 
 within_10_percent         share of networks predicted within 10 % of the first measurement
@@ -35,10 +37,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hardware_profiles import Artifact, Target, converter_for, load_target, meter_for
-from predictors import CalibrationNetwork, calibrate
+from hardware_profiles import Artifact, Target, load_target, meter_for
+from hardware_profiles.converted import ConvertedFiles
+from predictors import CalibrationNetwork, calibrate, calibration_suite
 from predictors.calibration import Calibration
-from predictors.measuring import SpaceNetwork
+from predictors.measuring import SpaceNetwork, choose, converted
 from predictors.quality import estimate_figures
 from search_spaces import SearchSpace, UserError, load_space, reference_network, reference_networks
 
@@ -82,26 +85,33 @@ def drawn(space: SearchSpace, n: int, seed: int, known: Set[str] = frozenset()) 
     return [unseen[i] for i in order]
 
 
+def convert(networks: Sequence[CalibrationNetwork], files: ConvertedFiles) -> dict[CalibrationNetwork, Artifact]:
+    """The networks that the runtime takes, converted now or in an earlier run."""
+    artifacts: dict[CalibrationNetwork, Artifact] = {}
+    for network in networks:
+        try:
+            artifacts[network] = converted(network, files)
+        except UserError as error:
+            print(f"left out: {network.name}: {error}", flush=True)
+    return artifacts
+
+
 def compare(
-    target: Target, calibration: Calibration, networks: Sequence[CalibrationNetwork], seed: int, title: str
+    target: Target,
+    calibration: Calibration,
+    networks: Sequence[CalibrationNetwork],
+    files: ConvertedFiles,
+    seed: int,
+    title: str,
 ) -> dict[str, float]:
     """The figures of one part."""
-    converter = converter_for(target)
-    with tempfile.TemporaryDirectory(prefix="nasbench-host-latency-") as directory:
-        artifacts: list[Artifact] = []
-        tested: list[CalibrationNetwork] = []
-        for i, network in enumerate(networks):
-            path = Path(directory) / f"{i}.{converter.format}"
-            try:
-                artifacts.append(converter.convert(network.build(), target, network.input_shape, path))
-                tested.append(network)
-            except UserError as error:
-                print(f"left out: {network.name}: {error}", flush=True)
-        runs = []
-        for run in range(2):
-            meter = meter_for(target)
-            meter.seed = seed + run  # type: ignore[attr-defined]
-            runs.append(meter.measure(artifacts, target))
+    artifacts = convert(networks, files)
+    tested = list(artifacts)
+    runs = []
+    for run in range(2):
+        meter = meter_for(target)
+        meter.seed = seed + run  # type: ignore[attr-defined]
+        runs.append(meter.measure(list(artifacts.values()), target))
     kept = [i for i, pair in enumerate(zip(*runs, strict=True)) if not any(m.error for m in pair)]
     for i in sorted(set(range(len(tested))) - set(kept)):
         print(f"left out: {tested[i].name}: {runs[0][i].error or runs[1][i].error}")
@@ -132,6 +142,21 @@ def compare(
     }
 
 
+def networks_of(
+    part: str, target: Target, args: argparse.Namespace
+) -> tuple[list[CalibrationNetwork], list[CalibrationNetwork]]:
+    """The networks that a part calibrates with, and those that it is tested on."""
+    if part == OTHERS:
+        tests = published(args.per_family)
+        for name in ("quickstart", "mobile96", "ofa_mobilenet_v3"):
+            tests += drawn(load_space(name, *SPACES.get(name, ())), 10, args.seed)
+        return list(calibration_suite(args.suite, args.seed)), tests
+    space = load_space(part, *SPACES[part])
+    rows = choose(space, args.calibration, target, np.random.default_rng(args.seed))
+    chosen: list[CalibrationNetwork] = [SpaceNetwork(space, tuple(row.tolist())) for row in rows]
+    return chosen, drawn(space, args.networks, args.seed, {network.name for network in chosen})
+
+
 def designed_on(family: str) -> bool:
     """Whether the operator model's features and scales were chosen with networks of this family in view."""
     return bool(int(hashlib.sha256(f"hl-2:{family}".encode()).hexdigest(), 16) % 2)
@@ -154,24 +179,27 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=32, help="networks measured for the calibration of a space")
     parser.add_argument("--suite", type=int, default=540, help="made-up networks measured for the other families")
     parser.add_argument("--per-family", type=int, default=3, help="published networks per family")
+    parser.add_argument("--files", type=Path, help="directory to keep converted networks in; else they are not kept")
+    parser.add_argument("--convert-only", action="store_true", help="fill --files, and measure nothing yet")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.convert_only and not args.files:
+        parser.error("--convert-only: name the directory that keeps what is converted, --files DIRECTORY")
     torch.set_num_threads(1)
     prefix = "" if args.runtime == "onnxruntime" else f"{args.runtime}-"
     target = load_target(f"host:{prefix}{args.precision}")
     results = {}
-    for part in args.parts:
-        with tempfile.TemporaryDirectory(prefix="nasbench-host-latency-") as cache:
-            if part == OTHERS:
-                calibration = calibrate(target, None, args.suite, seed=args.seed, cache=Path(cache))
-                networks = published(args.per_family)
-                for name in ("quickstart", "mobile96", "ofa_mobilenet_v3"):
-                    networks += drawn(load_space(name, *SPACES.get(name, ())), 10, args.seed)
-            else:
-                space = load_space(part, *SPACES[part])
-                calibration = calibrate(target, space, args.calibration, seed=args.seed, cache=Path(cache))
-                networks = drawn(space, args.networks, args.seed, {r.network for r in calibration.rows})
-        results[part] = compare(target, calibration, networks, args.seed, part)
+    with tempfile.TemporaryDirectory(prefix="nasbench-host-latency-") as temporary:
+        files = ConvertedFiles(args.files or Path(temporary) / "files", target)
+        for part in args.parts:
+            chosen, networks = networks_of(part, target, args)
+            if args.convert_only:
+                print(f"{part}: {len(convert([*chosen, *networks], files))} networks converted", flush=True)
+                continue
+            calibration = calibrate(target, chosen, seed=args.seed, cache=Path(temporary), files=files.folder)
+            results[part] = compare(target, calibration, networks, files, args.seed, part)
+    if args.convert_only:
+        return
     keys = list(next(iter(results.values())))
     print("part".ljust(16) + "".join(k.rjust(26) for k in keys))
     for name, row in results.items():

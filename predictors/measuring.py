@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hardware_profiles.converted import ConvertedFiles
 from hardware_profiles.host import host_fingerprint
 from hardware_profiles.measuring import Progress, convert_and_measure, measuring_progress
 from hardware_profiles.meter import Artifact, Converter
@@ -74,6 +75,7 @@ def calibrate(
     progress: Progress | None = None,
     max_age_days: float = MAX_AGE_DAYS,
     method: Method | Literal["auto"] = "operator_model",
+    files: Path | None = None,
 ) -> Calibration:
     """Measure networks on a target and fit a latency model; or reuse an earlier calibration.
 
@@ -92,6 +94,7 @@ def calibrate(
         progress: called with (phase, done, total): `convert`, counted in networks, then `measure`, in passes.
         max_age_days: older calibrations are not reused.
         method: as `fit_target` takes it.
+        files: directory where converted networks are kept for later runs, see `ConvertedFiles`; None keeps none.
 
     Raises:
         UserError: a target that cannot be measured here, too few networks, two of one name, or too many that failed.
@@ -106,9 +109,10 @@ def calibrate(
         return found
 
     by_name = {network.name: network for network in chosen}
+    kept = ConvertedFiles(files, target) if files else None
     taken = convert_and_measure(
         target,
-        {name: partial(_convert, network, converter, target) for name, network in by_name.items()},
+        {name: partial(_convert, network, converter, target, kept) for name, network in by_name.items()},
         meter,
         progress,
     )
@@ -135,7 +139,21 @@ def calibrate(
     return calibration
 
 
-def _convert(network: CalibrationNetwork, converter: Converter, target: Target, stem: Path) -> Artifact:
+def converted(network: CalibrationNetwork, files: ConvertedFiles) -> Artifact:
+    """The network's artifact among the files kept, converted if it is not there.
+
+    Raises:
+        UserError: the runtime does not take it.
+    """
+    identity = json.dumps([network.name, *_operators(network.workload())])
+    return files.convert(identity, network.build, network.input_shape)
+
+
+def _convert(
+    network: CalibrationNetwork, converter: Converter, target: Target, kept: ConvertedFiles | None, stem: Path
+) -> Artifact:
+    if kept:
+        return converted(network, kept)
     return converter.convert(network.build(), target, network.input_shape, stem.with_suffix(f".{converter.format}"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log2, prod
 from typing import Any
 
@@ -29,8 +30,16 @@ GROUPS = (
     "matmul",
     "norm",  # normalisation that no convolution takes in
     "clamp",  # relu and the like, likewise
-    "activation",
+    "hard_swish",  # and hard-sigmoid
+    "sigmoid",  # and tanh
+    "silu",
+    "gelu",
     "add",
+    "trailing_hard_swish",  # these of what one convolution or linear layer wrote, whose kernel may do it as it writes
+    "trailing_sigmoid",
+    "trailing_silu",
+    "trailing_gelu",
+    "trailing_add",
     "mul",
     "softmax",
     "pool",
@@ -46,7 +55,10 @@ COSTLIER = {
     ("ragged", "macs"): 10.0,
     ("grouped", "macs"): 1.5,
     ("narrow", "macs"): 3.0,
-    ("activation", "values"): 2.0,
+    ("hard_swish", "values"): 2.0,
+    ("sigmoid", "values"): 2.0,
+    ("silu", "values"): 2.0,
+    ("gelu", "values"): 2.0,
     ("softmax", "values"): 5.0,
     ("norm", "values"): 2.0,
     ("pool", "values"): 2.0,
@@ -72,7 +84,10 @@ _GROUP_OF = {
     "matmul": "matmul",
     **dict.fromkeys(("batch_norm", "layer_norm", "group_norm"), "norm"),
     **dict.fromkeys(_CLAMPS, "clamp"),
-    **dict.fromkeys(("hard_swish", "hard_sigmoid", "sigmoid", "silu", "gelu", "tanh"), "activation"),
+    **dict.fromkeys(("hard_swish", "hard_sigmoid"), "hard_swish"),
+    **dict.fromkeys(("sigmoid", "tanh"), "sigmoid"),
+    "silu": "silu",
+    "gelu": "gelu",
     **dict.fromkeys(("add", "sub"), "add"),
     "mul": "mul",
     **dict.fromkeys(("softmax", "log_softmax"), "softmax"),
@@ -80,6 +95,9 @@ _GROUP_OF = {
     **dict.fromkeys(("global_avg_pool", "mean"), "reduction"),
     "concat": "concat",
 }
+# What a kernel may apply to its own result, and the kinds of what it then is.
+_TRAILING = {kind: f"trailing {kind}" for kind, group in _GROUP_OF.items() if f"trailing_{group}" in GROUPS}
+_GROUP_OF |= {trailing: f"trailing_{_GROUP_OF[kind]}" for kind, trailing in _TRAILING.items()}
 
 
 def kernels(workload: Workload) -> Counter[Operator]:
@@ -87,7 +105,8 @@ def kernels(workload: Workload) -> Counter[Operator]:
 
     Normalisation disappears into the convolution or linear layer whose result it alone reads, and a clamp into that or
     into a sum. All runtimes do so (graph optimisations of ONNX Runtime, LiteRT, OpenVINO and TensorRT). Other
-    activations and sums stay: what they cost where a runtime fuses them too, measurements tell.
+    activations and sums stay, but as kinds of their own where they could be fused likewise: whether a runtime does, and
+    what it gains, measurements tell.
     """
     readers = Counter(t for reads in workload.reads for t in reads)
     # Tensors that a kernel writes last and could still apply something to -> the kernel's kind.
@@ -100,7 +119,8 @@ def kernels(workload: Workload) -> Counter[Operator]:
         elif source and op.kind in _CLAMPS:
             pass  # taken in, and closed
         else:
-            found[op] += 1
+            trailing = op.kind in _TRAILING and any(readers[t] == 1 and open_ends.get(t) in _PRODUCTS for t in reads)
+            found[replace(op, kind=_TRAILING[op.kind]) if trailing else op] += 1
             if op.kind in _PRODUCTS or op.kind == "add":
                 open_ends[write] = op.kind
     return found
