@@ -28,6 +28,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "dashboard": ("optuna_dashboard",),
     "parquet": ("pyarrow",),
     "prune": ("torch_pruning",),
+    "cmaes": ("cmaes",),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hardware_profiles.extras import require
 from nasbench.evaluators.base import Proposals
 from nasbench.strategies.base import Strategy
 from search_spaces import SearchSpace, UserError, nearest
@@ -20,6 +22,14 @@ from search_spaces.base import TRIES, Archs
 
 _STUDY = "nasbench"
 _VIOLATIONS = "violations"
+# Samplers that know no parameters but those that every trial has.
+_FLAT = ("CmaEsSampler", "GPSampler")
+_WAITS = (0.5, 2.0, 5.0)  # seconds before a storage that failed is tried again
+
+
+def _ascending(choices: tuple[Any, ...]) -> bool:
+    """Whether choices are numbers in ascending order, more than one."""
+    return len(choices) > 1 and all(isinstance(c, int | float) for c in choices) and list(choices) == sorted(choices)
 
 
 def _constraints(trial: FrozenTrial) -> list[float]:
@@ -29,13 +39,17 @@ def _constraints(trial: FrozenTrial) -> list[float]:
 class OptunaStrategy(Strategy):
     """Proposes with a sampler of Optuna (Akiba et al., KDD 2019), through its own ask and tell.
 
-    Made for expensive evaluations: Optuna handles one trial at a time, some hundred a second. Every knob is a
-    categorical parameter, asked for only where it is active, so samplers see the space as the tree that it is. Limits
-    reach samplers that know constraints (TPE, NSGA-II, NSGA-III, GP). Failed rows become failed trials.
+    Made for expensive evaluations: Optuna handles one trial at a time, some hundred a second (GP: one in some seconds).
+    Every knob is a categorical parameter, asked for only where it is active, so samplers see the space as the tree that
+    it is. GP and CMA-ES know no trees: they are asked for every knob, and those that are not active count for nothing.
+    CMA-ES, for one objective, knows no categories either: knobs whose choices are ascending numbers become indices, the
+    others are drawn at random. Limits reach samplers that know constraints (TPE, NSGA-II, NSGA-III, GP). Failed rows
+    become failed trials.
 
     The study lives in memory. With `storage` every told trial is also written there, for optuna-dashboard and the like;
-    that takes 0.1 to 0.5 s a trial with SQLite. The sampler is made anew for every ask, its seed drawn from `seed` and
-    the number of proposals so far, so that a restored strategy continues identically.
+    that takes 0.1 to 0.5 s a trial with SQLite. A storage that fails is tried three times more over some seconds, then
+    the search stops; resumed, it goes on and writes what is missing. The sampler is made anew for every ask, its seed
+    drawn from `seed` and the number of proposals so far, so that a restored strategy continues identically.
 
     Args:
         sampler: class name of a sampler in `optuna.samplers` that takes categorical parameters.
@@ -66,8 +80,18 @@ class OptunaStrategy(Strategy):
         self._choices = [
             tuple(knob.choices[int(c)] for c in space.menu.choices(index)) for index, knob in enumerate(space.knobs)
         ]
-        self._distributions = {
-            k.name: CategoricalDistribution(choices) for k, choices in zip(space.knobs, self._choices, strict=True)
+        self._flat = sampler in _FLAT
+        by_index = [sampler == "CmaEsSampler" and _ascending(choices) for choices in self._choices]
+        if sampler == "CmaEsSampler":
+            if not any(by_index):
+                raise UserError(
+                    "strategy.sampler = 'CmaEsSampler' needs knobs whose choices are ascending numbers, and space "
+                    f"{space.name!r} has none; TPESampler, NSGAIISampler and GPSampler take categories"
+                )
+            require("cmaes")
+        self._distributions: dict[str, BaseDistribution] = {
+            k.name: IntDistribution(0, len(choices) - 1) if indexed else CategoricalDistribution(choices)
+            for k, choices, indexed in zip(space.knobs, self._choices, by_index, strict=True)
         }
         self._numbers: list[int] = []  # per proposal, its trial; trials that the space does not permit are no proposals
         self._study_name = study_name
@@ -82,6 +106,8 @@ class OptunaStrategy(Strategy):
         options = dict(self._options)
         if "seed" in accepted:
             options["seed"] = int(np.random.SeedSequence([self._seed, self.next_id]).generate_state(1)[0])
+        if "warn_independent_sampling" in accepted:
+            options.setdefault("warn_independent_sampling", False)  # which knobs that concerns is documented above
         if "constraints_func" in accepted:
             options.setdefault("constraints_func", _constraints)
         with warnings.catch_warnings():
@@ -119,7 +145,7 @@ class OptunaStrategy(Strategy):
             warnings.simplefilter("ignore")
             for row in range(n):
                 if row < len(given):
-                    self._study.enqueue_trial(dict(self.space.decode(given[row])))
+                    self._study.enqueue_trial(self._parameters(given[row]))
                 try:
                     archs[row] = self._permitted()
                 except ValueError as error:
@@ -151,13 +177,30 @@ class OptunaStrategy(Strategy):
         arch = np.zeros((1, len(self.space.knobs)), dtype=self.space.dtype)
         asked = np.zeros(len(self.space.knobs), dtype=bool)
         while True:
-            open_knobs = np.flatnonzero(self.space.active(arch)[0] & ~asked)
+            open_knobs = np.flatnonzero((self._flat | self.space.active(arch)[0]) & ~asked)
             if not len(open_knobs):
                 return self.space.canonical(arch)[0]
-            knob = self.space.knobs[open_knobs[0]]
-            choice = trial.suggest_categorical(knob.name, self._choices[open_knobs[0]])
-            arch[0, open_knobs[0]] = knob.choices.index(choice)
-            asked[open_knobs[0]] = True
+            index = int(open_knobs[0])
+            knob, choices = self.space.knobs[index], self._choices[index]
+            if isinstance(self._distributions[knob.name], IntDistribution):
+                choice = choices[trial.suggest_int(knob.name, 0, len(choices) - 1)]
+            else:
+                choice = trial.suggest_categorical(knob.name, choices)
+            arch[0, index] = knob.choices.index(choice)
+            asked[index] = True
+
+    def _parameters(self, arch: Archs) -> dict[str, Any]:
+        """What a trial has to suggest to become an architecture `(K,)`."""
+        chosen = dict(self.space.decode(arch))
+        if self._flat:
+            chosen = {
+                k.name: chosen.get(k.name, choices[0])
+                for k, choices in zip(self.space.knobs, self._choices, strict=True)
+            }
+        for knob, choices in zip(self.space.knobs, self._choices, strict=True):
+            if knob.name in chosen and isinstance(self._distributions[knob.name], IntDistribution):
+                chosen[knob.name] = choices.index(chosen[knob.name])
+        return chosen
 
     def tell(
         self,
@@ -192,24 +235,34 @@ class OptunaStrategy(Strategy):
             UserError: the storage cannot be used, or its study holds another search.
         """
         where = f"strategy.storage: study {self._study_name!r} in {self._storage_url!r}"
-        try:
-            if self._mirror is None:
-                self._mirror = optuna.create_study(
-                    storage=self._storage_url, study_name=self._study_name, load_if_exists=True,
-                    directions=["minimize"] * self._objectives,
-                )  # fmt: skip
-            there = self._mirror.get_trials(deepcopy=False)
-            trials = self._study.get_trials(deepcopy=False)
-            for number in range(self._written, count):
-                if number >= len(there):
-                    self._mirror.add_trial(trials[number])
-                elif there[number].params != trials[number].params:
-                    raise UserError(f"{where} holds another search; give another study_name")
-            self._written = count
-        except UserError:
-            raise
-        except Exception as error:  # drivers and databases raise their own kinds
-            raise UserError(f"{where} cannot be written: {error}") from error
+        for wait in (*_WAITS, None):
+            try:
+                self._write_once(count, where)
+                return
+            except UserError:
+                raise
+            except Exception as error:  # drivers and databases raise their own kinds
+                if wait is None:
+                    raise UserError(
+                        f"{where} cannot be written: {error}. Nothing is lost: with the storage back, resume the run"
+                    ) from error
+                self._mirror = None  # connects again
+                time.sleep(wait)
+
+    def _write_once(self, count: int, where: str) -> None:
+        if self._mirror is None:
+            self._mirror = optuna.create_study(
+                storage=self._storage_url, study_name=self._study_name, load_if_exists=True,
+                directions=["minimize"] * self._objectives,
+            )  # fmt: skip
+        there = self._mirror.get_trials(deepcopy=False)
+        trials = self._study.get_trials(deepcopy=False)
+        for number in range(self._written, count):
+            if number >= len(there):
+                self._mirror.add_trial(trials[number])
+            elif there[number].params != trials[number].params:
+                raise UserError(f"{where} holds another search; give another study_name")
+        self._written = count
 
     def state_dict(self) -> dict[str, Any]:
         trials = [

@@ -11,6 +11,7 @@ import pytest
 from nasbench.evaluators.base import Status
 from nasbench.objectives import make_objective
 from nasbench.pareto import constrained_ranks, hypervolume
+from nasbench.strategies import optuna_strategy
 from nasbench.strategies.bayesian import BayesianOptimization
 from nasbench.strategies.local_search import LocalSearch
 from nasbench.strategies.nsga2 import NSGA2
@@ -25,6 +26,7 @@ from nasbench.strategies.successive_halving import SuccessiveHalving
 from nasbench.variation import neighbours, row_keys
 from predictors.counts import Count
 from search_spaces import UserError
+from search_spaces.nasbench201 import NASBench201Space
 
 
 def predictor_gradient(space, seed, initial):
@@ -47,6 +49,9 @@ STRATEGIES = {
     "successive_halving": SuccessiveHalving,
     "bayesian": lambda *args: BayesianOptimization(*args, candidates=400),
     "optuna_tpe": lambda *args: OptunaStrategy(*args, sampler_options={"n_startup_trials": 25, "n_ei_candidates": 4}),
+    "optuna_nsga3": lambda *args: OptunaStrategy(
+        *args, sampler="NSGAIIISampler", sampler_options={"population_size": 10}
+    ),
     "optuna_nsga2": lambda *args: OptunaStrategy(
         *args, sampler="NSGAIISampler", sampler_options={"population_size": 10}
     ),
@@ -344,7 +349,8 @@ def test_optuna_settings_are_checked(space, options, message):
         OptunaStrategy(space, 0, **options)
 
 
-def test_optuna_storage_that_cannot_be_used_is_named(space):
+def test_optuna_storage_that_cannot_be_used_is_named(space, monkeypatch):
+    monkeypatch.setattr(optuna_strategy, "_WAITS", (0.0,))
     strategy = OptunaStrategy(space, 0, storage="sqlite:////no/such/directory/study.db")
     with pytest.raises(UserError, match=r"strategy\.storage"):
         run(strategy, Problem(space), 1)
@@ -476,3 +482,71 @@ def test_halving_promotes_the_best_of_each_rung(space):
 def test_bad_settings_of_more_strategies_name_their_key(space, strategy, options, key):
     with pytest.raises(UserError, match=rf"strategy\.{key}"):
         strategy(space, 0, None, **options)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "objectives"),
+    [
+        ("GPSampler", {"n_startup_trials": 6}, 1),
+        ("GPSampler", {"n_startup_trials": 6}, 2),
+        pytest.param("CmaEsSampler", {}, 1, marks=pytest.mark.extra("cmaes")),
+    ],
+)
+def test_optuna_samplers_that_know_no_trees_are_asked_for_every_knob(space, sampler, options, objectives):
+    problem = Problem(space, objectives, failing=0.1)
+    initial = space.sample(3, np.random.default_rng(5))
+
+    def start():
+        return OptunaStrategy(space, 0, initial, sampler=sampler, sampler_options=options)
+
+    strategy = start()
+    archs, _, _ = run(strategy, problem, 2, n=4)
+    np.testing.assert_array_equal(archs[:3], initial)
+    np.testing.assert_array_equal(archs, space.canonical(space.check(archs)))
+    assert all(len(trial.params) == len(space.knobs) for trial in strategy._study.trials)
+    state = json.loads(json.dumps(strategy.state_dict(), default=lambda array: array.tolist()))
+    expected = run(strategy, problem, 1, n=2)[0]
+    restored = start()
+    restored.load_state_dict(state)
+    np.testing.assert_array_equal(run(restored, problem, 1, n=2)[0], expected)
+
+
+@pytest.mark.extra("cmaes")
+def test_cma_es_learns_ordered_knobs(space):
+    problem = Problem(space, 1)
+    strategy = OptunaStrategy(space, 0, sampler="CmaEsSampler")
+    _, values, _ = run(strategy, problem, 15)
+    assert values[-50:].mean() < values[:50].mean()
+    assert any(key.startswith("cma:") for trial in strategy._study.trials for key in trial.system_attrs)
+
+
+def test_cma_es_refuses_a_space_of_categories():
+    with pytest.raises(UserError, match="ascending numbers, and space 'nasbench201' has none"):
+        OptunaStrategy(NASBench201Space(), 0, sampler="CmaEsSampler")
+
+
+def test_optuna_storage_that_comes_back_is_written_as_if_nothing_was(space, tmp_path, monkeypatch):
+    url, problem = f"sqlite:///{tmp_path}/study.db", Problem(space)
+    monkeypatch.setattr(optuna_strategy, "_WAITS", (0.0, 0.0))
+    create, failures = optuna.create_study, [OSError("gone"), OSError("still gone")]
+
+    def unreliable(*args, storage=None, **options):
+        if storage == url and failures:
+            raise failures.pop()
+        return create(*args, storage=storage, **options)
+
+    monkeypatch.setattr(optuna, "create_study", unreliable)
+    strategy = OptunaStrategy(space, 0, sampler="RandomSampler", storage=url)
+    run(strategy, problem, 2, n=3)
+    assert len(optuna.load_study(study_name="nasbench", storage=url).trials) == 6
+
+    failures += [OSError("gone")] * 3
+    state = strategy.state_dict()
+    strategy._mirror = None
+    with pytest.raises(UserError, match=r"cannot be written: gone. Nothing is lost"):
+        run(strategy, problem, 1, n=3)
+    failures.clear()
+    resumed = OptunaStrategy(space, 0, sampler="RandomSampler", storage=url)
+    resumed.load_state_dict(state)
+    run(resumed, problem, 1, n=3)
+    assert len(optuna.load_study(study_name="nasbench", storage=url).trials) == 9
