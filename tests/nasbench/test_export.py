@@ -99,6 +99,7 @@ def test_ranges_come_from_training_images(network, task, tmp_path) -> None:
     assert evaluate_artifact(done.artifact, task, "val") == pytest.approx(accuracy, abs=0.03)
     noise = export_network(network, SHAPE, tmp_path / "m.onnx", target, measure=False)
     assert "seeded noise" in noise.manifest["calibration"]["note"]
+    assert noise.manifest["calibration"]["images"] == 0
     assert "task" not in noise.manifest
 
 
