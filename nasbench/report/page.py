@@ -49,9 +49,15 @@ def write_report(path: Path) -> Path:
     return path / "report.html"
 
 
+def _several_devices(view: RunView) -> bool:
+    """Whether a run searched for several devices, with an objective beside that none of them changes."""
+    shared = any(not o.target for o in view.objectives)
+    return shared and len(targets_of(view.objectives)) > 1 and not view.config.networks
+
+
 def _device_figures(view: RunView) -> list[tuple[str, Figure | None]]:
     """Of a run with objectives of several devices."""
-    if view.config.networks or len(targets_of(view.objectives)) < 2 or all(o.target for o in view.objectives):
+    if not _several_devices(view):
         return []
     return [("devices", fronts_figure(view)), ("cross_device", cross_device_figure(view))]
 
@@ -119,9 +125,7 @@ def _quality(calibration: dict[str, Any]) -> dict[str, Any]:
 
 def _cross_table(view: RunView) -> pd.DataFrame:
     """The matrix of what specialising costs, with its rows' names; empty where the run has one device."""
-    if not _device_figures(view):
-        return pd.DataFrame()
-    return view.cross_device().reset_index()
+    return view.cross_device().reset_index() if _several_devices(view) else pd.DataFrame()
 
 
 def _rounds_table(rounds: pd.DataFrame) -> pd.DataFrame:
