@@ -43,6 +43,7 @@ lint: .venv/installed-full
 bench: .venv/installed-full
 	$(BIN)/python -m benchmarks.search_throughput
 	$(BIN)/python -m benchmarks.engine_overhead
+	$(BIN)/python -m benchmarks.crashes
 	$(BIN)/python -m benchmarks.supernet_step
 	$(BIN)/python -m benchmarks.supernet_step --space autoformer_tiny --resolution 128
 	$(BIN)/python -m benchmarks.depthwise
