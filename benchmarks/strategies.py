@@ -338,11 +338,16 @@ def summary(rows: dict[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
                 for i, budget in enumerate(BUDGETS)
             }
     for variant in VARIANTS:
-        own, other = (out["to_99"].get(f"{variant} {n}") for n in ("default", "pymoo_nsga2"))
-        if own and other:
+        ratios = []
+        for p in problems:
+            own, other = of(p, variant, "default"), of(p, variant, "pymoo_nsga2")
+            if seeds := sorted(own.keys() & other.keys()):
+                ratios.append(
+                    np.median([own[s]["to_99"] for s in seeds]) / np.median([other[s]["to_99"] for s in seeds])
+                )
+        if len(ratios) == len(problems):
             suffix = "" if variant == "paid" else "_free"
-            ratio = float(np.median(np.array(own) / np.array(other)))
-            out[f"evaluations_ratio_to_pymoo{suffix}"] = round(ratio, 3)
+            out[f"evaluations_ratio_to_pymoo{suffix}"] = round(float(np.median(ratios)), 3)
     seconds = [r["seconds"] / max(r["distinct"], 1) for k, r in rows.items() if k[2] == "default"]
     out["default_ms_per_evaluation"] = round(1000 * float(np.median(seconds)), 2) if seconds else None
     return out
