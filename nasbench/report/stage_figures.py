@@ -93,7 +93,7 @@ def _panel(axes: Axes, view: RunView, rows: pd.DataFrame, target: str) -> None:
         axes.set_xscale("log")
     axes.grid(alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, loc="lower right", framealpha=0.9)
+    axes.legend(fontsize=7, loc="best", framealpha=0.9)
     axes.set_title(f"{view.config.name}: stages on {target}", loc="left", fontsize=10)
 
 
@@ -122,4 +122,6 @@ def _front(axes: Axes, points: pd.DataFrame, colour: str, label: str) -> None:
         return
     costs = np.stack([points["x"].to_numpy(dtype=float), -points["y"].to_numpy(dtype=float)], axis=1)
     best = points[non_dominated_mask(costs)].sort_values("x")
+    if len(best) < 2:
+        return
     axes.step(best["x"], best["y"], where="post", c=colour, lw=1.3, zorder=2, label=label)

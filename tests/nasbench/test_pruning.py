@@ -173,8 +173,10 @@ def test_channels_that_do_nothing_are_the_first_to_go(importance: str, context: 
     task = Few(flip=False)
     few = fixed_subset(task.split("train"), 64, 0)
     scores, without = channel_scores(network, groups, importance, task, few, made[1])  # type: ignore[arg-type]
-    assert not without
+    assert not without or importance == "bn_scale"  # squeeze layers have no normalisation
     for name, rows in idle.items():
+        if name in without:
+            continue
         others = np.setdiff1d(np.arange(len(scores[name])), rows)
         assert scores[name][rows].max() <= scores[name][others].min()
         assert scores[name][others].sum() > 0
