@@ -183,24 +183,26 @@ def test_channels_that_do_nothing_are_the_first_to_go(importance: str, context: 
 
 
 @extra
-def test_a_budget_is_kept_by_the_pruned_network_itself_and_sensitivity_loses_less(
+def test_a_budget_is_kept_by_the_pruned_network_itself(
     context: Callable[[Made], StageContext],
 ) -> None:
     torch.manual_seed(0)
-    made = NETWORKS["quickstart"]()
+    made = NETWORKS["vit28"]()
     network, given = made[0]().eval(), context(made)
-    predictor = given.predictor("jetson_nano", "energy_mj")
+    predictor = given.predictor("raspberry_pi_4", "energy_mj")
     before = float(predictor.predict([trace(network, made[1])]).mean[0])
     for allocation in ("uniform", "sensitivity"):
-        stage = Prune(budget=0.97, metric="energy_mj", target="jetson_nano", allocation=allocation, images=64, epochs=0)  # type: ignore[arg-type]
+        stage = Prune(
+            budget=0.9, metric="energy_mj", target="raspberry_pi_4", allocation=allocation, images=64, epochs=0
+        )  # type: ignore[arg-type]
         smaller = stage.run(candidate(network), given).network
         assert smaller is not None
         after = float(predictor.predict([trace(smaller, made[1])]).mean[0])
-        assert 0.6 * before < after <= 0.97 * before
+        assert 0.6 * before < after <= 0.9 * before
     with pytest.raises(UserError, match="the least that pruning its channels reaches is"):
-        Prune(budget=0.01, metric="energy_mj", target="jetson_nano", epochs=0).run(candidate(network), given)
+        Prune(budget=0.01, metric="energy_mj", target="raspberry_pi_4", epochs=0).run(candidate(network), given)
     with pytest.raises(UserError, match="predicted cost is .* already"):
-        Prune(limit=10 * before, metric="energy_mj", target="jetson_nano", epochs=0).run(candidate(network), given)
+        Prune(limit=10 * before, metric="energy_mj", target="raspberry_pi_4", epochs=0).run(candidate(network), given)
 
 
 def test_counts_are_multiples_that_the_device_likes() -> None:
