@@ -86,10 +86,10 @@ def _lean(module: nn.Module, update: Update, name: str) -> nn.Module:
         return LeanDropout(module)
     if isinstance(module, nn.AvgPool2d) and module.divisor_override is None:
         return LeanPool(module)
-    return LeanAverage(module) if _averages(module) else module
+    return LeanAverage(module) if averages(module) else module
 
 
-def _averages(module: nn.Module) -> bool:
+def averages(module: nn.Module) -> bool:
     from search_spaces.mobilenet_v3_network import GlobalAvgPool
 
     return isinstance(module, GlobalAvgPool) or (
