@@ -96,6 +96,8 @@ class ObjectiveSection(Section):
             own, `"module:function"` of architectures `(n, K)` and the space, with a direction; the target may be
             `"each"`: an objective `NAME@device` for every device.
         batch: samples at a time, of `training_memory_bytes`.
+        method: what trains, of `training_memory_bytes`: `full`, as plain autograd does it, or `bias`, as
+            `nasbench.ondevice` does.
         limit: hard limit on the side that is worse; `at_least` and `at_most` may be given instead, or both.
         quantile: of a prediction, that must keep the limits; the mean where it is not given.
     """
@@ -107,6 +109,7 @@ class ObjectiveSection(Section):
     at_least: float | None = None
     at_most: float | None = None
     batch: int | None = Field(default=None, ge=1)
+    method: Literal["full", "bias"] | None = None
     quantile: float | None = Field(default=None, gt=0, lt=1)
 
     @field_validator("limit", "at_least", "at_most")

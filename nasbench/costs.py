@@ -18,8 +18,8 @@ from nasbench.run import Run
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
 from predictors.calibration import kept_calibration
 from predictors.choice import TABLES
-from predictors.counts import Count
 from predictors.derived import FunctionCost, Throughput
+from predictors.training_memory import TrainingMemoryCount
 from search_spaces.base import Archs
 
 _FROM_LATENCY = ("latency_ms", "throughput_ips")
@@ -75,7 +75,7 @@ def _bound(
     if ":" in metric:
         return FunctionCost(plan.space, resolve("objective", metric, plan.where), metric)
     if metric == "training_memory_bytes":
-        return Count(metric, batch=objective.batch).bind(plan.space)
+        return TrainingMemoryCount(objective.batch, objective.method).bind(plan.space)
     target = plan.targets.get(objective.target)
     if metric == "throughput_ips":
         assert target is not None

@@ -52,6 +52,7 @@ class Objective:
         quantile: with a limit on a prediction, the quantile that must keep it; None means the mean.
         opposite: a hard limit on the other side: at least, or at most where `maximise`; None for no such.
         batch: samples at a time, of metrics that depend on it and not on a target (training memory).
+        method: what trains, of training memory: `full` or `bias`.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Objective:
     unit: str = ""
     opposite: float | None = None
     batch: int = 1
+    method: str = "full"
 
     @property
     def limited(self) -> bool:
@@ -99,6 +101,7 @@ def make_objective(
     at_least: float | None = None,
     at_most: float | None = None,
     batch: int | None = None,
+    method: str | None = None,
     default_target: str = "",
 ) -> Objective:
     """An objective from configuration values; `name` may be a metric or `metric@target`.
@@ -124,6 +127,8 @@ def make_objective(
     if limit is not None and same is not None and same != limit:
         key = "at_least" if maximise else "at_most"
         raise UserError(f"objectives.{name}: limit = {limit:g} and {key} = {same:g} say the same; keep one of them")
+    if method is not None and metric != "training_memory_bytes":
+        raise UserError(f"objectives.{name}.method is a key of training_memory_bytes, not of {metric}")
     if batch is not None and metric != "training_memory_bytes":
         raise UserError(
             f"objectives.{name}.batch is a key of training_memory_bytes; the batch of {metric}, if any, belongs "
@@ -139,6 +144,7 @@ def make_objective(
         unit=known.unit if known else "",
         opposite=opposite,
         batch=batch or 1,
+        method=method or "full",
     )
 
 

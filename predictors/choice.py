@@ -14,13 +14,14 @@ from hardware_profiles.profile import Target, load_target
 from predictors.base import Predictor
 from predictors.counts import COUNTS, Count
 from predictors.roofline import Roofline
+from predictors.training_memory import TrainingMemoryCount
 from search_spaces import SearchSpace, UserError, nearest
 
 if TYPE_CHECKING:
     from predictors.calibration import Calibration
     from predictors.few_shot import FewShot
 
-METRICS = ("latency_ms", "energy_mj", *COUNTS)
+METRICS = ("latency_ms", "energy_mj", *COUNTS, "training_memory_bytes")
 # Names that `predictor` takes besides `module:Class`.
 TABLES = ("few_shot:", "table:")
 PREDICTORS = ("auto", "roofline", "scale", "operator_model")
@@ -77,11 +78,11 @@ def choose_predictor(
     if isinstance(target, str):
         target = load_target(target) if target else None
     if metric in COUNTS and predictor == "auto":
-        exact = {
-            "peak_memory_bytes": "a lower bound: largest sum of live activations",
-            "training_memory_bytes": "an estimate: weights, gradients, momentum and kept activations, batch 1",
-        }.get(metric, "an exact count")
+        exact = "a lower bound: largest sum of live activations" if metric == "peak_memory_bytes" else "an exact count"
         return Choice(Count(metric, itemsize=target.itemsize if target else 4), exact)
+    if metric == "training_memory_bytes" and predictor == "auto":
+        what = "kept activations, gradients and momentum of training everything by plain autograd, batch 1"
+        return Choice(TrainingMemoryCount(), what)
     if target is None:
         raise UserError(f'{metric} needs a target, such as "host" or "raspberry_pi_4"')
     if predictor.startswith(TABLES):
@@ -90,7 +91,7 @@ def choose_predictor(
         return Choice(_own(predictor, target, metric), f"your {predictor}")
     if predictor not in PREDICTORS:
         raise UserError(f'unknown predictor {predictor!r}. {nearest(predictor, PREDICTORS)} Your own: "module:Class".')
-    if metric in COUNTS:
+    if metric in COUNTS or metric == "training_memory_bytes":
         raise UserError(f"{metric} is counted, not predicted; leave predictor at 'auto'")
     if predictor == "roofline":
         return _roofline(target, metric)

@@ -9,37 +9,28 @@ import numpy as np
 from predictors.base import AdditivePredictor, Array
 from search_spaces import UserError, Workload, nearest
 
-COUNTS = ("macs", "params", "peak_memory_bytes", "file_bytes", "training_memory_bytes")
-
-_TRAINED = 3  # copies of the parameters: themselves, gradients and momentum
+COUNTS = ("macs", "params", "peak_memory_bytes", "file_bytes")
 
 
 class Count(AdditivePredictor):
     """Multiply-accumulates, parameters, their bytes, or memory of activations of one sample.
 
     Sums are exact. `file_bytes` is the weights at the target's precision: what a file holds besides, its graph, is some
-    hundred bytes an operator. `training_memory_bytes` is what training with momentum holds in fp32 at a time: weights,
-    their gradients, one state of the optimiser, and the output of every operator, kept for its gradient, times the
-    batch. That is an estimate from above: frameworks recompute or overwrite some (Chen et al., "Training deep nets with
-    sublinear memory cost", 2016), and workspaces come on top. Peak memory is the maximum of the blocks' own peaks,
+    hundred bytes an operator. Peak memory is the maximum of the blocks' own peaks,
     boundary tensors included: exact where blocks meet at one tensor, and an ideal lower bound of what a runtime takes
     (no weights, no workspaces).
 
     Args:
         metric: one of `COUNTS`.
         itemsize: bytes per element at the target's precision; only peak memory and the file depend on it.
-        batch: samples at a time, in training.
 
     Raises:
-        UserError: no such metric, or no positive batch.
+        UserError: no such metric.
     """
 
-    def __init__(self, metric: str, itemsize: int = 4, batch: int = 1) -> None:
+    def __init__(self, metric: str, itemsize: int = 4) -> None:
         if metric not in COUNTS:
             raise UserError(f"no exact count {metric!r}. {nearest(metric, COUNTS)}")
-        if batch < 1:
-            raise UserError(f"batch = {batch}: expected 1 or more")
-        self.batch = batch
         self.metric = metric
         self.itemsize = itemsize
         self.reduce = "max" if metric == "peak_memory_bytes" else "sum"
@@ -47,9 +38,6 @@ class Count(AdditivePredictor):
     def block_features(self, workload: Workload) -> Array:
         if self.metric == "file_bytes":
             return np.array([self.itemsize * workload.params], dtype=float)
-        if self.metric == "training_memory_bytes":
-            kept = sum(workload.tensors[t].size for t in workload.writes)
-            return np.array([_TRAINED * 4 * workload.params + 4 * self.batch * kept], dtype=float)
         if self.metric == "peak_memory_bytes":
             workload = workload.at(self.itemsize)
         return np.array([getattr(workload, self.metric)], dtype=float)

@@ -103,12 +103,12 @@ class LookupTable(AdditivePredictor):
     def from_proxylessnas(cls, path: Path) -> LookupTable:
         """Import ProxylessNAS's table of a Pixel 1 (Cai et al., ICLR 2019), or one in its layout.
 
-        CSV with columns `block` (such as `expanded_conv-input:56x56x24-output:28x28x40-expand:3-kernel:5-stride:2-idskip:0`)
-        and `latency_ms_mean`.
+        CSV with columns `block` (such as `expanded_conv-
+        input:56x56x24-output:28x28x40-expand:3-kernel:5-stride:2-idskip:0`) and `latency_ms_mean`.
 
         Raises:
             UserError: file and line of what is not as it should be.
-        """  # noqa: E501  (a key of the file)
+        """
         path = Path(path)
         return cls(
             _distinct(

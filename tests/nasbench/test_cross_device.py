@@ -148,7 +148,7 @@ def test_ones_own_function_and_analytic_objectives(parts: Path) -> None:
     best = front[front["pareto"]]
     assert len(best)
     assert (best["changed"] <= 4).all()
-    assert (best["training_memory_bytes"] > 3 * best["file_bytes"]).all()
+    assert (best["training_memory_bytes"] > 2 * best["file_bytes"]).all()
     assert (best["throughput_ips"] >= 10).all()
     with pytest.raises(UserError, match="needs direction"):
         make_plan(config({"accuracy": {}, "changed": {"metric": "device_parts:changes"}}), parts)
@@ -156,6 +156,8 @@ def test_ones_own_function_and_analytic_objectives(parts: Path) -> None:
         make_plan(config({"accuracy": {}, "x": {"metric": "device_parts:gone", "direction": "minimise"}}), parts)
     with pytest.raises(UserError, match="batch is a key of training_memory_bytes"):
         make_plan(config({"accuracy": {}, "macs": {"batch": 2}}), parts)
+    with pytest.raises(UserError, match="method is a key of training_memory_bytes"):
+        make_plan(config({"accuracy": {}, "macs": {"method": "bias"}}), parts)
 
 
 def test_costs_made_of_others() -> None:
@@ -168,8 +170,4 @@ def test_costs_made_of_others() -> None:
         FunctionCost(space, lambda a, s: a, "mine").predict(archs)
     with pytest.raises(UserError, match="ZeroDivisionError"):
         FunctionCost(space, lambda a, s: 1 / 0, "mine").predict(archs)
-    one, many = (Count("training_memory_bytes", batch=b).bind(space).predict(archs).mean for b in (1, 9))
-    kept = [sum(space.workload(a).tensors[t].size for t in space.workload(a).writes) for a in archs]
-    np.testing.assert_allclose(many - one, 8 * 4 * np.array(kept))
-    np.testing.assert_allclose(one - 4 * np.array(kept), 12 * params.predict(archs).mean)
     assert replace(make_objective("macs", limit=1), opposite=2).limited

@@ -22,6 +22,7 @@ from nasbench.ondevice.methods import head, method_memory, prepared, with_lite_r
 from nasbench.ondevice.saving import memory_saving, merged
 from nasbench.ondevice.sparse import Contributions, _knapsack, choose_updates, layers_with_weights
 from nasbench.ondevice.transfer import measured_memory
+from predictors.training_memory import TrainingMemoryCount
 from search_spaces import UserError, load_space, reference_network, trace_layers
 
 SHAPE = (3, 64, 64)
@@ -233,3 +234,34 @@ def test_chosen_updates_keep_their_budget_and_use_it():
 def test_bad_input_is_named(call, message):
     with pytest.raises(UserError, match=message):
         call(*_network("sensor"))
+
+
+@pytest.mark.parametrize(("method", "gap"), [("full", 0.02), ("bias", 0.35)])
+def test_blocks_add_up_to_the_networks_memory(method, gap):
+    """Of whole populations at once, near what the operators of each network give one by one."""
+    space = load_space("quickstart")
+    archs = space.sample(20, np.random.default_rng(0))
+    found = TrainingMemoryCount(8, method).bind(space).predict(archs).mean
+    full = method == "full"
+    exact = np.array(
+        [
+            training_memory(
+                space.workload(a),
+                FULL if full else Update(0.0, True),
+                batch=8,
+                optimizer="momentum",
+                saving=not full,
+                batch_statistics=full,
+            ).total
+            for a in archs
+        ]
+    )
+    np.testing.assert_allclose(found, exact, rtol=gap)
+    assert (np.argsort(found) == np.argsort(exact)).mean() > 0.8
+
+
+def test_training_memory_of_what_cannot_be_counted_is_refused():
+    with pytest.raises(UserError, match="method = 'sparse'"):
+        TrainingMemoryCount(1, "sparse")
+    with pytest.raises(UserError, match="batch = 0"):
+        TrainingMemoryCount(0)
