@@ -59,6 +59,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "proxylessnas": "nasbench.strategies.proxylessnas:ProxylessNAS",
     },
     "stage": {
+        "adapt": "nasbench.stages.adapt:Adapt",
         "finetune": "nasbench.stages.finetune:FineTune",
         "distill": "nasbench.stages.distill:Distill",
         "quantize": "nasbench.stages.quantize:Quantize",
