@@ -59,6 +59,15 @@ bench: .venv/installed-full
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.fidelity --space vit
 	$(BIN)/python -m benchmarks.quality
+	test -z "$$NASBENCH_DATA" || $(BIN)/python -m benchmarks.strategies
+	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.differentiable
+	$(BIN)/python -m benchmarks.compression
+	$(BIN)/python -m benchmarks.exports
+	$(BIN)/python -m benchmarks.on_device_memory
+	$(BIN)/python -m benchmarks.sparse_update
+	$(BIN)/python -m benchmarks.continual
+	$(BIN)/python -m benchmarks.federated
 
 clean:
 	rm -rf .venv build *.egg-info

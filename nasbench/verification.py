@@ -210,7 +210,7 @@ def _summary(plan: Plan, frame: pd.DataFrame, number: int) -> list[dict[str, Any
 
 
 def _corrected(plan: Plan, state: _State) -> _State:
-    """Predictors corrected by all measurements so far, and evaluated ones fitted to all evaluations."""
+    """Predictors of measured costs corrected by all measurements so far; limits ask a quantile of them."""
     bound, objectives = dict(state.bound), []
     archs = np.stack([arch_row(text) for text in state.frame["arch"]]).astype(plan.space.dtype)
     measured = {o.name for o in _measured(plan, state.frame)}
