@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.compression_fronts import compare, front, measured
 from hardware_profiles.extras import EXTRAS, require
-from nasbench.config import parse_config
+from nasbench.config import find_experiment, load_config, parse_config
 from nasbench.experiment import run_experiment
-from nasbench.pareto import hypervolume
 from nasbench.progress import Reporter
 from nasbench.run import RunView, load_run
 from search_spaces import UserError
@@ -87,36 +88,6 @@ def methods(epochs: int) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def latency_at(front: pd.DataFrame, accuracy: float, column: str) -> float:
-    """Least latency of a front at an accuracy, on straight lines in log latency between its networks; NaN outside."""
-    points = front[["test_accuracy", column]].dropna().sort_values(column)
-    best = points[points["test_accuracy"] > points["test_accuracy"].cummax().shift(fill_value=-1.0)]
-    if len(best) < 2 or not best["test_accuracy"].iloc[0] <= accuracy <= best["test_accuracy"].iloc[-1]:
-        return float("nan")
-    return float(np.exp(np.interp(accuracy, best["test_accuracy"], np.log(best[column]))))
-
-
-def compare(alone: pd.DataFrame, pipeline: pd.DataFrame, column: str) -> dict[str, float]:
-    """Speed-up at equal test accuracy where both fronts reach (geometric mean), and the gain in hypervolume."""
-    low = max(f["test_accuracy"].min() for f in (alone, pipeline))
-    high = min(f["test_accuracy"].max() for f in (alone, pipeline))
-    ratios = [
-        latency_at(alone, a, column) / latency_at(pipeline, a, column) for a in np.linspace(low, high, 21)
-    ]  # fmt: skip
-    good = np.array([r for r in ratios if np.isfinite(r)])
-    both = pd.concat([alone, pipeline])
-    corner = np.array([np.log(both[column].max()) + 0.1, -both["test_accuracy"].min() + 0.01])
-    volumes = []
-    for front in (alone, pipeline):
-        points = front[[column, "test_accuracy"]].dropna()
-        costs = np.stack([np.log(points[column].to_numpy(float)), -points["test_accuracy"].to_numpy(float)], 1)
-        volumes.append(hypervolume(costs, corner))
-    return {
-        "speedup": float(np.exp(np.log(good).mean())) if len(good) else float("nan"),
-        "hypervolume_gain": volumes[1] / volumes[0] - 1 if volumes[0] > 0 else float("nan"),
-    }
-
-
 def show(title: str, rows: pd.DataFrame, devices: list[str]) -> None:
     """One line per network and step."""
     columns = ["network", "stage", "test_accuracy", *(f"latency_ms@{d}" for d in devices), "file_bytes", "macs"]
@@ -125,102 +96,156 @@ def show(title: str, rows: pd.DataFrame, devices: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="one epoch, the searched network and one share: no figures"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer networks, epochs and methods, for the same figures")
     parser.add_argument("--output", type=Path, default=Path("runs/compression"), help="where runs are kept")
+    parser.add_argument("--parts", default="3,1,2", help="which, in that order (%(default)s)")
     arguments = parser.parse_args()
-    out, devices = arguments.output, targets()
+    out, devices, quick = arguments.output, targets(), arguments.quick
     out.mkdir(parents=True, exist_ok=True)
-    names = ["searched"] if arguments.quick else list(NETWORKS)
-    base, epochs = (1, 1) if arguments.quick else (6, 2)
+    result: dict[str, Any] = {"pipeline_speedup": None, "int8_accuracy_drop": None}
+    for part in arguments.parts.split(","):
+        start = time.process_time()
+        result |= PARTS[part](out, devices, quick)
+        print(f"part {part}: {time.process_time() - start:.0f} s of processor time in this process", flush=True)
+    print(json.dumps(result | {"quick": quick}))
 
-    trained: dict[str, Any] = {}
+
+def each_method(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
+    """Part 1."""
     drops: list[float] = []
-    for name in names:
+    for name, network in trained(out, devices, quick).items():
+        for index, (method, stages) in enumerate(methods(1 if quick else 2).items()):
+            if quick and method not in ("int8", "latency 60 %"):
+                continue
+            try:
+                rows = compressed(out / f"{name}-{index}", devices, {name: network}, stages)
+            except UserError as error:
+                print(f"{name}, {method}: {error}", flush=True)
+                continue
+            show(f"{name}: {method}", rows, devices)
+            if method == "int8":
+                drops.append(100 * float(rows["test_accuracy"].iloc[0] - rows["test_accuracy"].iloc[-1]))
+    return {"int8_accuracy_drop": round(float(np.mean(drops)), 3) if drops else None}
+
+
+def trained(out: Path, devices: list[str], quick: bool) -> dict[str, dict[str, str]]:
+    """The networks of parts 1 and 2, trained, for `[networks.NAME]`."""
+    networks = {}
+    for name in list(NETWORKS)[:1] if quick else NETWORKS:
         path = out / f"base-{name}"
         optimizer = {"optimizer": "adamw", "lr": 2e-3} if name == "vit" else {"lr": 0.1}
-        train = {"name": "finetune", "epochs": base, **optimizer}
-        show(f"{name}: as trained", compressed(path, devices[:1], {name: {"source": NETWORKS[name]}}, [train]), devices)
+        stages = [{"name": "finetune", "epochs": 2 if quick else 6, **optimizer}]
+        show(f"{name}: as trained", compressed(path, devices[:1], {name: {"source": NETWORKS[name]}}, stages), devices)
         weights = path / "stages" / name / "1-finetune.safetensors"
-        trained[name] = {"source": NETWORKS[name], "weights": str(weights.resolve())}
-        chosen = ["int8", "latency 60 %"] if arguments.quick else list(methods(epochs))
-        for index, method in enumerate(methods(epochs)):
-            if method in chosen:
-                stages = methods(epochs)[method]
-                try:
-                    rows = compressed(out / f"{name}-{index}", devices, {name: trained[name]}, stages)
-                except UserError as error:
-                    print(f"{name}, {method}: {error}", flush=True)
-                    continue
-                show(f"{name}: {method}", rows, devices)
-                if method == "int8":
-                    drops.append(100 * float(rows["test_accuracy"].iloc[0] - rows["test_accuracy"].iloc[-1]))
+        networks[name] = {"source": NETWORKS[name], "weights": str(weights.resolve())}
+    return networks
 
-    for name in names:
-        found = []
-        for share in SHARES[1:2] if arguments.quick else SHARES:
-            uniform = {"name": "prune", "budget": share, "metric": "macs", "epochs": epochs, "lr": 0.01, "images": 256}
-            aware = {**uniform, "metric": "latency_ms", "allocation": "sensitivity", "importance": "taylor"}
-            for kind, stage in (("uniform MACs", uniform), ("latency-aware", aware)):
-                path = out / f"prune-{name}-{kind.partition(' ')[0]}-{share}"
+
+def latency_aware(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
+    """Part 2."""
+    speedups: dict[str, float | None] = {}
+    for name, network in trained(out, devices, quick).items():
+        kinds = {}
+        uniform = {"name": "prune", "metric": "macs", "epochs": 1 if quick else 2, "lr": 0.01, "images": 256}
+        aware = uniform | {"metric": "latency_ms", "allocation": "sensitivity", "importance": "taylor"}
+        for kind, stage in (("uniform", uniform), ("latency", aware)):
+            found, files = [], []
+            for share in SHARES[1:] if quick else SHARES:
+                path = out / f"prune-{name}-{kind}-{share}"
                 try:
-                    rows = compressed(path, devices[:1], {name: trained[name]}, [stage])
+                    rows = compressed(path, devices[:1], {name: network}, [stage | {"budget": share}])
                 except UserError as error:
                     print(f"{name}, {kind} {share}: {error}", flush=True)
                     continue
                 found.append(rows.iloc[[-1]].assign(stage=f"{kind} {share:.0%}"))
-        if found:
-            show(f"{name}: pruned", pd.concat(found), devices)
+                files.append(path / rows["file"].iloc[-1])
+            if found:
+                kinds[kind] = pd.concat(found).assign(path=files)
+        if len(kinds) < 2:
+            continue
+        column, shape = f"latency_ms@{devices[0]}", (1, 28, 28)
+        both = pd.concat(kinds, names=["kind"])
+        both = both.assign(**{column: measured(list(both["path"]), shape, devices[0])})
+        show(f"{name}: pruned", both, devices)
+        speedup = compare({kind: front(both.loc[kind], column) for kind in kinds}, column)["speedup"]
+        speedups[name] = round(speedup, 3) if np.isfinite(speedup) else None
+    return {
+        "latency_aware_speedup": {k: None if v is None or np.isnan(v) else round(v, 3) for k, v in speedups.items()}
+    }
 
-    result = whole_pipeline(out, devices, trained, arguments.quick)
-    speedups = [r["speedup"] for r in result.values()]
-    print(
-        json.dumps(
-            {
-                "pipeline_speedup": round(min(speedups), 3) if len(speedups) > 1 else None,
-                "int8_accuracy_drop": round(float(np.mean(drops)), 3) if drops else None,
-                "per_runtime": {d: {k: round(v, 3) for k, v in r.items()} for d, r in result.items()},
-                "quick": arguments.quick,
-            }
-        )
-    )
+
+def pipeline_figures(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
+    """Part 3."""
+    found = whole_pipeline(out, devices[:2], quick)
+    speedups = [r["speedup"] for r in found.values()]
+    return {
+        "pipeline_speedup": round(min(speedups), 3) if len(speedups) > 1 else None,
+        "per_runtime": {d: {k: round(v, 4) for k, v in r.items()} for d, r in found.items()},
+    }
 
 
-def whole_pipeline(out: Path, devices: list[str], trained: dict[str, Any], quick: bool) -> dict[str, dict[str, float]]:
-    """Networks of one search with as many epochs of fine-tuning as the pipeline has, against the pipeline."""
-    from nasbench.config import find_experiment, load_config
-
-    count, total = (3, 1) if quick else (8, 4)
-    settings = ["threads=1", f"selection.count={count}", f"targets.devices={json.dumps(devices[:2])}"]
+def searched(out: Path, quick: bool) -> RunView:
+    """A search among plain convolutional networks, its choice fine-tuned for as long as the pipeline trains."""
+    config = load_config(find_experiment("quickstart"), ["threads=1"]).model_dump(exclude_none=True)
+    config["space"] = {"name": "resnet28"}
+    config["targets"]["devices"] = ["host:fp32"]
+    config["selection"] |= {"count": 3 if quick else 8}
     if quick:
-        settings += ["supernet.epochs=1", "evaluator.samples=20", "evaluator.verify=8", "strategy.evaluations=500"]
-    config = load_config(find_experiment("quickstart"), settings).model_dump(exclude_none=True)
-    config["stages"] = [{"name": "finetune", "epochs": total, "distillation_weight": 0.25}]
-    search = finished(out / "search", config)
-    rows = search.stages()
-    alone = rows[rows["final"]]
-    networks = {}
-    for name in alone["network"]:
-        arch = search.front().set_index("name").loc[name, "arch"]
-        weights = out / "search" / "stages" / name / "0-search.safetensors"
-        networks[name] = {"source": "quickstart:" + ".".join(str(arch).split()), "weights": str(weights.resolve())}
-    teacher = trained.get("resnet18")
-    distil = {"name": "distill", "epochs": max(1, total - 2), "lr": 0.02}
-    if teacher is not None:
-        distil |= {"teacher": teacher["source"], "teacher_weights": teacher["weights"]}
+        config["supernet"] |= {"epochs": 2}
+        config["evaluator"] |= {"samples": 40, "verify": 8}
+        config["strategy"] |= {"evaluations": 5000}
+        config["targets"] |= {"calibration_networks": 16}
+    config["stages"] = [{"name": "finetune", "epochs": 2 if quick else 4, "distillation_weight": 0.25}]
+    return finished(out / "search", config)
+
+
+def starting_points(search: RunView) -> dict[str, dict[str, str]]:
+    """The networks of a search as it left them, for `[networks.NAME]`."""
+    archs = search.front().set_index("name")["arch"]
+    return {
+        name: {
+            "source": "resnet28:" + ".".join(str(archs[name]).split()),
+            "weights": str((search.path / "stages" / name / "0-search.safetensors").resolve()),
+        }
+        for name in search.stages()["network"].unique()
+    }
+
+
+def whole_pipeline(out: Path, devices: list[str], quick: bool) -> dict[str, dict[str, float]]:
+    """The networks of one search, fine-tuned, against the same pruned, distilled and quantised, trained for as long.
+
+    All forms after the first compete: where int8 is slower than fp32, the fp32 form is what one would deploy. What
+    competes is chosen on validation images.
+    """
+    search = searched(out, quick)
+    alone = search.stages()
+    alone = alone[alone["step"] == 1]
+    best = alone.loc[alone["accuracy"].idxmax(), "network"]
+    networks = starting_points(search)
+    teacher = search.path / "stages" / best / "1-finetune.safetensors"
     stages = [
-        {"name": "finetune", "epochs": 1},
+        *([] if quick else [{"name": "finetune", "epochs": 1}]),
         {"name": "prune", "budget": 0.7, "allocation": "sensitivity", "importance": "taylor", "epochs": 1, "lr": 0.02,
          "images": 256},
-        *([distil] if teacher is not None else []),
+        {"name": "distill", "epochs": 1 if quick else 2, "lr": 0.02, "teacher": networks[best]["source"],
+         "teacher_weights": str(teacher.resolve())},
         {"name": "quantize", "stop_if_accuracy_falls": 0.02},
     ]  # fmt: skip
-    rows = compressed(out / "pipeline", devices[:2], networks, stages)
-    show("search alone", alone, devices[:2])
-    show("pipeline", rows[rows["step"] > 0], devices[:2])
-    # All of its forms compete: where int8 is slower than fp32, the fp32 form is what one would deploy.
-    return {d: compare(alone, rows[rows["step"] > 1], f"latency_ms@{d}") for d in devices[:2]}
+    pipeline = compressed(out / "pipeline", devices[:1], networks, stages)
+    pipeline = pipeline[pipeline["step"] > 0]
+    both = pd.concat({"search": alone, "pipeline": pipeline}, names=["run"])
+    files = [out / run / file for (run, _), file in both["file"].items()]
+    found = {}
+    for device in devices:
+        column = f"latency_ms@{device}"
+        both[column] = measured(files, (1, 28, 28), device)
+        found[device] = compare({run: front(both.loc[run], column) for run in ("search", "pipeline")}, column)
+    show("search alone", both.loc["search"], devices)
+    show("pipeline", both.loc["pipeline"], devices)
+    return found
+
+
+PARTS = {"1": each_method, "2": latency_aware, "3": pipeline_figures}
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "tiny_mnasnet": tiny_mnasnet,
     "mnasnet": lambda: load_space("mnasnet"),
     "ofa_resnet50": lambda: load_space("ofa_resnet50"),
+    "resnet28": lambda: load_space("resnet28", 1, 10),
     "nasbench201": lambda: load_space("nasbench201"),
     "sensor_1d": lambda: load_space("sensor_1d", 6, 7),
     "tiny_images": lambda: load_space("tiny_images", 1, 10),

@@ -223,3 +223,18 @@ def test_too_few_images_and_other_networks_are_told(candidate, context, tmp_path
 def test_impossible_options_are_named(make, match):
     with pytest.raises(UserError, match=match):
         make()
+
+
+def test_equal_constants_leave_no_layer_of_an_untrained_network_float(tmp_path):
+    layers = [nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()) for _ in range(3)]
+    for layer in layers:
+        nn.init.zeros_(layer[0].bias)  # torch's exporter keeps equal biases once
+    x = np.random.default_rng(0).normal(size=(1, 8, 12, 12)).astype(np.float32)
+    write_onnx(nn.Sequential(*layers).eval(), x, tmp_path / "n.onnx")
+    with OnnxQuantizer(tmp_path / "n.onnx", [x]) as quantizer:
+        quantizer.write(tmp_path / "int8.onnx")
+    graph = load_onnx(tmp_path / "int8.onnx").graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 3
+    assert all(made_by[name] == "DequantizeLinear" for node in convolutions for name in node.input)
