@@ -197,6 +197,18 @@ def strategies() -> None:
 
 
 @app.command()
+def evaluators() -> None:
+    """List evaluators and their keys."""
+    _components("evaluator")
+
+
+@app.command()
+def tasks() -> None:
+    """List tasks and their keys."""
+    _components("task")
+
+
+@app.command()
 def stages() -> None:
     """List post-search stages and their keys."""
     _components("stage")
@@ -266,16 +278,12 @@ _UNITS = {"latency_ms": " ms", "energy_mj": " mJ", "peak_memory_bytes": " bytes"
 def _components(family: str) -> None:
     import inspect
 
-    from nasbench.registry import REGISTRY, resolve
+    from nasbench.registry import REGISTRY, defaults, resolve
 
     rows = []
-    for name in REGISTRY[family]:
+    for name in sorted(REGISTRY[family]):
         component = resolve(family, name)
-        keys = [
-            f"{p.name} = {p.default!r}" if p.default is not p.empty else p.name
-            for p in inspect.signature(component).parameters.values()
-            if p.kind is p.KEYWORD_ONLY
-        ]
+        keys = [key if value is ... else f"{key} = {value!r}" for key, value in defaults(component).items()]
         rows.append((name, (inspect.getdoc(component) or "").split("\n")[0], ", ".join(keys)))
     table((family, "what it is", "keys"), rows)
 

@@ -364,7 +364,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    parts = key.strip().split(".")
+    # As in TOML, a part with a dot is quoted.
+    parts = [part.strip("\"'") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", key.strip())]
     if parts[0] == "objectives" and "objectives" not in data:
         data["objectives"] = {"accuracy": {}, "latency_ms": {}}  # the default, which is changed and not replaced
     here: Any = data

@@ -53,6 +53,7 @@ class Objective:
         opposite: a hard limit on the other side: at least, or at most where `maximise`; None for no such.
         batch: samples at a time, of metrics that depend on it and not on a target (training memory).
         method: what trains, of training memory: `full` or `bias`.
+        key: under which `limit` was given, for messages.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Objective:
     opposite: float | None = None
     batch: int = 1
     method: str = "full"
+    key: str = "limit"
 
     @property
     def limited(self) -> bool:
@@ -76,7 +78,7 @@ class Objective:
         """The hard limits one by one, each with its key and as an objective with that `limit` only."""
         found: list[tuple[str, Objective]] = []
         if self.limit is not None:
-            found.append(("limit", replace(self, opposite=None)))
+            found.append((self.key, replace(self, opposite=None)))
         if self.opposite is not None:
             key = "at_most" if self.maximise else "at_least"
             found.append((key, replace(self, maximise=not self.maximise, limit=self.opposite, opposite=None)))
@@ -124,8 +126,8 @@ def make_objective(
     needs_target = known.needs_target if known else False
     maximise = known.maximise if direction is None and known else direction == "maximise"
     same, opposite = (at_least, at_most) if maximise else (at_most, at_least)
+    key = "at_least" if maximise else "at_most"
     if limit is not None and same is not None and same != limit:
-        key = "at_least" if maximise else "at_most"
         raise UserError(f"objectives.{name}: limit = {limit:g} and {key} = {same:g} say the same; keep one of them")
     if method is not None and metric != "training_memory_bytes":
         raise UserError(f"objectives.{name}.method is a key of training_memory_bytes, not of {metric}")
@@ -145,6 +147,7 @@ def make_objective(
         opposite=opposite,
         batch=batch or 1,
         method=method or "full",
+        key="limit" if same is None else key,
     )
 
 

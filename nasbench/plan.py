@@ -20,10 +20,11 @@ from hardware_profiles.profile import shipped_files
 from nasbench.config import Component, Config, ObjectiveSection, TaskSection
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import METRICS, Objective, check_contradictions, given_as, make_objective
-from nasbench.registry import REGISTRY, options, resolve
+from nasbench.registry import options, resolve
 from nasbench.selection import named_networks
 from nasbench.stages.base import Form, Stage, check_order
 from nasbench.strategies.base import GradientStrategy, Strategy
+from nasbench.strategies.fit import check_strategy, undemanding_strategies
 from nasbench.support import supported_space
 from nasbench.tasks.none import NoTask
 from predictors.accuracy import MIN_SAMPLES
@@ -150,11 +151,11 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         raise UserError(
             f"strategy.name = {config.strategy.name!r} trains a supernet on a task's data, and task.name is 'none', as "
             f"the evaluator {config.evaluator.name!r} needs none; that goes with "
-            f"{_strategies(lambda s: issubclass(s, Strategy))}"
+            f"{undemanding_strategies()}"
         )
     strategy_options = options(strategy, config.strategy.options, "strategy")
     config.strategy = config.strategy.model_copy(update=_plain(strategy_options))
-    _check_strategy(config, strategy(space, config.seed, **strategy_options), space, objectives, metrics)
+    check_strategy(config, strategy(space, config.seed, **strategy_options), space, objectives, evaluators)
     evaluated = not issubclass(strategy, GradientStrategy) and any(given_as(o, metrics) for o in objectives)
     if evaluated and config.evaluator.samples and space.size < MIN_SAMPLES:
         raise UserError(
@@ -225,37 +226,6 @@ def _settle_data(config: Config, where: Path | None) -> None:
             f"stages[0]: {config.stages[0].name!r} needs data to train or judge networks by, and task.name is 'none'; "
             "name a task, or leave the stages out"
         )
-
-
-def _check_strategy(
-    config: Config,
-    strategy: Strategy | GradientStrategy,
-    space: SearchSpace,
-    objectives: tuple[Objective, ...],
-    metrics: tuple[str, ...],
-) -> None:
-    """Refuse a strategy that cannot work with the space, the objectives or the evaluator, and name those that can."""
-    name = config.strategy.name
-    if isinstance(strategy, GradientStrategy):
-        if type(space).mixture_supernet is SearchSpace.mixture_supernet:
-            able = _strategies(lambda s: issubclass(s, Strategy) and not s.needs_predictors)
-            raise UserError(
-                f"strategy.name = {name!r} trains a mixture supernet, and space {space.name!r} has none. "
-                f"Choose a space that has one (`nasbench spaces` tells), or one of {able}"
-            )
-        strategy.check(objectives)
-    elif strategy.needs_predictors and not config.evaluator.samples and any(given_as(o, metrics) for o in objectives):
-        able = _strategies(lambda s: issubclass(s, Strategy) and not s.needs_predictors)
-        raise UserError(
-            f"strategy.name = {name!r} searches predictions of every objective, and with evaluator.samples = 0 nothing "
-            f"predicts {', '.join(o.name for o in objectives if given_as(o, metrics))}. Set evaluator.samples (80 is "
-            f"usual), or choose one of {able}"
-        )
-
-
-def _strategies(able: Callable[[type[Any]], bool]) -> str:
-    """The names of the built-in strategies of a kind."""
-    return ", ".join(name for name in REGISTRY["strategy"] if able(resolve("strategy", name)))
 
 
 def _check_selection(config: Config, space: SearchSpace, objectives: tuple[Objective, ...]) -> None:
@@ -452,22 +422,24 @@ def _meter_for(config: Config, target: Target) -> Meter:
 
 
 @dataclass(frozen=True)
-class _Evaluator:
-    """An evaluator before it is made: its metrics, and the space that it leaves."""
+class EvaluatorPart:
+    """An evaluator before it is made: its metrics, the fidelities that it knows, and the space that it leaves."""
 
     metrics: tuple[str, ...]
     make: MakeEvaluator
     needs_supernet: bool
     space: SearchSpace
+    fidelities: tuple[str, ...] | None
+    check_fidelity: Callable[[str, Sequence[float]], None] = lambda *_: None
 
 
 def _evaluators(
     config: Config, space: SearchSpace, task: Task, targets: dict[str, Target], where: Path | None
-) -> list[_Evaluator]:
+) -> list[EvaluatorPart]:
     """The evaluators of a configuration; each may leave a smaller space to the next."""
     sections: dict[str, Component] = {"evaluator": config.evaluator}
     sections |= {f"evaluator.also[{index}]": section for index, section in enumerate(config.evaluator.also)}
-    parts: list[_Evaluator] = []
+    parts: list[EvaluatorPart] = []
     for place, section in sections.items():
         part = _evaluator(config, section, place, space, task, targets, where)
         if twice := {m for p in parts for m in p.metrics} & set(part.metrics):
@@ -479,7 +451,7 @@ def _evaluators(
     return parts
 
 
-def _composed(parts: Sequence[_Evaluator], supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
+def _composed(parts: Sequence[EvaluatorPart], supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
     """One evaluator of all."""
     made = [part.make(supernet, directory) for part in parts]
     if len(made) == 1:
@@ -497,7 +469,7 @@ def _evaluator(
     task: Task,
     targets: dict[str, Target],
     where: Path | None,
-) -> _Evaluator:
+) -> EvaluatorPart:
     """One evaluator, the keys of whose section are completed."""
     component = resolve("evaluator", section.name, where)
     if not (inspect.isclass(component) and issubclass(component, Evaluator)):
@@ -506,7 +478,7 @@ def _evaluator(
         complete = options(FunctionEvaluator, section.options, place)
         section.__pydantic_extra__.update(_plain(complete))  # type: ignore[union-attr]
         metrics = tuple(complete["metrics"])
-        return _Evaluator(metrics, lambda *_: FunctionEvaluator(space, component, **complete), False, space)
+        return EvaluatorPart(metrics, lambda *_: FunctionEvaluator(space, component, **complete), False, space, None)
     complete = options(component, _found(section.options, where), place)
     section.__pydantic_extra__.update(_plain(complete))  # type: ignore[union-attr]
     positional = [
@@ -531,5 +503,12 @@ def _evaluator(
 
     if not component.reads_task:
         built = make(None, None)
-        return _Evaluator(built.metrics, lambda *_: built, False, getattr(built, "space", space))
-    return _Evaluator(component.columns(complete, targets), make, "supernet" in positional, space)
+        return EvaluatorPart(built.metrics, lambda *_: built, False, getattr(built, "space", space), built.fidelities)
+    return EvaluatorPart(
+        component.columns(complete, targets),
+        make,
+        "supernet" in positional,
+        space,
+        component.fidelities,
+        partial(component.check_fidelity, complete),
+    )

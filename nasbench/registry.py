@@ -120,14 +120,11 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
         UserError: unknown key (with the nearest known), missing key, or a wrong value; `where` names the section.
     """
     fields: dict[str, Any] = {}
-    takes_any = False
-    for function in _constructors(component):
-        takes_any = False
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in fields:
-                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-                fields[name] = (_hint(parameter.annotation, function, f"{where}: key {name!r}"), default)
-            takes_any |= parameter.kind is inspect.Parameter.VAR_KEYWORD
+    for name, (parameter, function) in _keys(component).items():
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[name] = (_hint(parameter.annotation, function, f"{where}: key {name!r}"), default)
+    rest = inspect.signature(_constructors(component)[-1]).parameters.values()
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in rest)
     unknown = [] if takes_any else [key for key in given if key not in fields]
     if unknown:
         raise UserError(
@@ -141,6 +138,24 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
     except ValidationError as error:
         raise UserError(explain(error, where)) from error
     return {name: getattr(parsed, name) for name in [*fields, *(k for k in given if k not in fields)]}
+
+
+def defaults(component: Any) -> dict[str, Any]:
+    """The keys of a component, its own before those of its base classes, with defaults; `...` where there is none."""
+    return {
+        name: ... if parameter.default is inspect.Parameter.empty else parameter.default
+        for name, (parameter, _) in _keys(component).items()
+    }
+
+
+def _keys(component: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """The parameters that are keys, and the function that each is of."""
+    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for function in _constructors(component):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                found.setdefault(name, (parameter, function))
+    return found
 
 
 def _constructors(component: Any) -> list[Any]:

@@ -18,9 +18,10 @@ from nasbench.comparison.result import Comparison
 from nasbench.comparison.settings import Settings, dump_settings, load_settings
 from nasbench.comparison.trial import Trial, run_trial
 from nasbench.progress import Reporter
-from nasbench.registry import REGISTRY, options, resolve
+from nasbench.registry import options, resolve
 from nasbench.run import load_state, save_state
 from nasbench.strategies.base import Strategy
+from nasbench.strategies.fit import undemanding, undemanding_strategies
 from search_spaces import UserError
 
 TRIALS = "trials"
@@ -111,17 +112,16 @@ def make_study(settings: Settings, where: Path | None = None) -> Study:
     contenders = {}
     for name, section in settings.strategies.items():
         kind = resolve("strategy", section.name or name, where)
-        if not (inspect.isclass(kind) and issubclass(kind, Strategy)):
-            asked = [n for n in REGISTRY["strategy"] if issubclass(resolve("strategy", n), Strategy)]
+        if not undemanding(kind):
             raise UserError(
-                f"strategies.{name}: {section.name or name!r} does not propose architectures to be evaluated, so it "
-                f"cannot be counted in evaluations; these can: {', '.join(asked)}"
+                f"strategies.{name}: {section.name or name!r} does not propose architectures to be evaluated in full, "
+                f"so it cannot be counted in evaluations; these can: {undemanding_strategies()}"
             )
         complete = options(kind, section.options, f"strategies.{name}")
         contenders[name] = Contender(name, kind, complete, section.batch or settings.batch)
         for problem in problems.values():
             try:
-                kind(problem.space, settings.seed_list[0], **complete)
+                kind(problem.space, settings.seed_list[0], **complete).check(problem.objectives)
             except UserError as error:
                 raise UserError(f"strategies.{name} on problem {problem.name!r}: {error}") from error
     return Study(settings, problems, contenders)

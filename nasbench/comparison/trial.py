@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.objectives import Objective, minimised, violations
-from nasbench.search import objective_columns
+from nasbench.search import check_fidelity, objective_columns
 from nasbench.strategies.base import Strategy
 from search_spaces.base import Archs
 from search_spaces.rows import row_keys
@@ -63,7 +63,7 @@ def run_trial(
     known: dict[int, int] = {}
     archs: Archs = np.empty((evaluations, len(space.knobs)), dtype=space.dtype)
     values = np.full((evaluations, len(objectives)), np.nan)
-    limits = np.full((evaluations, sum(o.limit is not None for o in objectives)), np.inf)
+    limits = np.full((evaluations, sum(len(o.sides) for o in objectives)), np.inf)
     status = np.zeros(evaluations, dtype=np.uint8)
     seconds = np.zeros(evaluations)
     count = asked = idle = 0
@@ -74,6 +74,7 @@ def run_trial(
         own += time.process_time() - start
         if not len(proposals):
             break
+        check_fidelity(evaluator, proposals)
         asked += len(proposals)
         keys = row_keys(space.canonical(proposals.archs)).tolist()
         new: dict[int, int] = {}  # first row of each unknown architecture

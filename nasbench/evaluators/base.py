@@ -112,6 +112,17 @@ class Evaluator(ABC):
         """
         return tuple(options.get("metrics") or ()) or tuple(getattr(cls, "metrics", ()))
 
+    @classmethod  # noqa: B027 (most have room for any)
+    def check_fidelity(cls, options: Mapping[str, Any], name: str, values: Sequence[float]) -> None:
+        """Refuse values of a fidelity that it knows, where its options leave no room for them.
+
+        Args:
+            options: complete, by key.
+
+        Raises:
+            UserError: what would do.
+        """
+
     @abstractmethod
     def evaluate(self, proposals: Proposals) -> Evaluation:
         """Values of all proposals, one column per entry of `metrics`."""

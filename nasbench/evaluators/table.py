@@ -197,25 +197,26 @@ class TableEvaluator(Evaluator):
         return self._values[rows][:, [self.metrics.index(str(n)) for n in names]]
 
     def check_limits(self, objectives: Sequence[Objective]) -> None:
-        limited = [o for o in objectives if o.limit is not None and given_as(o, self.metrics)]
+        sides = [(key, side) for o in objectives if given_as(o, self.metrics) for key, side in o.sides]
+        limited = tuple(side for _, side in sides)
         values = self.values_of(limited)
         if not limited or values is None or not len(values):
             return
-        broken = violations(values, tuple(limited))
+        broken = violations(values, limited)
         least = int(broken.sum(axis=1).argmin())
         if broken[least].sum() == 0:
             return
-        for column, objective in enumerate(limited):
-            best = values[:, column].max() if objective.maximise else values[:, column].min()
+        for column, (key, side) in enumerate(sides):
+            best = values[:, column].max() if side.maximise else values[:, column].min()
             if broken[:, column].min() > 0:
                 raise UserError(
-                    f"objectives.{objective.name}.limit = {objective.limit:g}: no architecture of {self.table.source} "
+                    f"objectives.{side.name}.{key} = {side.limit:g}: no architecture of {self.table.source} "
                     f"keeps it; the best has {best:.4g}"
                 )
-        pairs = zip(limited, values[least], strict=True)
+        told = zip(sides, values[least], strict=True)
         raise UserError(
             f"objectives: no architecture of {self.table.source} keeps all limits at once; the nearest has "
-            + ", ".join(f"{o.name} {v:.4g} (limit {o.limit:g})" for o, v in pairs)
+            + ", ".join(f"{side.name} {value:.4g} ({key} {side.limit:g})" for (key, side), value in told)
         )
 
 

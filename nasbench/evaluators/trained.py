@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -92,6 +93,15 @@ class TrainEvaluator(Evaluator):
         self.epochs = epochs
         self.seed = seed
         self._options = options | {"device": device}
+
+    @classmethod
+    def check_fidelity(cls, options: Mapping[str, Any], name: str, values: Sequence[float]) -> None:
+        full = options["epochs"]
+        if wrong := [value for value in values if not (float(value).is_integer() and 1 <= value < full)]:
+            raise UserError(
+                f"the strategy asks for {', '.join(f'{v:g}' for v in values)} epochs and for all, which are "
+                f"evaluator.epochs = {full}: those before must be whole numbers from 1 to {full - 1}, not {wrong[0]:g}"
+            )
 
     def evaluate(self, proposals: Proposals) -> Evaluation:
         n = len(proposals)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -45,6 +46,8 @@ class Strategy(ABC):
     """
 
     needs_predictors: ClassVar[bool] = False  # of every objective, by `use_predictors`
+    needs_fidelity: ClassVar[bool] = False  # an evaluator that knows those in `fidelities`
+    fidelities: Mapping[str, Sequence[float]] = MappingProxyType({})  # values that it asks for, by name of the fidelity
 
     def __init__(self, space: SearchSpace, seed: int = 0, initial: Archs | None = None) -> None:
         self.space = space
@@ -53,6 +56,13 @@ class Strategy(ABC):
         self.initial = space.canonical(space.check(initial)) if initial is not None and len(initial) else None
         if self.initial is not None:
             self._check_permitted(self.initial, "starts from")
+
+    def check(self, objectives: Sequence[Objective]) -> None:  # noqa: B027 (most take any)
+        """Refuse objectives that this strategy cannot work with, before anything is evaluated.
+
+        Raises:
+            UserError: why, and what would do.
+        """
 
     def use_costs(self, costs: Costs) -> None:  # noqa: B027  (most strategies have no use for it)
         """Objectives that are known of any architecture before it is evaluated, such as predicted costs.

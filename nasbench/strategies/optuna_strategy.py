@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import time
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -20,6 +20,9 @@ from nasbench.strategies.base import Strategy
 from search_spaces import SearchSpace, UserError, nearest
 from search_spaces.base import TRIES, Archs
 
+if TYPE_CHECKING:
+    from nasbench.objectives import Objective
+
 _STUDY = "nasbench"
 _VIOLATIONS = "violations"
 # Samplers that know no parameters but those that every trial has.
@@ -30,6 +33,11 @@ _WAITS = (0.5, 2.0, 5.0)  # seconds before a storage that failed is tried again
 def _ascending(choices: tuple[Any, ...]) -> bool:
     """Whether choices are numbers in ascending order, more than one."""
     return len(choices) > 1 and all(isinstance(c, int | float) for c in choices) and list(choices) == sorted(choices)
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without a full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _constraints(trial: FrozenTrial) -> list[float]:
@@ -99,6 +107,26 @@ class OptunaStrategy(Strategy):
         self._mirror: optuna.Study | None = None
         self._written = 0
         self._rebuild(1, [], {})
+
+    def check(self, objectives: Sequence[Objective]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                study = optuna.create_study(directions=["minimize"] * len(objectives), sampler=self._sampler())
+                study.ask({"any": IntDistribution(0, 1)})
+            except ValueError as error:
+                raise UserError(
+                    f"strategy.sampler = {self._sampler_name!r} cannot do this search: {_first_line(error)}; "
+                    "TPESampler, NSGAIISampler, NSGAIIISampler and GPSampler take any number of objectives"
+                ) from error
+            try:
+                if self._storage_url:
+                    optuna.storages.get_storage(self._storage_url)
+            except Exception as error:  # drivers and databases raise their own kinds
+                raise UserError(
+                    f"strategy.storage = {self._storage_url!r} cannot be used: {_first_line(error)}; expected a URL "
+                    "such as 'sqlite:///study.db' that can be reached, and its driver installed"
+                ) from error
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         kind = getattr(optuna.samplers, self._sampler_name)
@@ -244,7 +272,8 @@ class OptunaStrategy(Strategy):
             except Exception as error:  # drivers and databases raise their own kinds
                 if wait is None:
                     raise UserError(
-                        f"{where} cannot be written: {error}. Nothing is lost: with the storage back, resume the run"
+                        f"{where} cannot be written: {_first_line(error)}. Nothing is lost: with the storage back, "
+                        "resume the run"
                     ) from error
                 self._mirror = None  # connects again
                 time.sleep(wait)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from nasbench.strategies.base import Strategy
 from nasbench.variation import new_rows, row_keys
 from search_spaces import SearchSpace, UserError
 from search_spaces.base import Archs
+
+if TYPE_CHECKING:
+    from nasbench.objectives import Objective
 
 Floats = NDArray[np.float64]
 
@@ -102,6 +105,11 @@ class PolicyStrategy(Strategy):
         self._violation: Floats = np.empty(0)
         self._of: NDArray[np.int64] = np.empty(0, dtype=np.int64)  # which policy proposed it
         self._unlearned = 0
+
+    def check(self, objectives: Sequence[Objective]) -> None:
+        costs = sum(not o.maximise for o in objectives)
+        if self.reward == "mnasnet" and len(objectives) > 1 and self.targets and len(self.targets) != costs:
+            raise UserError(f"strategy.targets: {len(self.targets)} given, but {costs} objectives are minimised")
 
     @property
     def preferred_batch(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class SuccessiveHalving(Strategy):
         rungs: with the one of full fidelity.
     """
 
+    needs_fidelity: ClassVar[bool] = True
+
     def __init__(
         self,
         space: SearchSpace,
@@ -53,6 +55,7 @@ class SuccessiveHalving(Strategy):
             raise UserError(f"strategy.minimum = {minimum}: expected a number above 0")
         self.fidelity, self.factor, self.rungs = fidelity, factor, rungs
         self._levels = np.array([minimum * factor**k for k in range(rungs - 1)] + [np.nan])
+        self.fidelities = {fidelity: self._levels[:-1].tolist()}
         self.archs: Archs = np.empty((0, len(space.knobs)), dtype=space.dtype)
         self.values: NDArray[np.float64] = np.empty((0, 0))
         self.violation: NDArray[np.float64] = np.empty(0)

@@ -34,6 +34,7 @@ from nasbench.evaluators.base import Evaluation, Evaluator
 from nasbench.objectives import make_objective
 from nasbench.pareto import hypervolume
 from nasbench.strategies.random_search import RandomSearch
+from nasbench.strategies.successive_halving import SuccessiveHalving
 from predictors import predictor_for
 from search_spaces import UserError, load_space
 
@@ -133,6 +134,21 @@ def test_only_distinct_architectures_are_evaluated_and_counted(space):
     trial = run_trial(Stubborn(space, 0), evaluator, objectives, evaluations=50)
     assert len(trial.values) == len(evaluator.asked) == 3
     assert trial.asked == 6 * (1 + PATIENCE)
+
+
+def test_limits_on_both_sides_count(space):
+    objectives = [make_objective("cost", direction="minimise", at_least=3, at_most=5)]
+    trial = run_trial(RandomSearch(space, 0), Counting(), objectives, evaluations=50, batch=7)
+    np.testing.assert_array_equal(trial.feasible, (trial.values[:, 0] >= 3) & (trial.values[:, 0] <= 5))
+    assert trial.feasible.any()
+    assert not trial.feasible.all()
+
+
+def test_an_evaluation_of_reduced_fidelity_is_never_taken_for_a_whole_one(space):
+    with pytest.raises(UserError, match="fidelity"):
+        run_trial(
+            SuccessiveHalving(space, 0), Counting(), [make_objective("cost", direction="minimise")], evaluations=9
+        )
 
 
 OWN = """
@@ -310,7 +326,8 @@ def test_without_a_complete_table_all_runs_together_are_the_yardstick(file, tmp_
         (["seeds=[1, 1]"], "distinct seeds"),
         (["budgets=[10, 999]"], r"budgets = \[10, 999\]: must be within 1..evaluations \(24\)"),
         (["strategies.bayes={}"], "strategy: unknown name 'bayes'. Did you mean 'bayesian'"),
-        (["strategies.darts={}"], "strategies.darts: 'darts' does not propose.*these can: .*random, .*nsga2"),
+        (["strategies.darts={}"], "strategies.darts: 'darts' does not propose.*these can: .*nsga2, .*random"),
+        (["strategies.successive_halving={}"], "'successive_halving' does not propose.*in full"),
         (["strategies.random.rate=1"], "strategies.random: unknown key 'rate'"),
         (["strategies.nsga2.population_size=1"], "strategies.nsga2 on problem 'cost'.*at least 2"),
         (["problems.bad.stages=[]"], "problems.bad: unknown section 'stages'"),

@@ -24,7 +24,7 @@ from nasbench.execution.in_process import InProcess
 from nasbench.experiment import run_experiment
 from nasbench.plan import make_plan
 from nasbench.run import Run
-from search_spaces import UserError
+from search_spaces import SearchSpace, UserError
 
 PARTS = """
 import hashlib, json, os, pathlib, signal, time
@@ -130,14 +130,21 @@ def calm(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.
 
 
 def evaluate(spread: Path, changes: Sequence[str], count: int = 16) -> tuple[Evaluation, np.ndarray]:
-    """What workers make of `count` distinct architectures, and what they ought to: the function's own values."""
+    """What workers make of `count` architectures of all scores, and what they ought to: the function's own values."""
     plan = make_plan(load_config(spread, [*PROCESSES, *changes]), spread.parent)
-    archs = np.unique(plan.space.sample(20 * count, np.random.default_rng(0)), axis=0)[:count]
+    archs = np.unique(plan.space.sample(20 * count, np.random.default_rng(0)), axis=0)
+    scores = scores_of(plan.space, archs)
+    picked = np.argsort(scores)[np.linspace(0, len(archs) - 1, count).astype(int)]
+    archs, scores = archs[picked], scores[picked]
     with closing(executed(plan, plan.make_evaluator(None, None), spread.parent, spread.parent)) as evaluator:
         result = evaluator.evaluate(Proposals(np.arange(count), archs))
-    texts = [json.dumps(plan.space.decode(arch), sort_keys=True) for arch in archs]
-    scores = [int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF for text in texts]
-    return result, np.array(scores)
+    return result, scores
+
+
+def scores_of(space: SearchSpace, archs: np.ndarray) -> np.ndarray:
+    """What the function `score` of the experiment's module says."""
+    texts = [json.dumps(space.decode(arch), sort_keys=True) for arch in archs]
+    return np.array([int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF for text in texts])
 
 
 def test_failures_are_repeated_and_recorded_dead_workers_replaced_and_endless_ones_stopped(spread: Path) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nasbench.registry import REGISTRY, options, resolve
+from nasbench.registry import REGISTRY, defaults, options, resolve
+from nasbench.strategies.darts import DARTS
 from search_spaces import UserError
 
 
@@ -53,6 +54,13 @@ def test_types_that_are_not_keys_need_not_be_there(tmp_path: Path) -> None:
 
 class Part:
     def __init__(self, space: object, *, size: int = 3, rate: float) -> None: ...
+
+
+def test_keys_that_are_listed_are_keys_that_are_taken() -> None:
+    assert defaults(Part) == {"size": 3, "rate": ...}
+    listed = defaults(DARTS)
+    assert {"drop_path", "epochs", "limit_weight"} <= listed.keys(), "its own, and those of all gradient searches"
+    assert options(DARTS, {}, "strategy") == listed
 
 
 def test_options_come_from_keyword_only_parameters() -> None:

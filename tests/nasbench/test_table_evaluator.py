@@ -80,6 +80,22 @@ def test_files_are_joined_by_architecture(tmp_path, space, everything):
     np.testing.assert_allclose(ask(evaluator, archs).values, np.column_stack([latency, accuracy]))
 
 
+def test_limits_on_either_side_that_no_row_keeps_are_named(file, space, everything):
+    _, accuracy, latency = everything
+    evaluator = TableEvaluator(space, path=str(file))
+    both = make_objective("phone_ms", direction="minimise", at_least=float(latency.min()), at_most=float(latency.max()))
+    least = make_objective("top1", direction="maximise", at_least=1.0)
+    evaluator.check_limits([both])
+    with pytest.raises(UserError, match=rf"objectives\.top1\.at_least = 1: .*the best has {accuracy.max():.4g}"):
+        evaluator.check_limits([both, least])
+    with pytest.raises(UserError, match=rf"phone_ms\.at_least = 99: .*the best has {latency.max():.4g}"):
+        evaluator.check_limits([make_objective("phone_ms", direction="minimise", at_least=99.0)])
+    most_accurate = make_objective("top1", direction="maximise", at_least=float(accuracy.max()))
+    fastest = make_objective("phone_ms", direction="minimise", at_most=float(latency.min()))
+    with pytest.raises(UserError, match=r"all limits at once.*\(at_least [\d.]+\), phone_ms [\d.]+ \(at_most"):
+        evaluator.check_limits([most_accurate, fastest])
+
+
 @pytest.mark.extra("pyarrow")
 def test_parquet_is_read_as_csv_is(tmp_path, space, everything):
     import pyarrow as pa
