@@ -296,5 +296,7 @@ def accuracy_figure(results: Sequence[ContinualResult]) -> Figure:
         if number + columns >= len(results):
             axes.set_xlabel("on the task of step", fontsize=8)
     if image is not None:
-        figure.colorbar(image, ax=panels, label="accuracy (%)", shrink=0.8)
+        scale = figure.colorbar(image, ax=panels, shrink=0.8)
+        scale.set_label("accuracy (%)", fontsize=8)
+        scale.ax.tick_params(labelsize=7)
     return figure

@@ -305,8 +305,7 @@ class EWC(FineTuning):
 class LwF(FineTuning):
     """The network of the step before teaches its classes on new images (learning without forgetting; Li & Hoiem 2016).
 
-    Labels are learned among the classes of the step alone, so that their loss does not press the old ones down; where
-    all steps have the same classes both losses are over all of them.
+    Labels are learned among all classes met so far, and the teacher speaks of those that it knows.
 
     Args:
         weight: of the teacher's loss beside that of the labels.
@@ -334,9 +333,7 @@ class LwF(FineTuning):
             return super().loss(task, batch, met)
         x = self.prepare(task, batch.images)
         logits = self.network(x).float()
-        new = torch.zeros_like(met)
-        new[task.split("train").labels.unique()] = True
-        loss = task.loss(logits.masked_fill(~new, UNMET), batch.labels)
+        loss = task.loss(logits.masked_fill(~met, UNMET), batch.labels)
         with torch.no_grad():
             target = self.teacher(x).float()[:, self.met]
         return loss + self.weight * soft_loss(logits[:, self.met], target, self.temperature)
