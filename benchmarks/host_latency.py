@@ -149,7 +149,7 @@ def networks_of(
     if part == OTHERS:
         tests = published(args.per_family)
         for name in ("quickstart", "mobile96", "ofa_mobilenet_v3"):
-            tests += drawn(load_space(name, *SPACES.get(name, ())), 10, args.seed)
+            tests += drawn(load_space(name, *SPACES.get(name, ())), min(10, args.networks), args.seed)
         return list(calibration_suite(args.suite, args.seed)), tests
     space = load_space(part, *SPACES[part])
     rows = choose(space, args.calibration, target, np.random.default_rng(args.seed))
@@ -175,7 +175,9 @@ def main() -> None:
     parser.add_argument("--runtime", default="onnxruntime", help="onnxruntime, litert, openvino, executorch")
     parser.add_argument("--precision", default="fp32", help="fp32 or int8")
     parser.add_argument("--parts", nargs="+", default=[*SPACES, OTHERS], choices=[*SPACES, OTHERS])
-    parser.add_argument("--networks", type=int, default=100, help="random architectures per space")
+    parser.add_argument(
+        "--networks", type=int, default=100, help="random architectures per space (of the other families: 10 at most)"
+    )
     parser.add_argument("--calibration", type=int, default=32, help="networks measured for the calibration of a space")
     parser.add_argument("--suite", type=int, default=540, help="made-up networks measured for the other families")
     parser.add_argument("--per-family", type=int, default=3, help="published networks per family")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,29 +64,57 @@ class CheckedConverter(Converter):
         import torch
 
         name = type(network).__name__
+        self._check_precision(target)
+        batches = calibration_batches(images, target.batch, input_shape)
+        with evaluating(network), torch.no_grad():
+            return self._checked(
+                name,
+                self._artifact(target, input_shape, path, batches, images),
+                target,
+                batches,
+                expected=lambda: _outputs(network(torch.from_numpy(batches[0])), name),
+                write=lambda temporary: self._write(network, target, batches, temporary),
+            )
+
+    def _check_precision(self, target: Target) -> None:
         if target.precision not in self.precisions:
             known = " or ".join(self.precisions)
             raise UserError(f"{target.name}: a torch module becomes {known} {self.title} only, not {target.precision}")
-        batches = calibration_batches(images, target.batch, input_shape)
-        precision = self.file_precision(target)
-        note = ""
+
+    def _artifact(
+        self, target: Target, input_shape: tuple[int, ...], path: Path, batches: list[Array], images: Array | None
+    ) -> Artifact:
+        """What will be at `path`."""
+        precision, note = self.file_precision(target), ""
         if precision == "int8":
             source = f"{len(batches) * target.batch} images"
             note = f"int8 ranges calibrated on {source if images is not None else f'{source} of seeded noise'}"
-        with contextlib.ExitStack() as stack, evaluating(network), atomic(path) as temporary, torch.no_grad():
+        return Artifact(path, self.format, precision, tuple(input_shape), note)
+
+    def _checked(
+        self,
+        name: str,
+        artifact: Artifact,
+        target: Target,
+        batches: list[Array],
+        expected: Callable[[], list[Array]],
+        write: Callable[[Path], None],
+    ) -> Artifact:
+        """The artifact once `write` has written it and it gives the `expected` outputs for the first batch."""
+        path, precision = artifact.path, artifact.precision
+        with contextlib.ExitStack() as stack, atomic(path) as temporary:
             for made in self._beside(temporary):
                 stack.callback(made.unlink, missing_ok=True)
             try:
                 with quiet():
-                    expected = _outputs(network(torch.from_numpy(batches[0])), name)
-                    self._write(network, target, batches, temporary)
+                    wanted = expected()
+                    write(temporary)
             except (UserError, OSError):
                 raise
             except Exception as error:  # converters raise whatever the layers below them raise
                 raise UserError(f"{name}: cannot be written as {self.title}: {reason(error)}") from error
-            artifact = Artifact(temporary, self.format, precision, tuple(input_shape), note)
-            found = self.meter().opened(artifact, target, batches[0]).run()
-            difference = _difference(found, expected, precision)
+            found = self.meter().opened(replace(artifact, path=temporary), target, batches[0]).run()
+            difference = _difference(found, wanted, precision)
             if not difference <= TOLERANCE[precision]:
                 raise UserError(
                     f"{name}: the {precision} {self.title} file differs from the network by {difference:.2g} of its "
@@ -94,7 +123,7 @@ class CheckedConverter(Converter):
             stack.pop_all()
             for made, final in zip(self._beside(temporary), self._beside(path), strict=True):
                 made.replace(final)
-        return Artifact(path, self.format, precision, tuple(input_shape), note)
+        return artifact
 
     def file_precision(self, target: Target) -> str:
         """Precision of the file for a target; a runtime may lower it as it builds the network on the device."""

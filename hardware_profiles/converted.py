@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.meter import Artifact
-from hardware_profiles.onnx_runtime import OnnxConverter
+from hardware_profiles.onnx_runtime import FromOnnxConverter, OnnxConverter
 from hardware_profiles.paths import write_text
 from hardware_profiles.profile import Target
 from hardware_profiles.runtimes import converter_for, meter_for
@@ -28,7 +28,7 @@ class ConvertedFiles:
     What a file holds follows from its name: a digest of what the caller says identifies the network, of its input
     shape, of the target's precision and batch, and of the versions of torch and the runtime. Networks that cannot be
     converted are kept too, with the reason. Files of other versions stay; delete the directory to be rid of them.
-    All runtimes that read ONNX share its fp32 files, which every other form of a network would be made from.
+    All runtimes that read ONNX share its fp32 files, and int8 files of those runtimes are made from them.
 
     Args:
         folder: need not exist yet.
@@ -49,9 +49,9 @@ class ConvertedFiles:
         Raises:
             UserError: the runtime's converter refuses the network, now or earlier; or the directory cannot be written.
         """
-        format, versions = self.target.runtime, [version("torch"), meter_for(self.target).runtime_version()]
-        converter = converter_for(self.target)
-        if self.target.precision == "fp32" and "onnx" in getattr(meter_for(self.target), "formats", ()):
+        converter, runtime = converter_for(self.target), meter_for(self.target)
+        format, versions = self.target.runtime, [version("torch"), runtime.runtime_version()]
+        if self.target.precision == "fp32" and "onnx" in getattr(runtime, "formats", ()):
             format, versions, converter = "onnx", versions[:1], OnnxConverter()
         what = [identity, input_shape, self.target.precision, self.target.batch, versions]
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
@@ -62,13 +62,27 @@ class ConvertedFiles:
             raise UserError(found["error"])
         if found is not None and path.is_file():
             return Artifact(path, converter.format, found["precision"], tuple(input_shape), found["note"])
+        plain = self._fp32()
         try:
-            artifact = converter.convert(build(), self.target, input_shape, path)
+            if plain and isinstance(converter, FromOnnxConverter):
+                source = ConvertedFiles(self.folder, plain).convert(identity, build, input_shape)
+                artifact = converter.convert_onnx(source.path, self.target, input_shape, path)
+            else:
+                artifact = converter.convert(build(), self.target, input_shape, path)
         except UserError as error:
             write_text(note, json.dumps({"error": str(error), "precision": "", "note": ""}))
             raise
         write_text(note, json.dumps({"error": "", "precision": artifact.precision, "note": artifact.note}))
         return artifact
+
+    def _fp32(self) -> Target | None:
+        """The device in fp32 with a runtime whose file is ONNX; None if the target is that, or there is none."""
+        profile = self.target.profile
+        for name, point in profile.operating_points.items():
+            same = point.precision == "fp32" and point.batch == self.target.batch and point.runtime == "onnxruntime"
+            if same and self.target.precision == "int8":
+                return Target(profile, name)
+        return None
 
 
 def _read(note: Path) -> dict[str, str] | None:

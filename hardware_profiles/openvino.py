@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from hardware_profiles.conversion import Array, CheckedConverter
+from hardware_profiles.conversion import Array
 from hardware_profiles.extras import load
 from hardware_profiles.meter import Artifact, OperatorTime
-from hardware_profiles.onnx_runtime import write_onnx
+from hardware_profiles.onnx_runtime import FromOnnxConverter
 from hardware_profiles.passes import PROFILED_RUNS, InProcessMeter, Session
 from hardware_profiles.profile import Target
-
-if TYPE_CHECKING:
-    from torch import nn
 
 EXTRA = "openvino"
 
@@ -104,7 +100,7 @@ class OpenVINOMeter(InProcessMeter):
         return list(times.values())
 
 
-class OpenVINOConverter(CheckedConverter):
+class OpenVINOConverter(FromOnnxConverter):
     """Writes a torch module as OpenVINO IR, by way of ONNX: an `.xml` file and its weights in a `.bin` beside it.
 
     fp16 halves the weights' file; what the device computes in is its own choice (a Myriad X has nothing else). int8 is
@@ -117,16 +113,13 @@ class OpenVINOConverter(CheckedConverter):
     precisions = ("fp32", "fp16", "int8")
     extra = EXTRA
 
-    def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
+    def _lower(self, source: Path, target: Target, batches: list[Array], path: Path) -> None:
         openvino = _load("openvino")
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "fp32.onnx"
-            write_onnx(network, batches[0], source)
-            model = openvino.convert_model(str(source))
-            if target.precision == "int8":
-                nncf = _load("nncf")
-                model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
-            openvino.save_model(model, str(path), compress_to_fp16=target.precision == "fp16")
+        model = openvino.convert_model(str(source))
+        if target.precision == "int8":
+            nncf = _load("nncf")
+            model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+        openvino.save_model(model, str(path), compress_to_fp16=target.precision == "fp16")
 
     def _beside(self, path: Path) -> list[Path]:
         return [path.with_suffix(".bin")]

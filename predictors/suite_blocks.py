@@ -350,14 +350,21 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
 
 
 class _Grid(nn.Module):
-    """The first `size` x `size` positions, repeated where there are fewer: a classifier's input of fixed size."""
+    """A map of `size` x `size`, of a larger one by pooling and cropping, of a smaller one by adding zeros.
+
+    Resizing by the nearest would do it in one step, but runtimes disagree on which is the nearest.
+    """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, size=(self.size, self.size), mode="nearest")
+        side = min(int(x.shape[2]), int(x.shape[3]))
+        if side >= 2 * self.size:
+            x = F.avg_pool2d(x, side // self.size)
+        missing = self.size - side
+        return F.pad(x, (0, missing, 0, missing)) if missing > 0 else x[:, :, : self.size, : self.size]
 
 
 def network(input_shape: Sequence[int], layers: Sequence[tuple[str, Any]], classes: int) -> nn.Module:

@@ -46,8 +46,22 @@ def test_whatever_changes_the_file_makes_another(tmp_path: Path) -> None:
         artifact(tmp_path, build, side=7),
         artifact(tmp_path, build, target="host:int8"),
     ]
-    assert len({a.path for a in found}) == build.count == 4
+    assert len({a.path for a in found}) == 4
+    assert build.count == 3  # int8 is made from the file in fp32
     assert "noise" in artifact(tmp_path, build, target="host:int8").note
+
+
+def test_an_int8_file_comes_from_the_kept_fp32_file_or_makes_it(tmp_path: Path) -> None:
+    build = Counted()
+    assert artifact(tmp_path, build, target="host:int8").precision == "int8"
+    assert artifact(tmp_path, build).precision == "fp32"
+    assert build.count == 1
+
+
+def test_a_refusal_in_fp32_is_one_in_int8(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(UserError, match="channels"):
+            ConvertedFiles(tmp_path, load_target("host:int8")).convert("a", lambda: nn.Conv2d(3, 4, 3), (1, 6, 6))
 
 
 def test_a_file_or_note_that_is_gone_or_damaged_is_made_again(tmp_path: Path) -> None:
@@ -78,4 +92,5 @@ def test_a_runtime_that_reads_onnx_shares_its_files(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     build = Counted()
     assert artifact(tmp_path, build) == artifact(tmp_path, build, target="host:openvino-fp32")
+    assert artifact(tmp_path, build, target="host:openvino-int8").path.suffix == ".xml"
     assert build.count == 1

@@ -1,12 +1,16 @@
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hardware_profiles import load_target
+from hardware_profiles.onnx_runtime import OnnxConverter
 from predictors import OperatorModel, calibration_suite
 from predictors.operator_features import COORDINATES, GROUPS, QUANTITIES, describe, group_of, kernels
 from predictors.operator_model import Fit
+from predictors.suite_blocks import network
 from search_spaces import SearchSpace, Tensor, UserError, Workload, WorkloadBuilder, load_space
 
 # ms per kernel and per million of macs, values and params; about those of a desktop CPU core.
@@ -250,6 +254,12 @@ def test_every_made_up_network_of_a_suite_runs_at_its_resolution() -> None:
     assert all(n.workload().macs > 0 for n in networks)
     with pytest.raises(UserError, match="at least as many"):
         calibration_suite(3)
+
+
+@pytest.mark.parametrize("side", [3, 4, 7, 11])
+def test_a_classifier_of_a_grid_becomes_a_file_at_any_size(side: int, tmp_path: Path) -> None:
+    layers = (("flatten", (("pool", 4),)), ("dense", (("out", 6), ("act", "relu"))))
+    OnnxConverter().convert(network((2, side, side), layers, 5), load_target("host"), (2, side, side), tmp_path / "n")
 
 
 def test_a_row_of_a_convolution_is_started_once_for_all_that_it_computes() -> None:
