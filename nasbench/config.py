@@ -323,6 +323,8 @@ def parse_config(data: dict[str, Any], where: str = "config") -> Config:
     Raises:
         UserError: unknown key (with the nearest known one) or wrong value; `where` names the source.
     """
+    if "strategies" in data and "problems" in data:
+        raise UserError(f"{where}: compares strategies, and is no single experiment: start it with nasbench compare")
     try:
         return Config.model_validate(data)
     except ValidationError as error:

@@ -12,8 +12,9 @@ from nasbench.execution.base import Backend, Died, Ready, Refused, Reply
 from nasbench.execution.worker import Recipe, answer, build
 from search_spaces.errors import UserError
 
-# Seconds between attempts to reach a cluster.
+# Seconds between attempts to reach a cluster, and after which no further one is made; Ray's own take up to 50.
 _WAITS_S = (1.0, 2.0, 4.0, 8.0)
+_PATIENCE_S = 30.0
 
 
 class _Actor:
@@ -41,7 +42,7 @@ class RayCluster(Backend):
         address: of the cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`; empty starts Ray on this machine.
 
     Raises:
-        UserError: Ray is not installed, or the cluster is not reached within some seconds.
+        UserError: Ray is not installed, or the cluster is not reached within a minute or so.
     """
 
     def __init__(self, recipe: Recipe, workers: int = 0, address: str = "") -> None:
@@ -59,12 +60,13 @@ class RayCluster(Backend):
         options: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
         if workers and not address:
             options["num_cpus"] = workers
+        began = time.monotonic()
         for wait in (*_WAITS_S, None):
             try:
                 self._ray.init(log_to_driver=False, configure_logging=False, **options)
                 return
             except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError, TimeoutError and its own
-                if wait is None or not address:
+                if wait is None or not address or time.monotonic() - began > _PATIENCE_S:
                     where = f"the cluster at execution.address = {address!r}" if address else "a Ray of its own"
                     raise UserError(
                         f"execution: cannot reach {where}: {str(error).splitlines()[0]}. See that "

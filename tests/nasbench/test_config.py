@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from nasbench.comparison.settings import dump_settings, load_settings
 from nasbench.config import dump_config, find_experiment, load_config, parse_config
 from nasbench.plan import make_plan
 from search_spaces import UserError
 
-EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+FILES = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+COMPARISONS = [file for file in FILES if file.stem.startswith("compare_")]
+EXPERIMENTS = [file for file in FILES if file not in COMPARISONS]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,16 @@ def test_wrong_words_are_named_with_the_nearest_right_one(data: dict, words: lis
     assert str(error.value).startswith("my.toml: ")
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("file", COMPARISONS, ids=lambda f: f.stem)
+def test_shipped_comparisons_survive_being_written_out_and_are_told_from_experiments(file, tmp_path):
+    settings = load_settings(file)
+    again = tmp_path / "again.toml"
+    again.write_text(dump_settings(settings))
+    assert load_settings(again) == settings
+    with pytest.raises(UserError, match=rf"{file.name}: .*nasbench compare"):
+        load_config(file)
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
