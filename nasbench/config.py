@@ -50,7 +50,7 @@ class EvaluatorSection(Component):
     """`[evaluator]`: what gives an architecture its accuracy, and how often it is asked.
 
     Keys:
-        name: `supernet`, `table`, `command`, `zero_cost`, or `module:function` of your own.
+        name: see `nasbench evaluators`; or `module:function` of your own.
         also: further evaluators, `[[evaluator.also]]` with a name and keys each, for further objectives.
         cache: a file that keeps what was evaluated, for other strategies and runs; they may use it at the same time.
         samples: architectures it evaluates to train an accuracy predictor, which then guides the search;

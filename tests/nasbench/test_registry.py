@@ -15,6 +15,13 @@ def test_every_registered_component_is_there_and_documented(family: str, name: s
     assert component.__doc__
 
 
+def test_the_page_of_strategies_has_a_row_for_each() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    table = page.partition("\n## ")[0]
+    rows = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(REGISTRY["strategy"])
+
+
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UserError, match="Did you mean 'optuna'"):
         resolve("strategy", "optun")
