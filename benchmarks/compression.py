@@ -1,14 +1,18 @@
 """What compression costs and gains, measured: methods, latency-aware against uniform pruning, and the whole pipeline.
 
-    python -m benchmarks.compression [--quick] [--output DIR]
+    python -m benchmarks.compression [--quick] [--output DIR] [--parts 3,4,1,2]
 
 Part 1: a searched network, ResNet-18 and a vision transformer, trained on Fashion-MNIST, each through one method at a
 time, with accuracy (test), size, and latency measured with ONNX Runtime, OpenVINO and ExecuTorch. Part 2: uniform
 pruning to a share of the multiply-accumulates against pruning by sensitivity to a share of the predicted latency, at
 several shares. Part 3: networks of one search, fine-tuned, against the same networks pruned, distilled and quantised,
-with as many epochs: latency interpolated at equal test accuracy, and the gain in hypervolume. Every line is a run,
-kept in DIR: called again, finished ones are read and others continued. The last line is JSON: `pipeline_speedup` (the
-smaller of two runtimes), `int8_accuracy_drop` (points, the mean over networks).
+with as many epochs: latency interpolated at equal test accuracy, and hypervolumes. Part 4: the same against a search of
+architecture, widths and bits together, from the same supernet. Every line is a run, kept in DIR: called again, finished
+ones are read and others continued. The last line is JSON: `pipeline_speedup` (the smaller of two runtimes),
+`int8_accuracy_drop` (points, the mean over networks), `joint_hypervolume_ratio` (to the pipeline's, the smaller of two
+runtimes), `latency_aware_speedup` (over uniform pruning at equal accuracy, per network).
+
+Parts 3 and 4 are of the space `resnet28`: plain convolutions of 16 channels or a multiple, which int8 makes faster.
 
 One seed and short trainings: differences of less than about half a point of accuracy are noise.
 """
@@ -34,6 +38,7 @@ from search_spaces import UserError
 
 NETWORKS = {"searched": "quickstart:largest", "resnet18": "resnet18@28", "vit": "vit28:largest"}
 SHARES = (0.8, 0.6, 0.4)
+JOINT = Path(__file__).parents[1] / "experiments" / "joint.toml"
 
 
 def targets() -> list[str]:
@@ -98,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer networks, epochs and methods, for the same figures")
     parser.add_argument("--output", type=Path, default=Path("runs/compression"), help="where runs are kept")
-    parser.add_argument("--parts", default="3,1,2", help="which, in that order (%(default)s)")
+    parser.add_argument("--parts", default="3,4,1,2", help="which, in that order (%(default)s)")
     arguments = parser.parse_args()
     out, devices, quick = arguments.output, targets(), arguments.quick
     out.mkdir(parents=True, exist_ok=True)
@@ -174,16 +179,6 @@ def latency_aware(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
     }
 
 
-def pipeline_figures(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
-    """Part 3."""
-    found = whole_pipeline(out, devices[:2], quick)
-    speedups = [r["speedup"] for r in found.values()]
-    return {
-        "pipeline_speedup": round(min(speedups), 3) if len(speedups) > 1 else None,
-        "per_runtime": {d: {k: round(v, 4) for k, v in r.items()} for d, r in found.items()},
-    }
-
-
 def searched(out: Path, quick: bool) -> RunView:
     """A search among plain convolutional networks, its choice fine-tuned for as long as the pipeline trains."""
     config = load_config(find_experiment("quickstart"), ["threads=1"]).model_dump(exclude_none=True)
@@ -211,12 +206,8 @@ def starting_points(search: RunView) -> dict[str, dict[str, str]]:
     }
 
 
-def whole_pipeline(out: Path, devices: list[str], quick: bool) -> dict[str, dict[str, float]]:
-    """The networks of one search, fine-tuned, against the same pruned, distilled and quantised, trained for as long.
-
-    All forms after the first compete: where int8 is slower than fp32, the fp32 form is what one would deploy. What
-    competes is chosen on validation images.
-    """
+def compressed_front(out: Path, devices: list[str], quick: bool) -> pd.DataFrame:
+    """The networks of the search after each stage of the pipeline, which trains for as long as they were fine-tuned."""
     search = searched(out, quick)
     alone = search.stages()
     alone = alone[alone["step"] == 1]
@@ -231,21 +222,64 @@ def whole_pipeline(out: Path, devices: list[str], quick: bool) -> dict[str, dict
          "teacher_weights": str(teacher.resolve())},
         {"name": "quantize", "stop_if_accuracy_falls": 0.02},
     ]  # fmt: skip
-    pipeline = compressed(out / "pipeline", devices[:1], networks, stages)
-    pipeline = pipeline[pipeline["step"] > 0]
-    both = pd.concat({"search": alone, "pipeline": pipeline}, names=["run"])
+    rows = compressed(out / "pipeline", devices[:1], networks, stages)
+    return rows[rows["step"] > 0]
+
+
+def whole_pipeline(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
+    """Part 3: networks of one search, fine-tuned, against the same pruned, distilled and quantised, trained as long.
+
+    All forms after the first compete: where int8 is slower than fp32, the fp32 form is what one would deploy. What
+    competes is chosen on validation images.
+    """
+    alone = searched(out, quick).stages()
+    kinds = {"search": alone[alone["step"] == 1], "pipeline": compressed_front(out, devices, quick)}
+    found = fronts(out, pd.concat(kinds, names=["run"]), devices[:2])
+    speedups = [r["speedup"] for r in found.values()]
+    return {
+        "pipeline_speedup": round(min(speedups), 3) if len(speedups) > 1 else None,
+        "per_runtime": {d: {k: round(v, 4) for k, v in r.items()} for d, r in found.items()},
+    }
+
+
+def joint(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
+    """Part 4: from the same supernet, architecture, widths and bits searched together, against one after another."""
+    searched(out, quick)  # the supernet
+    sequential = compressed_front(out, devices, quick)
+    config = load_config(JOINT, ["threads=1"]).model_dump(exclude_none=True)
+    config["supernet"] |= {"checkpoint": str((out / "search" / "supernet.safetensors").resolve()), "epochs": 0}
+    config["selection"] |= {"count": 3 if quick else 8}
+    if quick:
+        config["evaluator"] |= {"samples": 40, "verify": 8}
+        config["strategy"] |= {"evaluations": 5000}
+    config["stages"] = [
+        {"name": "finetune", "epochs": 2 if quick else 4, "distillation_weight": 0.25},
+        {"name": "quantize", "stop_if_accuracy_falls": 0.02},
+    ]
+    rows = finished(out / "joint", config).stages()
+    both = pd.concat({"pipeline": sequential, "joint": rows[rows["step"] > 0]}, names=["run"])
+    found = fronts(out, both, devices[:2])
+    return {
+        "joint_hypervolume_ratio": round(min(r["hypervolume_ratio"] for r in found.values()), 4),
+        "joint_per_runtime": {d: {k: round(v, 4) for k, v in r.items()} for d, r in found.items()},
+    }
+
+
+def fronts(out: Path, both: pd.DataFrame, devices: list[str]) -> dict[str, dict[str, float]]:
+    """Stage results of two runs, the first index, compared on each device after measuring all their files together."""
     files = [out / run / file for (run, _), file in both["file"].items()]
+    names = list(dict.fromkeys(both.index.get_level_values("run")))
     found = {}
     for device in devices:
         column = f"latency_ms@{device}"
         both[column] = measured(files, (1, 28, 28), device)
-        found[device] = compare({run: front(both.loc[run], column) for run in ("search", "pipeline")}, column)
-    show("search alone", both.loc["search"], devices)
-    show("pipeline", both.loc["pipeline"], devices)
+        found[device] = compare({run: front(both.loc[run], column) for run in names}, column)
+    for run in names:
+        show(run, both.loc[run], devices)
     return found
 
 
-PARTS = {"1": each_method, "2": latency_aware, "3": pipeline_figures}
+PARTS = {"1": each_method, "2": latency_aware, "3": whole_pipeline, "4": joint}
 
 
 if __name__ == "__main__":

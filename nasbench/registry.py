@@ -28,11 +28,13 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "space": {
         "elastic": "search_spaces:elastic_space",
+        "joint": "nasbench.joint:JointSpace",
         "mobilenet_v3": "search_spaces:MobileNetV3Space",
     },
     "evaluator": {
         "supernet": "nasbench.evaluators.supernet:SupernetEvaluator",
         "supernet_int8": "nasbench.evaluators.supernet_int8:QuantisedSupernetEvaluator",
+        "joint": "nasbench.evaluators.joint:JointEvaluator",
         "table": "nasbench.evaluators.table:TableEvaluator",
         "command": "nasbench.evaluators.command:CommandEvaluator",
         "measure": "nasbench.evaluators.measured:MeasureEvaluator",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nasbench.joint import JointSpace
 from search_spaces import (
     AutoFormerSpace,
     ElasticSpace,
@@ -110,6 +111,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "mnasnet": lambda: load_space("mnasnet"),
     "ofa_resnet50": lambda: load_space("ofa_resnet50"),
     "resnet28": lambda: load_space("resnet28", 1, 10),
+    "joint": lambda: JointSpace(1, 10, of="resnet28", parts=2),
     "nasbench201": lambda: load_space("nasbench201"),
     "sensor_1d": lambda: load_space("sensor_1d", 6, 7),
     "tiny_images": lambda: load_space("tiny_images", 1, 10),
