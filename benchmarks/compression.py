@@ -172,7 +172,7 @@ def latency_aware(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
         both = pd.concat(kinds, names=["kind"])
         both = both.assign(**{column: measured(list(both["path"]), shape, devices[0])})
         show(f"{name}: pruned", both, devices)
-        speedup = compare({kind: front(both.loc[kind], column) for kind in kinds}, column)["speedup"]
+        speedup = compare({kind: front(of_run(both, kind), column) for kind in kinds}, column)["speedup"]
         speedups[name] = round(speedup, 3) if np.isfinite(speedup) else None
     return {
         "latency_aware_speedup": {k: None if v is None or np.isnan(v) else round(v, 3) for k, v in speedups.items()}
@@ -211,10 +211,10 @@ def compressed_front(out: Path, devices: list[str], quick: bool) -> pd.DataFrame
     search = searched(out, quick)
     alone = search.stages()
     alone = alone[alone["step"] == 1]
-    best = alone.loc[alone["accuracy"].idxmax(), "network"]
+    best = str(alone["network"].iloc[int(alone["accuracy"].argmax())])
     networks = starting_points(search)
     teacher = search.path / "stages" / best / "1-finetune.safetensors"
-    stages = [
+    stages: list[dict[str, Any]] = [
         *([] if quick else [{"name": "finetune", "epochs": 1}]),
         {"name": "prune", "budget": 0.7, "allocation": "sensitivity", "importance": "taylor", "epochs": 1, "lr": 0.02,
          "images": 256},
@@ -265,17 +265,22 @@ def joint(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
     }
 
 
+def of_run(rows: pd.DataFrame, run: str) -> pd.DataFrame:
+    """The rows of one run, the first index."""
+    return rows[rows.index.get_level_values(0) == run]
+
+
 def fronts(out: Path, both: pd.DataFrame, devices: list[str]) -> dict[str, dict[str, float]]:
     """Stage results of two runs, the first index, compared on each device after measuring all their files together."""
-    files = [out / run / file for (run, _), file in both["file"].items()]
-    names = list(dict.fromkeys(both.index.get_level_values("run")))
+    runs = [str(run) for run in both.index.get_level_values("run")]
+    files, names = [out / run / file for run, file in zip(runs, both["file"], strict=True)], list(dict.fromkeys(runs))
     found = {}
     for device in devices:
         column = f"latency_ms@{device}"
         both[column] = measured(files, (1, 28, 28), device)
-        found[device] = compare({run: front(both.loc[run], column) for run in names}, column)
+        found[device] = compare({run: front(of_run(both, run), column) for run in names}, column)
     for run in names:
-        show(run, both.loc[run], devices)
+        show(run, of_run(both, run), devices)
     return found
 
 

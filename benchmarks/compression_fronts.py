@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression
 
 from hardware_profiles import Artifact, load_target, meter_for
 from nasbench.pareto import hypervolume, non_dominated_mask
@@ -47,7 +47,7 @@ def compare(fronts: Mapping[str, pd.DataFrame], column: str) -> dict[str, float]
     lines = []
     for rows in fronts.values():
         logs = np.log(rows[column].to_numpy(float))
-        accuracy = IsotonicRegression().fit_transform(logs, rows["test_accuracy"].to_numpy(float))
+        accuracy = isotonic_regression(rows["test_accuracy"].to_numpy(float)).x
         first = np.unique(accuracy, return_index=True)[1]  # of equal accuracies the fastest
         lines.append((accuracy[first], logs[first]))
     low, high = max(a[0] for a, _ in lines), min(a[-1] for a, _ in lines)

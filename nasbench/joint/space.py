@@ -79,7 +79,7 @@ class JointSpace(SearchSpace):
         return ids[ids >= 0]
 
     @cached_property
-    def knobs(self) -> tuple[Knob, ...]:  # type: ignore[override]
+    def knobs(self) -> tuple[Knob, ...]:
         widths = tuple(Knob(f"width{part}", self.widths) for part in range(self.parts))
         return (*self.base.knobs, *widths, Knob("bits", self.bits))
 
@@ -116,7 +116,7 @@ class JointSpace(SearchSpace):
         return np.hstack([self.base.active(self.inner(archs)), own])
 
     @cached_property
-    def catalog(self) -> Catalog:  # type: ignore[override]
+    def catalog(self) -> Catalog:
         return Catalog(len(self.base.catalog) * len(self.widths), self._make_block)
 
     def _make_block(self, index: int) -> Block:
@@ -163,7 +163,7 @@ class JointSpace(SearchSpace):
 
         shape = getattr(network, "input_shape", self.input_shape)
         groups = [g for g in find_channels(network, shape).groups if _inside(network, g)]
-        left, counts = list(groups), {}
+        left, counts = list(groups), dict[str, int]()
         for channels, share in told:
             here, left = left[: len(channels)], left[len(channels) :]
             if sorted(g.channels for g in here) != sorted(channels):
@@ -227,7 +227,7 @@ class JointSupernet(Supernet):
         """The whole network; `JointSpace.pruned` takes channels out, and then statistics are to be taken anew."""
         return self.whole.extract(self.space.inner(arch), stats)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.whole.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
