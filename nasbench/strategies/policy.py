@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,18 @@ _WINDOW = 256  # latest results that rewards are standardised over
 _REDRAWS = 10  # of rows that were proposed before; then they are proposed again
 _RHO = 0.05  # share of the plain sum in the augmented Chebyshev scalarisation (Knowles, ParEGO, IEEE TEC 2006)
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma & Ba, ICLR 2015)
+
+
+class PolicyOptions(TypedDict, total=False):
+    """The keys of `PolicyStrategy`, for methods that add some of their own."""
+
+    reward: Literal["mnasnet", "pareto"]
+    targets: Sequence[float]
+    exponents: tuple[float, float]
+    policies: int
+    lr: float
+    entropy: float
+    batch_size: int
 
 
 class PolicyStrategy(Strategy):
@@ -61,15 +73,16 @@ class PolicyStrategy(Strategy):
     def __init__(
         self,
         space: SearchSpace,
-        seed: int,
-        initial: Archs | None,
-        reward: Literal["mnasnet", "pareto"],
-        targets: Sequence[float],
-        exponents: tuple[float, float],
-        policies: int,
-        lr: float,
-        entropy: float,
-        batch_size: int,
+        seed: int = 0,
+        initial: Archs | None = None,
+        *,
+        reward: Literal["mnasnet", "pareto"] = "mnasnet",
+        targets: Sequence[float] = (),
+        exponents: tuple[float, float] = (-0.07, -0.07),
+        policies: int = 3,
+        lr: float = 0.1,
+        entropy: float = 0.01,
+        batch_size: int = 20,
     ) -> None:
         super().__init__(space, seed, initial)
         if reward not in ("mnasnet", "pareto"):

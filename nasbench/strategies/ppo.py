@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Unpack
 
 import numpy as np
 
-from nasbench.strategies.policy import Floats, PolicyStrategy
+from nasbench.strategies.policy import Floats, PolicyOptions, PolicyStrategy
 from search_spaces import SearchSpace, UserError
 from search_spaces.base import Archs
 
@@ -16,18 +15,12 @@ class PPO(PolicyStrategy):
     """Proximal policy optimisation (Schulman et al., 2017), as MnasNet uses it, on a factorised policy.
 
     Each batch of results is learned from in several steps, none of which may move the chance of an architecture out of
-    `1 ± clip` times what it was. See `PolicyStrategy` for policies and rewards.
+    `1 ± clip` times what it was.
 
     Args:
-        reward: `mnasnet` (one trade-off) or `pareto` (a front, several policies).
-        targets: per minimised objective, in their order, for `mnasnet`.
-        exponents: within and beyond a target.
-        policies: of `pareto`.
-        lr: step of Adam on the logits.
-        entropy: weight of the policy's entropy beside the reward.
-        batch_size: results that one update learns from.
         steps: of each update.
         clip: of the likelihood ratio.
+        options: as in `PolicyStrategy`.
     """
 
     def __init__(
@@ -36,17 +29,11 @@ class PPO(PolicyStrategy):
         seed: int = 0,
         initial: Archs | None = None,
         *,
-        reward: Literal["mnasnet", "pareto"] = "mnasnet",
-        targets: Sequence[float] = (),
-        exponents: tuple[float, float] = (-0.07, -0.07),
-        policies: int = 3,
-        lr: float = 0.1,
-        entropy: float = 0.01,
-        batch_size: int = 20,
         steps: int = 5,
         clip: float = 0.2,
+        **options: Unpack[PolicyOptions],
     ) -> None:
-        super().__init__(space, seed, initial, reward, targets, exponents, policies, lr, entropy, batch_size)
+        super().__init__(space, seed, initial, **options)
         if steps < 1 or not 0 < clip < 1:
             raise UserError(f"strategy.steps = {steps}, strategy.clip = {clip}: expected steps >= 1 and clip in 0..1")
         self.steps, self.clip = steps, clip
