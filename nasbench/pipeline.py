@@ -144,11 +144,15 @@ def run_stages(
     """Take networks through the stages; after each, accuracy, size, memory and latency are measured, and recorded.
 
     Step 0 is the network as it was found or given. Every step of every network becomes a file, and it is the file that
-    is measured. A network whose training breaks down, or whose accuracy falls by more than its stage allows, keeps its
-    last good form and takes part in no later stage. What an earlier process recorded is not done again.
+    is measured. A network whose training breaks down, whose accuracy falls by more than its stage allows, or that a
+    stage cannot take while it takes others (a budget out of reach), keeps its last good form and takes part in no later
+    stage. What an earlier process recorded is not done again.
 
     Args:
         first: what step 0 is called.
+
+    Raises:
+        UserError: a stage that can take none of all networks.
     """
     if not plan.stages and not any(s.trained for s in starts.values()):
         return  # freshly initialised networks are nobody's result
@@ -159,6 +163,7 @@ def run_stages(
         with report.phase(title) as phase, run.phase(title, "networks") as done:
             progress = phase.progress("networks")
             finished = _finished(run, step)
+            refused: dict[str, UserError] = {}
             for index, (name, start) in enumerate(starts.items()):
                 progress(index + 1, len(starts))
                 if name in at.done:
@@ -185,9 +190,19 @@ def run_stages(
                         run.archive.record_event(name, step, stage_name, "failed", step - 1, str(error))
                         at.done.add(name)
                         continue
+                    except UserError as error:
+                        if stage is None:
+                            raise
+                        refused[name] = error
+                        continue
                     _record(plan, run, at, step, stage_name, candidate, start, folder, weights)
                     done[0] += 1
                 _judge(plan, run, at, step, name)
+            if refused and len(refused) == len(starts):
+                raise next(iter(refused.values()))  # what no network can do is a mistake in the configuration
+            for name, refusal in refused.items():
+                run.archive.record_event(name, step, stage_name, "failed", step - 1, str(refusal))
+                at.done.add(name)
             _measure_all(plan, run, at)
     _test_once(plan, run, at.artifacts, report)
 

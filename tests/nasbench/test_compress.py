@@ -40,6 +40,7 @@ from dataclasses import replace
 import torch
 from nasbench.stages.base import Form, Stage
 from nasbench.training.loop import BrokeDown
+from search_spaces import UserError
 
 class Halve(Stage):
     """Half of the second convolution's channels, whichever are first."""
@@ -71,6 +72,15 @@ class Diverge(Stage):
     produces = Form.FLOAT
     def run(self, candidate, context):
         raise BrokeDown("training broke down at step 3 of 9: loss nan")
+
+class Choosy(Stage):
+    """Takes all networks but those called so."""
+    accepts = frozenset({Form.FLOAT})
+    produces = Form.FLOAT
+    def run(self, candidate, context):
+        if candidate.name.startswith("heavy"):
+            raise UserError(f"{candidate.name}: the least is 7, the budget 5")
+        return candidate
 '''
 
 
@@ -143,6 +153,21 @@ def test_training_that_breaks_down_keeps_the_last_good_state(place: Path, tiny_e
     rows = run_experiment(real, place / "real", where=place).stages()
     assert rows["stage"].tolist() == ["given"]
     assert "finetune failed: training broke down" in rows.loc[0, "note"]
+
+
+def test_a_stage_that_cannot_take_one_network_takes_the_others(place: Path, tiny_experiment: Path) -> None:
+    mine = {"source": "own_networks:network"}
+    stages = [{"name": "tests_compress_parts:Choosy"}, {"name": "export"}]
+    view = run_experiment(config(tiny_experiment, stages, light=mine, heavy=mine), place / "run", where=place)
+    rows = view.stages().set_index("network")
+    assert rows.loc["light", "stage"].tolist() == ["given", "tests_compress_parts:Choosy", "export"]
+    assert rows.loc["heavy", "stage"] == "given"
+    assert rows.loc["heavy", "final"]
+    assert "heavy: the least is 7, the budget 5" in rows.loc["heavy", "note"]
+    again = run_experiment(view.config, place / "run", where=place, resume=True)
+    pd.testing.assert_frame_equal(again.stages(), view.stages())
+    with pytest.raises(UserError, match="the least is 7"):  # all of them: a mistake in the configuration
+        run_experiment(config(tiny_experiment, stages, heavy1=mine, heavy2=mine), place / "none", where=place)
 
 
 class Killed(BaseException):
