@@ -359,6 +359,11 @@ def dump_config(config: Config) -> str:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one value of plain data in place, as `--set section.key=value` says.
+
+    Raises:
+        UserError: it is written otherwise, or leads through a value.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override!r}: expected section.key=value, as in objectives.latency_ms.limit=2.5")

@@ -261,7 +261,8 @@ def evaluated_search(
                 )
         finally:
             done[0] = recorded.evaluated
-        phase.done(f"{archive.evaluated} architectures evaluated, {len(archive)} on the front")
+        failed = f", {archive.failed} without a result" if archive.failed else ""
+        phase.done(f"{archive.evaluated} architectures evaluated{failed}, {len(archive)} on the front")
     if not len(archive):
         raise nothing_found(archive, plan.objectives)
     return archive.archs

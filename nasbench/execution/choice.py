@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,16 +41,24 @@ def _parts(plan: Plan, directory: Path) -> list[tuple[Callable[[], str], tuple[s
     config = plan.config
     sections: list[Component] = [config.evaluator, *config.evaluator.also]
     basis = {"task": config.task.model_dump(), "space": [config.space.model_dump(), repr(plan.space.knobs)]}
+    basis |= {"code": [own_code(config.task.name), own_code(config.space.name)]}
 
     def settings(name: str, options: dict[str, Any], trained: bool) -> str:
         weights = file_key(directory / SUPERNET) if trained else ""
         targets = config.targets.model_dump() if name == "measure" else {}
-        return settings_key(basis, name, options, targets, weights)
+        code = [own_code(name)] if ":" in name else []
+        return settings_key(basis, name, options, targets, weights, *code)
 
     return [
         (partial(settings, section.name, section.options, needs), metrics)
         for section, (metrics, needs) in zip(sections, plan.evaluator_parts, strict=True)
     ]
+
+
+def own_code(name: str) -> str:
+    """A hash of the file that a loaded component of the user's own, `"module:Class"`, is from; empty for others."""
+    module = sys.modules.get(name.partition(":")[0]) if ":" in name else None
+    return file_key(Path(module.__file__)) if module is not None and module.__file__ else ""
 
 
 def _placed(plan: Plan, evaluator: Evaluator, directory: Path, where: Path | None) -> Evaluator:

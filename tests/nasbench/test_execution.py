@@ -19,7 +19,7 @@ import pytest
 from nasbench.archive import Archive
 from nasbench.config import load_config, parse_config
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
-from nasbench.execution.choice import executed
+from nasbench.execution.choice import _parts, executed
 from nasbench.execution.in_process import InProcess
 from nasbench.experiment import run_experiment
 from nasbench.plan import make_plan
@@ -217,6 +217,15 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_cache_forgets_what_code_that_was_changed_gave(spread: Path) -> None:
+    plan = make_plan(load_config(spread), spread.parent)
+    key = lambda: [settings() for settings, _ in _parts(plan, spread.parent)]  # noqa: E731
+    before = key()
+    assert key() == before
+    (spread.parent / "parts.py").write_text(PARTS + "\n# another way to score\n")
+    assert key() != before
 
 
 def test_a_second_driver_is_told_who_holds_the_run(tmp_path: Path) -> None:
