@@ -409,6 +409,15 @@ class SearchSpace(ABC):
         marked = (archs + self.dtype.type(1)) * self.active(archs)
         return (np.take(marked, knobs, axis=1, mode="clip") == choices).astype(np.float32)
 
+    def descriptors(self, archs: Archs) -> tuple[NDArray[np.float32], ...]:
+        """What models may compare networks by, beside their knobs; none by default.
+
+        For spaces whose knobs do not show what a network is, such as cells in which an edge may lead nowhere. Each
+        group `(n, D)` float32 is compared by Euclidean distance, so that its columns need one scale, on which a
+        distance of 1 or 2 is worth mentioning. How many groups and columns does not depend on `archs`.
+        """
+        return ()
+
     @property
     @abstractmethod
     def catalog(self) -> Catalog:

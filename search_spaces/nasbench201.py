@@ -26,6 +26,14 @@ KNOBS = tuple(Knob(f"{a}->{b}", OPERATIONS) for a, b in EDGES)
 NONE, SKIP = OPERATIONS.index("none"), OPERATIONS.index("skip_connect")
 STAGES = 3
 
+# All ways from the cell's input to its output, as indices into `EDGES`.
+_PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))
+_CONVS = tuple(OPERATIONS.index(name) for name in ("nor_conv_1x1", "nor_conv_3x3"))
+# A sequence of up to three of three operations is a number in base 3 with a leading one; its column among the 40.
+_SEQUENCES = 1 + 3 + 9 + 27
+_SEQUENCE_OF = np.full(2 * 27, -1)
+_SEQUENCE_OF[[first + i for first in (1, 3, 9, 27) for i in range(first)]] = np.arange(_SEQUENCES)
+
 _RADIX = len(OPERATIONS) ** np.arange(len(EDGES) - 1, -1, -1)
 _CELLS = len(OPERATIONS) ** len(EDGES)
 # The benchmark enumerates the cells, the last edge fastest, and shuffles them with this seed once for all (Dong and
@@ -193,6 +201,36 @@ class NASBench201Space(SearchSpace):
     def block_knobs(self) -> tuple[tuple[int, ...], ...]:
         """All edges for every node: which tensors are kept while it is computed is settled by later edges, too."""
         return tuple(tuple(range(len(EDGES))) if n else () for _, n in self._places)
+
+    def descriptors(self, archs: Archs) -> tuple[NDArray[np.float32], ...]:
+        """What the output depends on: edges that lead nowhere, or come from nowhere, change no accuracy.
+
+        How often each operation is on a path from input to output, `(n, 4)`; the form of the cell, `(n, 6)`: most
+        convolutions and 3x3 convolutions on a path, fewest convolutions on one, paths, paths with a convolution, and
+        those that are the identity; how many paths are each sequence of operations, identities left out, `(n, 40)`:
+        the path encoding of BANANAS (White, Neiswanger & Savani, AAAI 2021), with counts, of which the square root.
+        """
+        archs = np.asarray(archs).astype(np.int64)
+        live = np.zeros(archs.shape, dtype=bool)
+        sequences = np.zeros((len(archs), _SEQUENCES), dtype=np.float32)
+        per_path = []
+        for path in _PATHS:
+            operations = archs[:, path]
+            there = (operations != NONE).all(1)
+            live[:, path] |= there[:, None]
+            # A number in base 3 with a leading one per sequence: no two lengths share one.
+            code = np.ones(len(archs), dtype=np.int64)
+            for operation in operations.T:
+                code = np.where(operation > SKIP, 3 * code + operation - (SKIP + 1), code)
+            sequences[np.arange(len(archs)), _SEQUENCE_OF[code]] += there
+            convs, wide = np.isin(operations, _CONVS).sum(1), (operations == _CONVS[-1]).sum(1)
+            fewest = np.where(there, convs, NODES)
+            identity = (operations == SKIP).all(1)
+            per_path.append([there, convs * there, wide * there, fewest, (convs > 0) & there, identity])
+        there, convs, wide, fewest, convolved, identity = np.array(per_path, dtype=np.float32).transpose(1, 0, 2)
+        counts = np.stack([((archs == o) & live).sum(1) for o in range(1, len(OPERATIONS))], axis=1)
+        form = [convs.max(0), wide.max(0), fewest.min(0), there.sum(0), convolved.sum(0), 2 * identity.sum(0)]
+        return 0.7 * counts.astype(np.float32), np.stack(form, axis=1), np.sqrt(sequences)
 
     def build(self, arch: Archs) -> NASBench201:
         from search_spaces.nasbench201_network import NASBench201, operation

@@ -218,7 +218,7 @@ class BayesianOptimization(Strategy):
         refit = len(self._archs) >= _REFIT * self._fitted
         if refit:
             self._fitted = len(self._archs)
-        x = self._encoding.one_hot(self._archs)
+        x = self._encoding.columns(self._archs)
         for name, (rows, values) in targets.items():
             model = self._models.setdefault(
                 name, Surrogate(self._encoding, (False, True) if name.isdigit() else (False,))
@@ -281,7 +281,7 @@ class BayesianOptimization(Strategy):
         self._models = {}
         for name, parameters in state["parameters"].items():
             model = Surrogate(self._encoding, (False, True) if name.isdigit() else (False,))
-            model.parameters = {bend: np.asarray(theta, dtype=np.float64) for bend, theta in parameters.items()}
+            model.parameters = {member: np.asarray(theta, dtype=np.float64) for member, theta in parameters.items()}
             self._models[name] = model
         self._evolution.load_state_dict({"rng": state["rng"], "next_id": 0} | dict(state["population"]))
         self._evolution.rng = self.rng
@@ -310,7 +310,7 @@ class _Beliefs:
 
     def guess(self, archs: Archs, improvement: ExpectedImprovement) -> Floats:
         """A cheap score `(n,)`: what an optimistic value would improve, where that may keep the limits."""
-        x, known = self._strategy._encoding.one_hot(archs), self._strategy._known(archs)
+        x, known = self._strategy._encoding.columns(archs), self._strategy._known(archs)
         points = [
             known[:, m, None] if model is None else model.guess(x)[:, None] for m, model in enumerate(self._objectives)
         ]
@@ -329,7 +329,7 @@ class _Beliefs:
 
     def settle(self, archs: Archs) -> None:
         """Look closely at these."""
-        x = self._strategy._encoding.one_hot(archs)
+        x = self._strategy._encoding.columns(archs)
         self._known = self._strategy._known(archs)
         self._posteriors = [None if model is None else model.posterior(x) for model in self._objectives]
         self._chances = [model.posterior(x) for model in self._conditions]

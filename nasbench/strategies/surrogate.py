@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,8 @@ class Encoding:
     """Architectures as columns that kernels compare, for any space.
 
     One-hot columns of every knob, with one more for "inactive" where a knob can be; and, over knobs that share a list
-    of choices, how many take each choice: what "three 3x3 convolutions, wherever" means.
+    of choices, how many take each choice: what "three 3x3 convolutions, wherever" means. Behind them the space's own
+    descriptors, where it has any.
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -44,6 +47,8 @@ class Encoding:
         for place, knob in enumerate(self.knobs):
             lists.setdefault(space.knobs[int(knob)].choices, []).append(place)
         self._groups = [(members, len(choices)) for choices, members in lists.items() if len(members) > 1]
+        any_arch = np.zeros((1, len(space.knobs)), dtype=space.dtype)
+        self.descriptors = [group.shape[1] for group in space.descriptors(any_arch)]  # columns of each group
 
     def places(self, archs: Archs) -> NDArray[np.intp]:
         """`(n, knobs)` the one-hot column that each knob marks; the first of a knob's columns means inactive."""
@@ -55,6 +60,11 @@ class Encoding:
         out = np.zeros((len(archs), self.width), dtype=np.float32)
         np.put_along_axis(out, self.places(archs), 1.0, axis=1)
         return out
+
+    def columns(self, archs: Archs) -> NDArray[np.float32]:
+        """`(n, width + sum(descriptors))` float32: one-hot columns, then each group of descriptors."""
+        groups = self.space.descriptors(archs) if self.descriptors else ()
+        return np.concatenate([self.one_hot(archs), *groups], axis=1, dtype=np.float32)
 
     def counts(self, one_hot: NDArray[np.float32]) -> NDArray[np.float32]:
         """`(n, C)` share of each group's knobs that take each choice, or are inactive; no columns without groups."""
@@ -102,70 +112,36 @@ class Warp:
         return -np.log(self.scale) - (np.log1p(np.maximum(z, 0.0)) if self.bend else 0.0)
 
 
-class Kernel:
-    """Covariance of architectures: knobs one by one, all interactions of knobs, and counts of choices.
-
-    With one relevance per knob for each of the first two terms:
-    `sum_k a_k [x_k = y_k] + s exp(-sum_k w_k [x_k != y_k]) + t exp(-|counts - counts'|^2 / 2 l^2) + noise`.
-    The first is a linear model of one-hot knobs, right for costs that add up; the second the exponential of a weighted
-    Hamming distance, every order of interaction in it.
-
-    Parameters are logarithms, `(2 K + 4,)`: a, w, s, t, l, noise.
-    """
+class Kernel(ABC):
+    """Covariance of architectures as a sum of terms, with the logarithms of its parameters, the last of them noise."""
 
     def __init__(self, encoding: Encoding) -> None:
         self.encoding = encoding
-        self.knobs = len(encoding.knobs)
 
-    @cached_property
+    @property
+    @abstractmethod
     def prior(self) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the parameters' normal prior: few samples do not suffice to tell them."""
-        k = max(self.knobs, 1)
-        mean = np.concatenate([np.full(k, np.log(0.5 / k)), np.full(k, np.log(2.0 / k)), np.log([0.5, 0.3, 0.5, 0.01])])
-        std = np.concatenate([np.full(2 * k, 1.2), [1.5, 1.5, 1.0, 1.5]])
-        return mean[: 2 * k + 4], std
 
-    def _parts(self, theta: Floats) -> tuple[Floats, Floats, float, float, float, float]:
-        k = max(self.knobs, 1)
-        s, t, length, noise = np.exp(theta[2 * k :])
-        return np.exp(theta[:k]), np.exp(theta[k : 2 * k]), float(s), float(t), float(length), float(noise)
-
+    @abstractmethod
     def cross(
         self, theta: Floats, first: NDArray[np.float32], second: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], ...]:
-        """The three terms `(n, m)` between one-hot rows, without noise."""
-        a, w, s, t, length, _ = self._parts(theta)
-        of = self.encoding.knob_of
-        if not len(of):
-            ones = np.ones((len(first), len(second)), dtype=np.float32)
-            return ones * np.float32(a.sum()), ones * np.float32(s), ones * np.float32(t)
-        additive = (first * a[of].astype(np.float32)) @ second.T
-        product = (first * w[of].astype(np.float32)) @ second.T
-        product -= np.float32(w.sum())
-        np.exp(product, out=product)
-        product *= np.float32(s)
-        x, y = (self.encoding.counts(rows) / np.float32(length) for rows in (first, second))
-        if not x.shape[1]:
-            return additive, product, np.zeros_like(product)
-        counted = x @ y.T
-        counted -= 0.5 * (x * x).sum(1)[:, None]
-        counted -= 0.5 * (y * y).sum(1)
-        np.minimum(counted, 0.0, out=counted)
-        np.exp(counted, out=counted)
-        counted *= np.float32(t)
-        return additive, product, counted
+        """The terms `(n, m)` between rows of `Encoding.columns`, without noise."""
 
+    @abstractmethod
     def variance(self, theta: Floats) -> float:
         """Prior variance of any architecture, without noise."""
-        a, _, s, t, _, _ = self._parts(theta)
-        return float(a.sum() + s + (t if self.encoding._groups or not self.knobs else 0.0))
+
+    @abstractmethod
+    def _gradient(self, theta: Floats, x: NDArray[np.float32], terms: Sequence[Floats], g: Floats) -> Floats:
+        """Sum of `g` `(n, n)` times the covariance's derivative by each parameter but noise."""
 
     def loss(self, theta: Floats, x: NDArray[np.float32], z: Floats) -> tuple[float, Floats]:
         """Negative log posterior of the parameters and its gradient (Rasmussen & Williams, 2006, eq. 5.9)."""
-        n = len(z)
-        a, w, _, _, length, noise = self._parts(theta)
-        additive, product, counted = (part.astype(np.float64) for part in self.cross(theta, x, x))
-        covariance = additive + product + counted
+        n, noise = len(z), float(np.exp(theta[-1]))
+        terms = [part.astype(np.float64) for part in self.cross(theta, x, x)]
+        covariance = np.add.reduce(terms)
         covariance.flat[:: n + 1] += noise + _JITTER
         mean, std = self.prior
         prior = (theta - mean) / std
@@ -176,10 +152,65 @@ class Kernel:
         inverse = cho_solve((factor, True), np.eye(n), check_finite=False)
         alpha = inverse @ z
         value = 0.5 * z @ alpha + np.log(np.diag(factor)).sum() + 0.5 * prior @ prior
-        # d loss / d K = g / 2, and d K / d theta term by term.
-        g = inverse - np.outer(alpha, alpha)
+        g = 0.5 * (inverse - np.outer(alpha, alpha))  # d loss / d covariance
+        gradient = np.append(self._gradient(theta, x, terms, g), noise * np.trace(g))
+        return float(value), gradient + prior / std
+
+
+class KnobKernel(Kernel):
+    """Knobs one by one, all interactions of knobs, and counts of choices: for any space.
+
+    With one relevance per knob for each of the first two terms:
+    `sum_k a_k [x_k = y_k] + s exp(-sum_k w_k [x_k != y_k]) + t exp(-|counts - counts'|^2 / 2 l^2) + noise`.
+    The first is a linear model of one-hot knobs, right for costs that add up; the second the exponential of a weighted
+    Hamming distance, every order of interaction in it.
+
+    Parameters are logarithms, `(2 K + 4,)`: a, w, s, t, l, noise.
+    """
+
+    def __init__(self, encoding: Encoding) -> None:
+        super().__init__(encoding)
+        self.knobs = len(encoding.knobs)
+
+    @cached_property
+    def prior(self) -> tuple[Floats, Floats]:
+        k = max(self.knobs, 1)
+        mean = np.concatenate([np.full(k, np.log(0.5 / k)), np.full(k, np.log(2.0 / k)), np.log([0.5, 0.3, 0.5, 0.01])])
+        std = np.concatenate([np.full(2 * k, 1.2), [1.5, 1.5, 1.0, 1.5]])
+        return mean[: 2 * k + 4], std
+
+    def _parts(self, theta: Floats) -> tuple[Floats, Floats, float, float, float]:
+        k = max(self.knobs, 1)
+        s, t, length, _ = np.exp(theta[2 * k :])
+        return np.exp(theta[:k]), np.exp(theta[k : 2 * k]), float(s), float(t), float(length)
+
+    def cross(
+        self, theta: Floats, first: NDArray[np.float32], second: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], ...]:
+        a, w, s, t, length = self._parts(theta)
+        first, second = first[:, : self.encoding.width], second[:, : self.encoding.width]
+        of = self.encoding.knob_of
+        if not len(of):
+            ones = np.ones((len(first), len(second)), dtype=np.float32)
+            return ones * np.float32(a.sum()), ones * np.float32(s), ones * np.float32(t)
+        additive = (first * a[of].astype(np.float32)) @ second.T
+        product = (first * w[of].astype(np.float32)) @ second.T
+        product -= np.float32(w.sum())
+        np.exp(product, out=product)
+        product *= np.float32(s)
+        x, y = self.encoding.counts(first), self.encoding.counts(second)
+        return additive, product, _radial(x, y, t, length) if x.shape[1] else np.zeros_like(product)
+
+    def variance(self, theta: Floats) -> float:
+        a, _, s, t, _ = self._parts(theta)
+        return float(a.sum() + s + (t if self.encoding._groups or not self.knobs else 0.0))
+
+    def _gradient(self, theta: Floats, x: NDArray[np.float32], terms: Sequence[Floats], g: Floats) -> Floats:
+        _, product, counted = terms
+        a, w, _, _, length = self._parts(theta)
+        x = x[:, : self.encoding.width]
         k, of = max(self.knobs, 1), self.encoding.knob_of
-        gradient = np.zeros_like(theta)
+        gradient = np.zeros(2 * k + 3)
 
         def by_knob(weighted: Floats) -> Floats:
             """Sum of `weighted * [x_k = y_k]` per knob."""
@@ -189,18 +220,63 @@ class Kernel:
         gh = g * product
         total = gh.sum()
         if len(of):
-            gradient[:k] = 0.5 * a * by_knob(g)
-            gradient[k : 2 * k] = -0.5 * w * (total - by_knob(gh))
-        gradient[2 * k] = 0.5 * total
+            gradient[:k] = a * by_knob(g)
+            gradient[k : 2 * k] = -w * (total - by_knob(gh))
+        gradient[2 * k] = total
         if self.encoding._groups:
-            c = self.encoding.counts(x).astype(np.float64)
-            squared = (c * c).sum(1)
-            distance = np.maximum(squared[:, None] + squared - 2 * c @ c.T, 0.0) / length**2
-            gc = g * counted
-            gradient[2 * k + 1] = 0.5 * gc.sum()
-            gradient[2 * k + 2] = 0.5 * (gc * distance).sum()
-        gradient[2 * k + 3] = 0.5 * noise * np.trace(g)
-        return float(value), gradient + prior / std
+            gradient[2 * k + 1 :] = _radial_gradient(self.encoding.counts(x), counted, length, g)
+        return gradient
+
+
+class DescriptorKernel(Kernel):
+    """A term `t exp(-|d - d'|^2 / 2 l^2)` for each group of what a space's `descriptors` say of the whole network.
+
+    Few parameters, so that few samples suffice, where the space knows what matters: paths through a cell in place of
+    edges (White, Neiswanger & Savani, AAAI 2021). Parameters are logarithms: t and l per group, noise.
+    """
+
+    @cached_property
+    def prior(self) -> tuple[Floats, Floats]:
+        groups = len(self.encoding.descriptors)
+        return np.log(np.append(np.tile([0.3, 2.0], groups), 0.01)), np.append(np.tile([1.5, 1.0], groups), 1.5)
+
+    def _groups(self, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        return np.split(x[:, self.encoding.width :], np.cumsum(self.encoding.descriptors)[:-1], axis=1)
+
+    def cross(
+        self, theta: Floats, first: NDArray[np.float32], second: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], ...]:
+        sizes, lengths = np.exp(theta[:-1:2]), np.exp(theta[1:-1:2])
+        groups = zip(self._groups(first), self._groups(second), sizes, lengths, strict=True)
+        return tuple(_radial(x, y, float(t), float(length)) for x, y, t, length in groups)
+
+    def variance(self, theta: Floats) -> float:
+        return float(np.exp(theta[:-1:2]).sum())
+
+    def _gradient(self, theta: Floats, x: NDArray[np.float32], terms: Sequence[Floats], g: Floats) -> Floats:
+        parts = zip(self._groups(x), terms, np.exp(theta[1:-1:2]), strict=True)
+        return np.concatenate([_radial_gradient(d, term, float(length), g) for d, term, length in parts])
+
+
+def _radial(x: NDArray[np.float32], y: NDArray[np.float32], size: float, length: float) -> NDArray[np.float32]:
+    """`size exp(-|x - y|^2 / 2 length^2)` `(n, m)`."""
+    x, y = x / np.float32(length), y / np.float32(length)
+    out = x @ y.T
+    out -= 0.5 * (x * x).sum(1)[:, None]
+    out -= 0.5 * (y * y).sum(1)
+    np.minimum(out, 0.0, out=out)
+    np.exp(out, out=out)
+    out *= np.float32(size)
+    return np.asarray(out)
+
+
+def _radial_gradient(x: NDArray[np.float32], term: Floats, length: float, g: Floats) -> Floats:
+    """Sum of `g` times the derivative of `term = _radial(x, x, size, length)` by the logarithms of size and length."""
+    c = x.astype(np.float64)
+    squared = (c * c).sum(1)
+    distance = np.maximum(squared[:, None] + squared - 2 * c @ c.T, 0.0) / length**2
+    weighted = g * term
+    return np.array([weighted.sum(), (weighted * distance).sum()])
 
 
 @dataclass(frozen=True)
@@ -217,7 +293,7 @@ class Process:
 
     @staticmethod
     def fit(kernel: Kernel, theta: Floats, warp: Warp, x: NDArray[np.float32], values: Floats) -> Process:
-        """Condition on values `(n,)` at one-hot rows `(n, width)`."""
+        """Condition on values `(n,)` at rows `(n, D)` of `Encoding.columns`."""
         z = warp(values)
         n = len(z)
         covariance = sum(part.astype(np.float64) for part in kernel.cross(theta, x, x))
@@ -256,17 +332,21 @@ class Process:
 
 
 class Surrogate:
-    """One objective's ensemble of Gaussian processes: as it is, and with its bad side compressed.
+    """One objective's ensemble of Gaussian processes.
 
-    Members weigh by how well each predicts evaluated values that were left out, as Bayesian model averaging weighs by
-    likelihoods. Hyper-parameters are found again when `refit` says so, from where they were.
+    On the knobs, and on what the space's descriptors say where it has any; of the objective as it is, and with its bad
+    side compressed. Members weigh by how well each predicts evaluated values that were left out, as Bayesian model
+    averaging weighs by likelihoods: a latency that adds up over knobs and an accuracy that depends on what is connected
+    find their own. Hyper-parameters are found again when `refit` says so, from where they were.
 
     Life: `fit` after every batch; `predict` and `update` in between. `parameters` is all that the next fit depends on
     beside the data.
     """
 
     def __init__(self, encoding: Encoding, bends: Sequence[bool] = (False, True)) -> None:
-        self.kernel = Kernel(encoding)
+        self.kernels: dict[str, Kernel] = {"knobs": KnobKernel(encoding)}
+        if encoding.descriptors:
+            self.kernels["descriptors"] = DescriptorKernel(encoding)
         self.bends = tuple(bends)
         self.parameters: dict[str, Floats] = {}
         self.members: list[tuple[float, Process]] = []
@@ -274,13 +354,13 @@ class Surrogate:
     def fit(self, x: NDArray[np.float32], values: Floats, *, refit: bool, rows: NDArray[np.intp]) -> None:
         """Condition on values `(n,)`; with `refit`, find hyper-parameters from `rows` of them first."""
         fitted = []
-        for bend in self.bends:
-            key = str(int(bend))
+        for (name, kernel), bend in product(self.kernels.items(), self.bends):
+            key = f"{name} bent" if bend else name
             warp = Warp.of(values, bend)
             if refit or key not in self.parameters:
-                start = self.parameters.get(key, self.kernel.prior[0])
+                start = self.parameters.get(key, kernel.prior[0])
                 found = minimize(
-                    self.kernel.loss,
+                    kernel.loss,
                     start,
                     args=(x[rows], warp(values[rows])),
                     jac=True,
@@ -289,7 +369,7 @@ class Surrogate:
                     options={"maxiter": _STEPS if key not in self.parameters else _STEPS // 3, "maxcor": 10},
                 )
                 self.parameters[key] = np.asarray(found.x)
-            fitted.append(Process.fit(self.kernel, self.parameters[key], warp, x, values))
+            fitted.append(Process.fit(kernel, self.parameters[key], warp, x, values))
         scores = np.array([process.score for process in fitted])
         shares = np.exp(scores - logsumexp(scores))
         shares = np.where(shares < _LEAST_SHARE, 0.0, shares)
@@ -300,7 +380,7 @@ class Surrogate:
         total = np.zeros(len(x))
         for share, process in self.members:
             mean, cross = process.mean(x)
-            prior = self.kernel.variance(process.theta)
+            prior = process.kernel.variance(process.theta)
             near = np.clip(cross.max(axis=1).astype(np.float64) / prior, 0.0, 1.0)
             total += share * process.warp.inverse(mean - optimism * np.sqrt(prior * (1 - near**2)))
         return total
@@ -314,13 +394,12 @@ class Posterior:
     """Beliefs about candidates: a distribution per row as weighted points, narrowing as rows are chosen."""
 
     def __init__(self, surrogate: Surrogate, x: NDArray[np.float32]) -> None:
-        self._surrogate = surrogate
         self._x = x
         self._members = []
         for share, process in surrogate.members:
             mean, cross = process.mean(x)
             whitened = process.whitened(cross)
-            prior = surrogate.kernel.variance(process.theta)
+            prior = process.kernel.variance(process.theta)
             variance = prior - np.einsum("en,en->n", whitened, whitened).astype(np.float64)
             self._members.append((share, process, mean, whitened, np.maximum(variance, _JITTER * prior)))
         self.weights: Floats = np.concatenate([share * WEIGHTS for share, *_ in self._members])
@@ -339,7 +418,7 @@ class Posterior:
         """Take a row as evaluated at its mean: what is unknown of others shrinks as far as they go together with it."""
         settled = []
         for share, process, mean, whitened, variance in self._members:
-            prior = np.add.reduce(self._surrogate.kernel.cross(process.theta, self._x, self._x[row : row + 1]))[:, 0]
+            prior = np.add.reduce(process.kernel.cross(process.theta, self._x, self._x[row : row + 1]))[:, 0]
             covariance = (prior - whitened.T @ whitened[:, row]).astype(np.float64)
             # No larger than variances allow: single precision may say so where hardly anything is unknown.
             most = np.sqrt(variance * variance[row])

@@ -10,7 +10,8 @@ from nasbench.pareto import hypervolume
 from nasbench.strategies.acquisition import ExpectedImprovement
 from nasbench.strategies.bayesian import BayesianOptimization, _linked_limits
 from nasbench.strategies.random_search import RandomSearch
-from nasbench.strategies.surrogate import Encoding, Kernel, Process, Surrogate, Warp
+from nasbench.strategies.surrogate import DescriptorKernel, Encoding, KnobKernel, Process, Surrogate, Warp
+from search_spaces import NASBench201Space
 
 
 def objective(space, archs):
@@ -24,13 +25,13 @@ def objective(space, archs):
 def test_expected_improvement_is_the_mean_growth_of_hypervolume(size):
     rng = np.random.default_rng(size)
     front, reference = rng.random((6, size)), np.full(size, 1.1)
-    points, weights = rng.random((20, size, 4)) * 0.8, np.array([0.1, 0.2, 0.3, 0.4])
+    points, weights = rng.random((12, size, 3)) * 0.8, np.array([0.2, 0.3, 0.5])
     found = ExpectedImprovement(front, reference, rng)([points[:, m] for m in range(size)], [weights] * size)
     if size == 1:
         reference = front.min(axis=0)  # without volume: improvement on the best
     before = hypervolume(front, reference) if size > 1 else 0.0
-    expected = np.zeros(20)
-    for index in np.ndindex(*[4] * size):
+    expected = np.zeros(12)
+    for index in np.ndindex(*[3] * size):
         value = np.stack([points[:, m, i] for m, i in enumerate(index)], axis=1)
         grown = [hypervolume(np.vstack([front, row]) if size > 1 else row[None], reference) for row in value]
         expected += np.prod(weights[list(index)]) * (np.array(grown) - before)
@@ -57,14 +58,43 @@ def test_an_improvement_that_was_made_is_not_expected_again():
     assert improvement(points, weights)[0] == 0
 
 
-def test_the_gradient_of_the_hyper_parameters_is_that_of_the_loss(space):
+@pytest.mark.parametrize("kind", [KnobKernel, DescriptorKernel])
+def test_the_gradient_of_the_hyper_parameters_is_that_of_the_loss(kind):
+    space = NASBench201Space()
     encoding = Encoding(space)
     archs = space.sample(25, np.random.default_rng(0))
-    kernel, x = Kernel(encoding), encoding.one_hot(archs)
+    kernel, x = kind(encoding), encoding.columns(archs)
     z = Warp.of(objective(space, archs), bend=True)(objective(space, archs))
     theta = kernel.prior[0] + 0.3
     error = check_grad(lambda t: kernel.loss(t, x, z)[0], lambda t: kernel.loss(t, x, z)[1], theta, epsilon=1e-3)
     assert error < 0.05 * np.linalg.norm(kernel.loss(theta, x, z)[1])
+
+
+def test_covariances_of_descriptors_are_those_of_their_distances():
+    space = NASBench201Space()
+    encoding = Encoding(space)
+    archs = space.sample(6, np.random.default_rng(0))
+    kernel, x = DescriptorKernel(encoding), encoding.columns(archs)
+    theta = np.log([0.5, 1.0, 2.0, 3.0, 0.7, 1.5, 0.01])
+    expected = np.zeros((6, 6))
+    for group, size, length in zip(space.descriptors(archs), (0.5, 2.0, 0.7), (1.0, 3.0, 1.5), strict=True):
+        distance = np.linalg.norm(group[:, None] - group, axis=2)
+        expected += size * np.exp(-0.5 * (distance / length) ** 2)
+    np.testing.assert_allclose(sum(kernel.cross(theta, x, x)), expected, rtol=1e-5)
+    assert kernel.variance(theta) == pytest.approx(expected[0, 0])
+
+
+def test_an_ensemble_finds_what_an_objective_depends_on():
+    space, rng = NASBench201Space(), np.random.default_rng(0)
+    encoding, archs = Encoding(space), NASBench201Space().sample(120, rng)
+    alive = space.descriptors(archs)[1].astype(float)
+    for values, wanted in (
+        (objective(space, archs), KnobKernel),
+        (-np.tanh(alive[:, 0] + alive[:, 3]), DescriptorKernel),
+    ):
+        surrogate = Surrogate(encoding)
+        surrogate.fit(encoding.columns(archs), values, refit=True, rows=np.arange(60))
+        assert sum(share for share, process in surrogate.members if isinstance(process.kernel, wanted)) > 0.9
 
 
 @pytest.mark.parametrize("bend", [False, True])
@@ -82,7 +112,7 @@ def test_warps_are_monotone_and_invertible(bend):
 def test_left_out_densities_are_those_of_processes_fitted_without(space):
     encoding = Encoding(space)
     archs = np.unique(space.sample(12, np.random.default_rng(1)), axis=0)
-    kernel, x, values = Kernel(encoding), encoding.one_hot(archs), objective(space, archs)
+    kernel, x, values = KnobKernel(encoding), encoding.columns(archs), objective(space, archs)
     warp = Warp.of(values, bend=False)
     theta = kernel.prior[0]
     whole = Process.fit(kernel, theta, warp, x, values)
@@ -103,8 +133,8 @@ def test_surrogates_predict_what_they_have_not_seen(space):
     seen, unseen = archs[:80], archs[80:]
     surrogate = Surrogate(encoding)
     values = objective(space, seen)
-    surrogate.fit(encoding.one_hot(seen), values, refit=True, rows=np.arange(80))
-    posterior = surrogate.posterior(encoding.one_hot(unseen))
+    surrogate.fit(encoding.columns(seen), values, refit=True, rows=np.arange(80))
+    posterior = surrogate.posterior(encoding.columns(unseen))
     mean = posterior.points() @ posterior.weights
     truth = objective(space, unseen)
     assert np.corrcoef(mean, truth)[0, 1] > 0.95

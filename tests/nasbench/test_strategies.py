@@ -47,7 +47,7 @@ STRATEGIES = {
     "reinforce": lambda *args: Reinforce(*args, reward="pareto"),
     "ppo": lambda *args: PPO(*args, reward="pareto"),
     "successive_halving": SuccessiveHalving,
-    "bayesian": lambda *args: BayesianOptimization(*args, candidates=400),
+    "bayesian": lambda *args: BayesianOptimization(*args, candidates=300, model_evaluations=80),  # bred from then on
     "optuna_tpe": lambda *args: OptunaStrategy(*args, sampler_options={"n_startup_trials": 25, "n_ei_candidates": 4}),
     "optuna_nsga3": lambda *args: OptunaStrategy(
         *args, sampler="NSGAIIISampler", sampler_options={"population_size": 10}

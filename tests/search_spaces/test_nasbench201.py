@@ -10,6 +10,7 @@ import torch
 
 from predictors import Count
 from search_spaces import NASBench201Space, UserError, load_space, trace
+from search_spaces.nasbench201 import EDGES, OPERATIONS
 from search_spaces.nasbench201_network import Cell, operation
 
 
@@ -97,3 +98,29 @@ def test_what_is_no_cell_is_refused(space: NASBench201Space) -> None:
         load_space("nasbench201", resolution=30)
     with pytest.raises(UserError, match="cells: must be a whole number, at least 1, got 0"):
         load_space("nasbench201", cells=0)
+
+
+def test_descriptors_see_only_what_the_output_depends_on() -> None:
+    space = NASBench201Space()
+    archs = space.sample(200, np.random.default_rng(0))
+    # Node 2 leads nowhere: what ends in it is of no account.
+    archs[:, EDGES.index((2, 3))] = OPERATIONS.index("none")
+    changed = archs.copy()
+    changed[:, [EDGES.index((0, 2)), EDGES.index((1, 2))]] = space.sample(200, np.random.default_rng(1))[:, :2]
+    for group, same in zip(space.descriptors(archs), space.descriptors(changed), strict=True):
+        assert (group == same).all()
+    # Nodes 1 and 2 change places where no edge joins them: the same network.
+    archs = space.sample(200, np.random.default_rng(2))
+    archs[:, EDGES.index((1, 2))] = OPERATIONS.index("none")
+    mirrored = archs[:, [EDGES.index(e) for e in ((0, 2), (0, 1), (1, 2), (0, 3), (2, 3), (1, 3))]]
+    for group, same in zip(space.descriptors(archs), space.descriptors(mirrored), strict=True):
+        assert (group == same).all()
+
+
+def test_descriptors_of_the_residual_cell_are_its_paths() -> None:
+    space = NASBench201Space()
+    counts, form, sequences = space.descriptors(space.references["resnet"][None])
+    np.testing.assert_allclose(counts[0], 0.7 * np.array([2, 0, 2, 0]), rtol=1e-6)
+    # Two 3x3 convolutions, one after the other, beside the identity.
+    assert form[0].tolist() == [2, 2, 0, 2, 1, 2]
+    assert sorted(sequences[0].tolist(), reverse=True)[:3] == [1, 1, 0]

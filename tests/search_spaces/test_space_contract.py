@@ -206,6 +206,18 @@ def test_features_are_one_hot_and_tell_architectures_apart(space: SearchSpace) -
         assert len(np.unique(features, axis=0)) == len(archs)
 
 
+def test_descriptors_are_finite_columns_row_by_row(space: SearchSpace) -> None:
+    archs = space.sample(7, np.random.default_rng(2))
+    groups = space.descriptors(archs)
+    single = [space.descriptors(archs[i : i + 1]) for i in range(len(archs))]
+    empty = space.descriptors(archs[:0])
+    for place, group in enumerate(groups):
+        assert group.dtype == np.float32
+        assert np.isfinite(group).all()
+        assert (np.concatenate([one[place] for one in single]) == group).all()
+        assert empty[place].shape == (0, group.shape[1])
+
+
 def test_blocks_depend_on_their_knobs_alone(space: SearchSpace) -> None:
     archs, others = sample(space, 300), sample(space, 300, seed=1)
     blocks = space.blocks(archs)
