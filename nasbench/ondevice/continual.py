@@ -89,7 +89,11 @@ class ContinualMethod(ABC):
         """
 
     def remember(self, task: Task, step: int) -> None:
-        """Keep of a task, once learned, what later steps need."""
+        """Keep of a task, once learned, what later steps need.
+
+        Raises:
+            BrokeDown: what is to be kept is not finite.
+        """
         self.met[task.split("train").labels.unique()] = True
         self.started = True
 
@@ -199,6 +203,9 @@ def run_stream(
         input_shape: that it takes; the tasks' own by default.
         pretrained: it has learned the first task already, which is then only remembered.
         judge: the split that accuracies are of.
+
+    Raises:
+        UserError: the network has not as many outputs as the stream has classes.
     """
     shape = tuple(input_shape or stream.tasks[0].input_shape)
     outputs = _outputs(network, shape)

@@ -14,7 +14,7 @@ from nasbench.ondevice.methods import head
 from nasbench.ondevice.replay import Policy, ReplayBuffer, from_int8, to_int8
 from nasbench.tasks.base import Split, SplitName, Task
 from nasbench.tasks.part import PartOfTask
-from nasbench.training.loop import Batch, step_seed
+from nasbench.training.loop import Batch, BrokeDown, step_seed
 from nasbench.training.losses import soft_loss
 from search_spaces.errors import UserError, nearest
 
@@ -27,6 +27,10 @@ class FineTuning(ContinualMethod):
     name = "fine-tuning"
 
     def learn(self, task: Task, step: int) -> None:
+        self.descend(task, step)
+
+    def descend(self, task: Task, step: int, free_statistics: bool = False) -> None:
+        """Train on a task's data by `loss`."""
         met = self.among(task)
 
         def backward(batch: Batch) -> dict[str, float]:
@@ -34,7 +38,7 @@ class FineTuning(ContinualMethod):
             loss.backward()
             return {"loss": float(loss.detach())}
 
-        self.run(task, step, backward)
+        self.run(task, step, backward, free_statistics)
 
     def loss(self, task: Task, batch: Batch, met: Tensor) -> Tensor:
         """The loss of a batch; only classes met so far compete."""
@@ -55,15 +59,7 @@ class Joint(FineTuning):
         splits = [t.split("train") for t in (*self._tasks, task)]
         together = Split(torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits]))
         name: SplitName = "train"
-        whole = PartOfTask(task, {name: together})
-        met = self.among(task)
-
-        def backward(batch: Batch) -> dict[str, float]:
-            loss = self.loss(whole, batch, met)
-            loss.backward()
-            return {"loss": float(loss.detach())}
-
-        self.run(whole, step, backward, free_statistics=True)
+        self.descend(PartOfTask(task, {name: together}), step, free_statistics=True)
 
     def remember(self, task: Task, step: int) -> None:
         super().remember(task, step)
@@ -381,7 +377,10 @@ class StreamingLDA(FineTuning):
         split = task.split("train")
         for start in range(0, len(split), _AT_ONCE):
             images, labels = split.images[start : start + _AT_ONCE], split.labels[start : start + _AT_ONCE]
-            self.observe(self._features(self.prepare(task, images)).flatten(1), labels)
+            features = self._features(self.prepare(task, images)).flatten(1)
+            if not bool(torch.isfinite(features).all()):
+                raise BrokeDown("features are not finite")
+            self.observe(features, labels)
         covariance = self.scatter / max(1, int(self.count.sum()) - 1)
         mixed = (1 - self.shrinkage) * covariance + self.shrinkage * torch.eye(len(covariance))
         self._weight = torch.linalg.solve(mixed, self.mean.T).T

@@ -147,6 +147,6 @@ def _flwr(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{module} cannot be imported ({error}). Flower is no extra of this project: make an environment of its own "
-            "by `pip install nasbench-hw 'flwr>=1.21'`; see docs/on_device_learning.md"
+            f"{module} cannot be imported ({error}). Flower is no extra of this project: make an environment of its own"
+            " by `pip install nasbench-hw 'flwr>=1.21'`; see docs/on_device_learning.md"
         ) from error

@@ -122,7 +122,7 @@ def test_statistics_of_normalisation_stay_after_the_first_task(name, stream):
     assert same == (name != "joint")
 
 
-@pytest.mark.parametrize("name", ["fine-tuning", "replay", "latent", "EWC", "LwF", "joint"])
+@pytest.mark.parametrize("name", ["fine-tuning", "replay", "latent", "EWC", "LwF", "joint", "streaming LDA"])
 def test_a_loss_that_is_not_finite_ends_the_stream_with_the_last_good_network(name, stream):
     broken = Patterns()
     broken.splits["train"] = Split(broken.splits["train"].images.clone(), broken.splits["train"].labels)
