@@ -64,10 +64,10 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
                 phase.done(("" if fresh else "kept from an earlier run: ") + calibration_summary(calibration))
                 calibration.save(file)
                 calibrations[name] = calibration
-    return {o.name: _bound(plan, o, calibrations, predictors) for o in plan.predicted}
+    return {o.name: bound_cost(plan, o, calibrations, predictors) for o in plan.predicted}
 
 
-def _bound(
+def bound_cost(
     plan: Plan, objective: Objective, calibrations: Mapping[str, Calibration], predictors: Mapping[str, str]
 ) -> BoundPredictor:
     """What predicts one objective on the plan's space."""
@@ -80,7 +80,7 @@ def _bound(
     if metric == "throughput_ips":
         assert target is not None
         latency = replace(objective, metric="latency_ms")
-        return Throughput(_bound(plan, latency, calibrations, predictors), target.batch)
+        return Throughput(bound_cost(plan, latency, calibrations, predictors), target.batch)
     spec = _predictor_of(objective, predictors)
     return predictor_for(target, metric, calibrations.get(objective.target), spec).bind(plan.space)
 

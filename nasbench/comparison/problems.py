@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasbench.config import parse_config
+from nasbench.costs import bound_cost
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.evaluators.table import TableEvaluator
 from nasbench.objectives import Objective, given_as, minimised, violations
 from nasbench.plan import Plan, make_plan
-from predictors import predictor_for
 from search_spaces import SearchSpace, UserError, nearest
 
 SECTIONS = ("space", "evaluator", "objectives", "targets", "task")
@@ -144,12 +144,7 @@ def _make_problem(name: str, sections: Mapping[str, Any], where: Path | None) ->
             f"evaluator {plan.config.evaluator.name!r} needs a trained supernet, and a comparison repeats every search "
             "from many seeds: give a table, or a function of your own"
         )
-    bound = {}
-    for objective in plan.predicted:
-        target = plan.targets.get(objective.target)
-        chosen = plan.config.targets.predictors.get(objective.target, "auto")
-        kind = chosen if objective.metric in ("latency_ms", "energy_mj") else "auto"
-        bound[objective.name] = predictor_for(target or "", objective.metric, predictor=kind).bind(plan.space)
+    bound = {o.name: bound_cost(plan, o, {}, plan.config.targets.predictors) for o in plan.predicted}
     predicted = PredictedEvaluator(plan.predicted, bound) if bound else None
     return Problem(name, plan, JointEvaluator(plan.objectives, plan.make_evaluator(None, None), predicted))
 

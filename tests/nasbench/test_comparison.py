@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 import nasbench as nb
-from nasbench.comparison.problems import TINY_IMAGES
+from nasbench.comparison.problems import TINY_IMAGES, make_problem
 from nasbench.comparison.settings import load_settings
 from nasbench.comparison.statistics import (
     at_times,
@@ -30,7 +30,7 @@ from nasbench.comparison.statistics import (
 )
 from nasbench.comparison.study import make_study
 from nasbench.comparison.trial import PATIENCE, run_trial
-from nasbench.evaluators.base import Evaluation, Evaluator
+from nasbench.evaluators.base import Evaluation, Evaluator, Proposals
 from nasbench.objectives import make_objective
 from nasbench.pareto import hypervolume
 from nasbench.strategies.random_search import RandomSearch
@@ -134,6 +134,20 @@ def test_only_distinct_architectures_are_evaluated_and_counted(space):
     trial = run_trial(Stubborn(space, 0), evaluator, objectives, evaluations=50)
     assert len(trial.values) == len(evaluator.asked) == 3
     assert trial.asked == 6 * (1 + PATIENCE)
+
+
+def test_costs_of_every_kind_are_predicted_as_in_an_experiment():
+    sections = {
+        "space": {"name": "tiny_images"},
+        "evaluator": {"name": "table", "path": "tiny_images", "columns": {"accuracy": "accuracy"}},
+        "targets": {"devices": ["raspberry_pi_4"]},
+        "objectives": ["accuracy", "latency_ms", "throughput_ips", "training_memory_bytes"],
+    }
+    problem = make_problem("derived", sections)
+    archs = problem.space.sample(3, np.random.default_rng(0))
+    values = problem.evaluator.evaluate(Proposals(np.arange(3), archs)).values
+    assert (values > 0).all()
+    np.testing.assert_allclose(values[:, 1] * values[:, 2], 1000)
 
 
 def test_limits_on_both_sides_count(space):
