@@ -67,6 +67,7 @@ NETWORKS: dict[str, Callable[[], Made]] = {
     "resnet18": lambda: reference("resnet18", 28),
     "deit_tiny": lambda: reference("deit_tiny", 32),
     "quickstart": lambda: of_space("quickstart"),
+    "resnet28": lambda: of_space("resnet28"),
     "vit28": lambda: of_space("vit28"),
     "branching": lambda: (Branching, (1, 12, 12)),
 }
@@ -147,10 +148,14 @@ def _rank_without_norms(context: Callable[[Made], StageContext]) -> None:
 
 
 @extra
-@pytest.mark.parametrize("importance", ["l1", "taylor", "bn_scale"])
-def test_channels_that_do_nothing_are_the_first_to_go(importance: str, context: Callable[[Made], StageContext]) -> None:
+@pytest.mark.parametrize(
+    ("importance", "name"), [("l1", "quickstart"), ("taylor", "resnet28"), ("bn_scale", "resnet28")]
+)
+def test_channels_that_do_nothing_are_the_first_to_go(
+    importance: str, name: str, context: Callable[[Made], StageContext]
+) -> None:
     torch.manual_seed(1)
-    made = NETWORKS["quickstart"]()
+    made = NETWORKS[name]()
     network = made[0]().eval()
     from nasbench.pruning.groups import find_channels
 
@@ -227,7 +232,7 @@ def test_gradual_pruning_ends_where_one_step_does_and_follows_the_cubic_schedule
     context: Callable[[Made], StageContext],
 ) -> None:
     assert [round(cubic_share(s, 4), 4) for s in range(5)] == [0.0, 0.5781, 0.875, 0.9844, 1.0]
-    made = NETWORKS["quickstart"]()
+    made = NETWORKS["resnet28"]()
     network = made[0]()
     ends = [
         Prune(ratio=0.5, multiple=4, steps=steps, images=64, epochs=0).run(candidate(network), context(made)).network
