@@ -31,10 +31,11 @@ Costs = Callable[[Archs], NDArray[np.float64]]
 class Strategy(ABC):
     """Proposes architectures and learns from results; never evaluates.
 
-    Life: built once per run, and told with `use_costs` which objectives are free, where some are; then `ask(n)` and
-    `tell(...)` in turn, each batch told completely and in ask order before the next ask. All randomness comes from
-    `seed`: the same asks and tells give the same proposals. `state_dict` holds everything that the next ask depends on,
-    as JSON-able values and numpy arrays: `load_state_dict(state_dict())` on a fresh object continues identically.
+    Life: built once per run, asked with `check` whether it can work with the objectives, and told with `use_costs`
+    which of them are free, where some are; then `ask(n)` and `tell(...)` in turn, each batch told completely and in ask
+    order before the next ask. All randomness comes from `seed`: the same asks and tells give the same proposals.
+    `state_dict` holds everything that the next ask depends on, as JSON-able values and numpy arrays:
+    `load_state_dict(state_dict())` on a fresh object continues identically.
 
     Args:
         space: to search.
