@@ -23,6 +23,7 @@ A cell (problem, variant, strategy, seed) is one line of FILE, and none is compu
 `evaluations_ratio_to_pymoo` (median over problems of the ratio of median evaluations to 99 %; runs that never get there
 count as the budget; `paid`), medians of shares per budget, and `p` per opponent, variant and budget: Wilcoxon's signed
 rank test over the seeds, one-sided, the worst of the problems after Holm's correction over these, and pooled over them.
+`--quick` takes about ten minutes of processor time: 10 seeds, with TPE to 150 evaluations alone.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class Count:
     """The distinct architectures that were evaluated, in order."""
 
     problem: Problem
+    budget: int = BUDGET
     seen: dict[bytes, Archs] = field(default_factory=dict)
     asked: int = 0
 
@@ -121,11 +123,11 @@ class Count:
 
     @property
     def done(self) -> bool:
-        return len(self.seen) >= BUDGET or self.asked >= MOST_ASKS * BUDGET
+        return len(self.seen) >= self.budget or self.asked >= MOST_ASKS * self.budget
 
     @property
     def archs(self) -> Archs:
-        return np.stack(list(self.seen.values()))[:BUDGET]
+        return np.stack(list(self.seen.values()))[: self.budget]
 
 
 def spread(problem: Problem, seed: int) -> Archs:
@@ -158,7 +160,7 @@ def ours(name: str) -> Callable[..., None]:
         if free:
             strategy.use_costs(problem.latency)
         while not evaluate.done:
-            proposals = strategy.ask(min(BATCH, max(1, BUDGET - len(evaluate.seen))))
+            proposals = strategy.ask(min(BATCH, max(1, evaluate.budget - len(evaluate.seen))))
             values = evaluate(proposals.archs)
             strategy.tell(proposals, values, np.zeros((len(values), 0)), np.zeros(len(values), dtype=np.uint8))
 
@@ -236,6 +238,9 @@ STRATEGIES: dict[str, Callable[..., None]] = {
     "random": ours("random"),
 }
 ONLY_FREE = ("pymoo_nsga2_screened",)
+QUICK_SEEDS = 10
+# TPE asks for ever more architectures again, each trial slower than the last: over a minute to 500 distinct ones.
+QUICK_BUDGETS = {"optuna_tpe": 150}
 
 
 def to_99(problem: Problem, archs: Archs) -> int:
@@ -249,9 +254,9 @@ def to_99(problem: Problem, archs: Archs) -> int:
     return low
 
 
-def cell(problem: Problem, variant: str, name: str, seed: int) -> dict[str, Any]:
+def cell(problem: Problem, variant: str, name: str, seed: int, budget: int = BUDGET) -> dict[str, Any]:
     """One search."""
-    evaluate, start = Count(problem), time.process_time()
+    evaluate, start = Count(problem, budget), time.process_time()
     STRATEGIES[name](problem, evaluate, seed, variant == "free")
     seconds = time.process_time() - start
     archs = evaluate.archs
@@ -260,8 +265,8 @@ def cell(problem: Problem, variant: str, name: str, seed: int) -> dict[str, Any]
         "variant": variant,
         "strategy": name,
         "seed": seed,
-        "shares": [problem.share(archs[:n]) for n in BUDGETS],
-        "to_99": to_99(problem, archs),
+        "shares": [problem.share(archs[:n]) for n in BUDGETS if n <= budget],
+        "to_99": to_99(problem, archs) if budget == BUDGET else None,
         "distinct": len(archs),
         "seconds": round(seconds, 3),
     }
@@ -300,7 +305,7 @@ def holm(p: list[float]) -> list[float]:
 
 
 def summary(rows: dict[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
-    """Medians, ratios and tests over the seeds that both sides of a comparison have."""
+    """Medians, ratios and tests over the seeds that both sides of a comparison have, at the budgets that all have."""
     names = [n for n in STRATEGIES if any(k[2] == n for k in rows)]
     problems = [f"{a} {d}" for a, d in PROBLEMS]
     out: dict[str, Any] = {"default": DEFAULT, "seeds": {}, "shares": {}, "p": {}, "to_99": {}}
@@ -315,9 +320,11 @@ def summary(rows: dict[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
                 continue
             tag = f"{variant} {name}"
             out["seeds"][tag] = min(map(len, found))
-            medians = [np.median([r["shares"] for r in f], axis=0) for f in found]
+            reached = min(len(r["shares"]) for f in found for r in f)
+            medians = [np.median([r["shares"][:reached] for r in f], axis=0) for f in found]
             out["shares"][tag] = [[round(float(v), 4) for v in m] for m in medians]
-            out["to_99"][tag] = [float(np.median([r["to_99"] for r in f])) for f in found]
+            whole = reached == len(BUDGETS)
+            out["to_99"][tag] = [float(np.median([r["to_99"] for r in f])) for f in found] if whole else None
             if name == "default":
                 continue
             per_problem: list[list[float]] = []
@@ -325,8 +332,8 @@ def summary(rows: dict[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
             for p in problems:
                 own, other = of(p, variant, "default"), of(p, variant, name)
                 seeds = sorted(own.keys() & other.keys())
-                a, b = (np.array([x[s]["shares"] for s in seeds]).reshape(-1, len(BUDGETS)) for x in (own, other))
-                per_problem.append([better(a[:, i], b[:, i]) if len(a) else 1.0 for i in range(len(BUDGETS))])
+                a, b = (np.array([x[s]["shares"][:reached] for s in seeds]).reshape(-1, reached) for x in (own, other))
+                per_problem.append([better(a[:, i], b[:, i]) if len(a) else 1.0 for i in range(reached)])
                 pooled[0].append(a)
                 pooled[1].append(b)
             first, second = (np.concatenate(x) for x in pooled)
@@ -335,7 +342,7 @@ def summary(rows: dict[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
                     "worst_of_problems": float(f"{max(holm([p[i] for p in per_problem])):.2g}"),
                     "pooled": float(f"{better(first[:, i], second[:, i]):.2g}"),
                 }
-                for i, budget in enumerate(BUDGETS)
+                for i, budget in enumerate(BUDGETS[:reached])
             }
     for variant in VARIANTS:
         ratios = []
@@ -356,7 +363,7 @@ def summary(rows: dict[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--quick", action="store_true", help="10 seeds")
+    parser.add_argument("--quick", action="store_true", help="10 seeds, and TPE to 150 evaluations")
     parser.add_argument("--output", type=Path, default=Path("strategies.jsonl"), help="finished cells, to go on from")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further cell after so many")
@@ -369,14 +376,16 @@ def main() -> None:
     rows = {key(row): row for row in rows_of(args.output)}
     end = time.monotonic() + 60 * args.minutes
     with args.output.open("a") as file:
-        for seed in range(10 if args.quick else args.seeds):
+        for seed in range(QUICK_SEEDS if args.quick else args.seeds):
             for problem in problems:
                 for variant in VARIANTS:
                     for name in args.strategies:
-                        finished = (problem.name, variant, name, seed) in rows
+                        budget = QUICK_BUDGETS.get(name, BUDGET) if args.quick else BUDGET
+                        done = rows.get((problem.name, variant, name, seed))
+                        finished = done is not None and len(done["shares"]) >= sum(n <= budget for n in BUDGETS)
                         if finished or time.monotonic() > end or (variant == "paid" and name in ONLY_FREE):
                             continue
-                        row = cell(problem, variant, name, seed)
+                        row = cell(problem, variant, name, seed, budget)
                         rows[key(row)] = row
                         file.write(json.dumps(row) + "\n")
                         file.flush()
@@ -387,8 +396,9 @@ def main() -> None:
     result = summary(rows)
     print(f"\n{'':>22}  share of the true hypervolume, medians over seeds, at {BUDGETS}; evaluations to 99 %")
     for tag, shares in result["shares"].items():
-        for (accuracy, device), share, count in zip(PROBLEMS, shares, result["to_99"][tag], strict=True):
-            print(f"{tag:>22}  {accuracy:>14} {device:<8}", *(f"{v:.4f}" for v in share), f"{count:6.1f}")
+        for i, ((accuracy, device), share) in enumerate(zip(PROBLEMS, shares, strict=True)):
+            count = f"{result['to_99'][tag][i]:6.1f}" if result["to_99"][tag] else ""
+            print(f"{tag:>22}  {accuracy:>14} {device:<8}", *(f"{v:.4f}" for v in share), count)
     print(json.dumps(result))
 
 

@@ -34,11 +34,11 @@ class BayesianOptimization(Strategy):
     """Evaluates where an ensemble of predictors expects the front to grow most.
 
     After BANANAS (White, Neiswanger & Savani, AAAI 2021: an ensemble of predictors, candidates by mutation), with
-    Gaussian processes on the space's knobs in place of networks, and for several objectives expected hypervolume
-    improvement (Emmerich, Deutz & Klinkenberg 2011; Daulton, Balandat & Bakshy, NeurIPS 2020). A batch is chosen
-    greedily, each choice taken as evaluated at its predicted mean before the next. Objectives that cost nothing to know
-    (`use_costs`) are not predicted but looked up for every candidate. The chance that limits are kept, and that an
-    evaluation does not fail, is a factor.
+    Gaussian processes on a space's knobs and descriptors in place of networks, and for several objectives expected
+    hypervolume improvement (Emmerich, Deutz & Klinkenberg 2011; Daulton, Balandat & Bakshy, NeurIPS 2020). A batch is
+    chosen greedily, each choice taken as evaluated at its predicted mean before the next. Objectives that cost nothing
+    to know (`use_costs`) are not predicted but looked up for every candidate. The chance that limits are kept, and that
+    an evaluation does not fail, is a factor.
 
     From `model_evaluations` on, and for what is asked beyond 64 at once, proposals are bred by NSGA-II from the best of
     all that was seen: where evaluations are so cheap, more of them find more than a model of them.

@@ -1,4 +1,4 @@
-"""What model-based strategies believe of an objective: an ensemble of Gaussian processes over a space's knobs."""
+"""What model-based strategies believe of an objective: Gaussian processes over a space's knobs and descriptors."""
 
 from __future__ import annotations
 
