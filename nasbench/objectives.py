@@ -85,6 +85,12 @@ class Objective:
         return tuple(found)
 
     @property
+    def limits_text(self) -> str:
+        """The hard limits in words, as ` (limit 20)` or ` (at_most 3, at_least 1)`; empty without any."""
+        told = ", ".join(f"{key} {side.limit:.4g}" for key, side in self.sides)
+        return f" ({told})" if told else ""
+
+    @property
     def label(self) -> str:
         """Axis label, with unit and target."""
         metric = METRICS.get(self.metric)

@@ -211,10 +211,7 @@ def nothing_found(archive: ParetoArchive, objectives: tuple[Objective, ...]) -> 
             f"all {archive.evaluated} evaluations failed; `message` in the archive's evaluations says why each did"
         )
     nearest = minimised(archive.nearest[None], objectives)[0]
-    values = ", ".join(
-        f"{o.name} {v:.4g}" + ("" if o.limit is None else f" (limit {o.limit:.4g})")
-        for o, v in zip(objectives, nearest, strict=True)
-    )
+    values = ", ".join(f"{o.name} {v:.4g}{o.limits_text}" for o, v in zip(objectives, nearest, strict=True))
     return UserError(
         f"none of {archive.evaluated} architectures keeps all limits; the nearest has {values}. Loosen a limit, or "
         "raise strategy.evaluations"

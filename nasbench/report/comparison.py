@@ -163,7 +163,7 @@ def write_comparison(result: Comparison) -> None:
     problems = [
         (
             name,
-            ", ".join(o.label + ("" if o.limit is None else f" (limit {o.limit:g})") for o in problem.objectives),
+            ", ".join(o.label + o.limits_text for o in problem.objectives),
             result.yardsticks[name].basis,
         )
         for name, problem in result.problems.items()

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nasbench.cross_device import of_target, targets_of
-from nasbench.report.figures import FRONT, GREY, LIMIT, REFERENCE, source_of
+from nasbench.report.figures import FRONT, GREY, REFERENCE, draw_limits, source_of
 from search_spaces import UserError
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def fronts_figure(view: RunView) -> Figure:
                          lw=1.0, zorder=4, label="within the limits of all devices")  # fmt: skip
         axes.step(own[across.name], own[up.name], where="post", c=FRONT, lw=1.3, zorder=3)
         axes.scatter(own[across.name], own[up.name], s=26, c=FRONT, zorder=5, label="front of this device")
-        if across.limit is not None:
-            axes.axvline(across.limit, c=LIMIT, ls="--", lw=1.2, label=f"limit {across.limit:g} {across.unit}".rstrip())
+        draw_limits(axes.axvline, across)
         axes.set_xlabel(f"{across.label}, {source_of(frame, across)}", fontsize=8)
         axes.grid(alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)

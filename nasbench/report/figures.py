@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,10 +77,7 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
                       fontsize=7, color=REFERENCE)  # fmt: skip
     _draw_stages(axes, view, across, up)
     for objective, line in ((across, axes.axvline), (up, axes.axhline)):
-        if objective.limit is not None:
-            line(
-                objective.limit, c=LIMIT, ls="--", lw=1.2, label=f"limit {objective.limit:g} {objective.unit}".rstrip()
-            )
+        draw_limits(line, objective)
     images = "from a table" if view.config.task.name == "none" else "validation images"
     axes.set_xlabel(f"{across.label}, {source_of(frame, across, images)}")
     axes.set_ylabel(f"{up.label}, {source_of(frame, up, images)}")
@@ -89,6 +87,13 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
     axes.legend(fontsize=7.5, loc="lower right", frameon=True, framealpha=0.9)
     axes.set_title(f"{view.config.name}: {up.metric} against {across.metric}", loc="left", fontsize=11)
     return figure
+
+
+def draw_limits(line: Callable[..., Any], objective: Objective) -> None:
+    """The hard limits of an objective, on either side, by `axvline` or `axhline` of the axes."""
+    for key, side in objective.sides:
+        text = f"{key.replace('_', ' ')} {side.limit:g} {side.unit}".rstrip()
+        line(side.limit, c=LIMIT, ls="--", lw=1.2, label=text)
 
 
 def source_of(frame: pd.DataFrame, objective: Objective, judged_on: str = "validation images") -> str:
