@@ -51,10 +51,14 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
     axes = figure.subplots()
     frame = view.front()
     sampled = view.evaluations()
+
+    def known_as(objective: Objective) -> str:
+        return f"{objective.metric} {'evaluated' if f'{objective.name}_evaluated' in frame else 'predicted'}"
+
     if {across.name, up.name} <= set(sampled.columns):
         cloud = sampled[sampled["phase"] != "verify"]
         axes.scatter(cloud[across.name], cloud[up.name], s=9, c=GREY, alpha=0.5, lw=0, zorder=1,
-                     label=f"sampled ({len(cloud)}): {up.metric} evaluated, {across.metric} predicted")  # fmt: skip
+                     label=f"sampled ({len(cloud)}): {known_as(up)}, {known_as(across)}")  # fmt: skip
     networks = frame[frame["kind"] == "front"]
     known = networks[[across.name, up.name]].notna().all(axis=1)
     predicted = _predicted(networks, across, up)
