@@ -9,8 +9,8 @@ architectures of three spaces, none of which it has seen. The model was designed
 chosen by a hash of their names; `within_10_relative_report` is the figure of the other half, which was looked at once.
 Everything is converted and then the tests are measured twice by independent runs of the meter; one thread, batch 1. A
 network that the runtime cannot convert or run is named and left out. Converting takes many times longer than measuring,
-which wants a machine that does nothing else: `--files` keeps converted networks for later runs. `--suite 150 --per-family 1`
-measures for a few minutes; a suite of another size has other networks.
+which wants a machine that does nothing else: `--files` keeps converted networks for later runs. `--suite 150
+--per-family 1` measures for a few minutes; a suite of another size has other networks.
 The last line is JSON, one object per part:
 
 within_10_percent         share of networks predicted within 10 % of the first measurement
