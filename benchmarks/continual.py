@@ -7,7 +7,8 @@ space `tiny_images` is trained on four classes, then meets three times two more.
 `sensor_1d` is trained on four people, then meets five others one by one, each with the first 60 % of each recording;
 it is judged by the rest. Every method starts from the same trained network, and sees the data of a step only while
 that step lasts (`joint`, the upper bound, keeps all). Replay has 64 KB. All have the same learning rate, batches and
-passes; the strengths of EWC and LwF were chosen on validation data of seeds that are not reported (`--tune`).
+passes; the strengths of EWC and LwF were chosen on seeds that are not reported (`--tune`): on validation images of
+classes, and on the very parts of people's recordings that those seeds would be judged by.
 
 `--output` keeps finished seeds and goes on from them. The last line is JSON: per stream and method mean and standard
 deviation over seeds of accuracy at the end, forgetting, backward and forward transfer, and bytes of memory.
