@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import load as load_onnx
+from onnxruntime import InferenceSession
 from torch import nn
 
 from hardware_profiles.onnx_quantization import OnnxQuantizer, quantize_weights, weight_layers
@@ -238,3 +239,17 @@ def test_equal_constants_leave_no_layer_of_an_untrained_network_float(tmp_path):
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 3
     assert all(made_by[name] == "DequantizeLinear" for node in convolutions for name in node.input)
+
+
+def test_averages_over_the_edge_are_what_they_were(tmp_path):
+    torch.manual_seed(0)
+    pool = nn.AvgPool2d(2, 2, ceil_mode=True)
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), pool, nn.Conv2d(8, 8, 1), nn.ReLU()).eval()
+    x = np.random.default_rng(0).normal(size=(1, 8, 7, 7)).astype(np.float32)
+    write_onnx(network, x, tmp_path / "n.onnx")
+    with OnnxQuantizer(tmp_path / "n.onnx", [x]) as quantizer:
+        quantizer.write(tmp_path / "int8.onnx")
+    session = InferenceSession(str(tmp_path / "int8.onnx"), providers=["CPUExecutionProvider"])
+    expected = network(torch.from_numpy(x)).detach().numpy()
+    found = session.run(None, {"input": x})[0]
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
