@@ -3,6 +3,8 @@ PYTHON ?= python3
 # Exact versions that were tested together. Empty (`make install CONSTRAINTS=`) takes the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 TORCH ?= $(if $(CONSTRAINTS),$(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(CONSTRAINTS)),torch)
+# Processes that run tests side by side, each file in one of them.
+JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt --build-constraint build-constraints.txt
 ALL_EXTRAS := all,test,browser,notebook,bench,dev
@@ -30,10 +32,10 @@ demo: .venv/installed
 	$(BIN)/nasbench run experiments/quickstart.toml
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-full: .venv/installed-full
-	NASBENCH_ALL_EXTRAS=1 $(BIN)/python -m pytest -q
+	NASBENCH_ALL_EXTRAS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: .venv/installed-full
 	$(BIN)/ruff check .
