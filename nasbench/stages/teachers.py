@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nasbench.networks import space_network
 from nasbench.registry import resolve
 from nasbench.stages.base import StageContext
 from nasbench.training import evaluate_network, load_weights, sandwich_ends, save_weights, train_network
 from nasbench.training.evaluation import batches, fit_size, fixed_subset
+from search_spaces import load_space, presets
 from search_spaces.errors import UserError
 from search_spaces.supernet import calibrate
 
@@ -38,8 +40,8 @@ def make_teacher(
     """The teacher in eval mode and the input shape that it takes.
 
     Args:
-        names: `supernet`, a reference network (`resnet18@32`) or `module:function`, called with the input shape and
-            the number of classes; more than one make an ensemble.
+        names: `supernet`, a reference network (`resnet18@32`), `SPACE:ARCHITECTURE` with weights, or `module:function`,
+            called with the input shape and the number of classes; more than one make an ensemble.
         weights: checkpoints, one per name; an empty one means the teacher's own, or those of training it here.
         training: of `train_network`, for reference networks without weights; what was trained is kept beside the
             stage's directory, and taken from there the next time.
@@ -80,6 +82,14 @@ def _member(
         stats = calibrate(context.supernet, largest, batches(task, images, 250))
         network = context.supernet.extract(largest, stats)
         return network, getattr(network, "input_shape", tuple(context.space.input_shape))
+    if name.partition(":")[0] in presets():
+        if not weights:
+            raise UserError(f"teacher {name!r} has random weights: give teacher_weights")
+        label, _, arch = name.partition(":")
+        searched = space_network(load_space(label, task.input_shape[0], task.num_classes), arch, label)
+        network = searched.build()
+        load_weights(network, Path(weights))
+        return network, getattr(network, "input_shape", searched.input_shape)
     if ":" in name:
         make: Callable[..., Any] = resolve("teacher", name)
         made = make(context.input_shape, task.num_classes)

@@ -13,9 +13,10 @@ from nasbench.evaluators.supernet import SupernetEvaluator
 from nasbench.stages.base import Candidate, Form, StageContext
 from nasbench.stages.distill import Distill
 from nasbench.stages.teachers import make_teacher
-from nasbench.training import load_weights, predict_logits
+from nasbench.training import load_weights, predict_logits, save_weights
 from nasbench.training.distillation import Imitation, attention_loss, hint_loss, spread
-from search_spaces import UserError, reference_network
+from nasbench.training.evaluation import fit_size
+from search_spaces import UserError, load_space, reference_network
 
 
 @pytest.fixture
@@ -125,6 +126,20 @@ def test_a_reference_network_is_trained_once_and_an_ensemble_is_the_mean(candida
         torch.testing.assert_close(both(x), expected, atol=0.05, rtol=0.05)
     assert size == (1, 28, 28)
     assert stage.run(candidate, context).network is not None
+
+
+def test_a_searched_network_teaches_with_its_weights(context, task, tmp_path):
+    space = load_space("tiny_images", 1, 10)
+    row = space.references["smallest"]
+    source, file = "tiny_images:" + ".".join(map(str, row.tolist())), tmp_path / "searched.safetensors"
+    torch.manual_seed(3)
+    network = space.build(row)
+    save_weights(file, network)
+    teacher, shape = make_teacher([source], [str(file)], {}, context)
+    x = fit_size(task.prepare(task.split("val").images[:3]), shape)
+    torch.testing.assert_close(teacher(x), network.eval()(x))
+    with pytest.raises(UserError, match="teacher 'tiny_images:smallest' has random weights: give teacher_weights"):
+        make_teacher(["tiny_images:smallest"], [], {}, context)
 
 
 class Blind(nn.Module):
