@@ -190,7 +190,11 @@ def test_interrupting_says_how_to_go_on(tiny_experiment: Path, finished_run: Pat
             ["strategy={name = 'successive_halving'}", "objectives={params = {}, macs = {}}"],
             ["all objectives are predicted", "nsga2"],
         ),
-        (["strategy={name = 'optuna', sampler = 'CmaEsSampler'}"], ["multi-objective", "TPESampler"]),
+        pytest.param(
+            ["strategy={name = 'optuna', sampler = 'CmaEsSampler'}"],
+            ["multi-objective", "TPESampler"],
+            marks=pytest.mark.extra("cmaes"),
+        ),
         (["strategy={name = 'optuna', storage = 'nosql://x'}"], ["strategy.storage = 'nosql://x'", "sqlite:///"]),
         (["strategy={name = 'ppo', targets = [1.0, 2.0]}"], ["strategy.targets: 2 given, but 1 objectives"]),
         (["objectives.'accuracy'.at_least=0.9", "objectives.accuracy.at_most=0.8"], ["accuracy.at_least = 0.9"]),

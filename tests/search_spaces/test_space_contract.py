@@ -122,7 +122,11 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
 EXAMPLES = ("every_block", "elastic_chain", "signals", "words", "elastic_network")  # see conftest.py
 
 
-@pytest.fixture(params=[*SPACES, *EXAMPLES], scope="module")
+# Building a network of the joint space prunes one.
+PARAMS = [pytest.param(n, marks=pytest.mark.extra("prune")) if n == "joint" else n for n in (*SPACES, *EXAMPLES)]
+
+
+@pytest.fixture(params=PARAMS, scope="module")
 def space(request: pytest.FixtureRequest, examples: dict[str, Callable[[], SearchSpace]]) -> SearchSpace:
     return {**SPACES, **examples}[request.param]()
 
