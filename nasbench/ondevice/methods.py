@@ -155,27 +155,31 @@ def prepared(
     Raises:
         UserError: an unknown method, or `updates` missing where they are needed.
     """
+    if method == "lite_residual":
+        network = with_lite_residuals(network, input_shape)
+    chosen = _trained(network, method, updates)
+    if method != "full":
+        return memory_saving(network, chosen), chosen
+    plain = copy.deepcopy(network)
+    for parameter in plain.parameters():
+        parameter.requires_grad_(True)
+    return plain, chosen
+
+
+def _trained(network: nn.Module, method: Method, updates: Mapping[str, Update] | None) -> dict[str, Update]:
+    """What trains, by name of module, of a network that has its lite residuals already."""
     if method not in get_args(Method):
         raise UserError(f"method = {method!r}: unknown. {nearest(method, get_args(Method))}")
     if method == "full":
-        plain = copy.deepcopy(network)
-        for parameter in plain.parameters():
-            parameter.requires_grad_(True)
-        return plain, {"": FULL}
+        return {"": FULL}
     if method == "sparse":
         if not updates:
             raise UserError("method = 'sparse' needs updates: choose_updates picks them for a memory budget")
-        chosen = dict(updates)
-    elif method == "last":
-        chosen = {head(network): FULL}
-    else:
-        if method == "lite_residual":
-            network = with_lite_residuals(network, input_shape)
-        chosen = {"": Update(0.0, True), head(network): FULL}
-        for name, module in network.named_modules():
-            if isinstance(module, LiteResidual):
-                chosen[f"{name}.lite"] = FULL
-    return memory_saving(network, chosen), chosen
+        return dict(updates)
+    if method == "last":
+        return {head(network): FULL}
+    lite = {f"{n}.lite": FULL for n, m in network.named_modules() if isinstance(m, LiteResidual)}
+    return {"": Update(0.0, True), head(network): FULL, **lite}
 
 
 def method_memory(
@@ -196,10 +200,7 @@ def method_memory(
     if method == "lite_residual":
         network = with_lite_residuals(network, input_shape)
     workload, names = trace_layers(network, input_shape)
-    _, chosen = prepared(network, input_shape, "bias" if method == "lite_residual" else method, updates)
-    for name, module in network.named_modules():
-        if isinstance(module, LiteResidual):
-            chosen[f"{name}.lite"] = FULL
+    chosen = _trained(network, method, updates)
     full = method == "full"
     memory = training_memory(
         workload,

@@ -148,10 +148,8 @@ def test_nothing_is_kept_before_the_first_layer_that_trains():
         memory = training_memory(workload, layer_updates(names, {"3": FULL}), batch=2, saving=saving)
         size = 2 * 3 * 8 * 8 * 4
         expected = [k * size for k in kept]
-        if saving:
-            np.testing.assert_array_equal(memory.activations, expected)
-        else:  # the fourth's output, which its ReLU keeps, is the fifth's input
-            np.testing.assert_array_equal(memory.activations, expected)
+        # Plain, the fourth's output, which its ReLU keeps, is the fifth's input.
+        np.testing.assert_array_equal(memory.activations, expected)
     assert training_memory(workload, NOTHING).total == 0
 
 
