@@ -13,7 +13,8 @@ limits.
 
 Then `--host` runs search networks of the quickstart space (untrained: only latency is limited, and a function of the
 choices stands for accuracy) for this machine, with few calibration networks, and predict, measure, correct. Their final
-networks are converted and measured once more, which nothing was chosen by.
+networks are converted and measured once more, which nothing was chosen by. The limit applies to the likely latency, not
+to a cautious quantile, so that networks on the limit are proposed and half of them are too slow before the correction.
 
 With `--output` every problem and run is a line in that file, and those that are there are not solved again. The last
 line is JSON:
@@ -24,6 +25,7 @@ largest_predicted_violation       relative, over all networks of all fronts
 host_runs, host_networks          runs, and their final networks that were measured again
 host_first_violation              largest relative excess over the limit when first measured, before any correction
 host_final_violation              of the final networks, by the measurement that they were judged by (0 by construction)
+host_slack                        how far the slowest final network is below its limit, relative, in the worst run
 host_remeasured_violation         of the final networks, by the further one
 host_remeasured_share_above_2     share of the final networks that exceed the limit by more than 2 % then
 share, rows_per_second, uniform_rows_per_second   architectures drawn a second under a limit that this share keeps:
@@ -189,8 +191,8 @@ def sampling() -> dict[str, float]:
 
 
 def stand_in(choices: Mapping[str, Any]) -> float:
-    """A figure between 0 and 1 that grows with every choice, in place of accuracy."""
-    return 1 - float(np.exp(-sum(v for v in choices.values() if isinstance(v, int | float)) / 100))
+    """A figure between 0 and 1 that grows with every choice, by how much larger it is, in place of accuracy."""
+    return float(np.log([v for v in choices.values() if isinstance(v, int | float)]).sum()) / 100
 
 
 def host_run(seed: int, folder: Path) -> dict[str, Any]:
@@ -202,35 +204,39 @@ def host_run(seed: int, folder: Path) -> dict[str, Any]:
     from nasbench.measurements import measure_networks
     from nasbench.networks import space_network
 
-    space = load_space("quickstart")
+    space, host = load_space("quickstart"), load_target("host")
+    ends = measure_networks(host, [space_network(space, name, "quickstart") for name in ("smallest", "largest")])
+    low, high = (float(m.measurement.latency_ms) for m in ends if m.measurement is not None)
+    limit = low * (high / low) ** SHARES[seed % len(SHARES)]
     config = {
         "seed": seed,
         "task": {"name": "none"},
         "space": {"name": "quickstart"},
         "evaluator": {"name": "benchmarks.limits:stand_in", "samples": 40, "verify": 6},
         "targets": {"devices": ["host"], "calibration_networks": 10},
-        "objectives": {"accuracy": {}, "latency_ms": {"limit": LIMITS_MS[seed % len(LIMITS_MS)]}},
-        "strategy": {"name": "nsga2", "evaluations": 4000, "batch": 500},
-        "verify": {"rounds": 3, "tolerance": 0.03, "quantile": 0.95},
+        "objectives": {"accuracy": {}, "latency_ms": {"limit": limit}},
+        "strategy": {"name": "nsga2", "evaluations": 40_000, "batch": 500},
+        "verify": {"rounds": 5, "tolerance": 0.03, "quantile": 0.5},  # the likely value: networks on the limit
         "selection": {"count": 1},
     }
     view = run_experiment(parse_config(config), folder / str(seed))
-    front, rounds, limit = view.front(), view.rounds(), LIMITS_MS[seed % len(LIMITS_MS)]
+    front, rounds = view.front(), view.rounds()
     final = front[front["pareto"]]
     networks = [space_network(space, ".".join(map(str, arch_row(a))), "quickstart") for a in final["arch"]]
-    again = measure_networks(load_target("host"), networks)
+    again = measure_networks(host, networks)
     excess = np.array([m.measurement.latency_ms / limit - 1 for m in again if m.measurement is not None])
     print(rounds.to_string(), flush=True)
     print(f"  {len(final)} final networks, measured again: excess {np.round(excess, 3).tolist()}", flush=True)
     return {
         "first": float(rounds.iloc[0]["largest_excess"]),
         "final": float(np.maximum(final["latency_ms_measured"] / limit - 1, 0).max()),
+        "slack": float(1 - final["latency_ms_measured"].max() / limit),
         "again": np.maximum(excess, 0.0).tolist(),
         "rounds": int(rounds["round"].max()),
     }
 
 
-LIMITS_MS = (0.15, 0.25, 0.4)  # of one run each; the space's networks took 0.08 to 0.7 ms where this was made
+SHARES = (0.4, 0.6, 0.8)  # where the limits lie between the latencies of the smallest and the largest network, in logs
 
 
 class Known:
@@ -286,6 +292,7 @@ def main() -> None:
             "host_networks": len(again),
             "host_first_violation": max(f["first"] for f in found),
             "host_final_violation": max(f["final"] for f in found),
+            "host_slack": max(f["slack"] for f in found),
             "host_remeasured_violation": float(again.max()),
             "host_remeasured_share_above_2": float((again > 0.02).mean()),
         }

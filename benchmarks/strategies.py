@@ -238,7 +238,7 @@ STRATEGIES: dict[str, Callable[..., None]] = {
     "random": ours("random"),
 }
 ONLY_FREE = ("pymoo_nsga2_screened",)
-QUICK_SEEDS = 10
+SEEDS, QUICK_SEEDS = 30, 10
 # TPE asks for ever more architectures again, each trial slower than the last: over a minute to 500 distinct ones.
 QUICK_BUDGETS = {"optuna_tpe": 150}
 
@@ -362,8 +362,8 @@ def summary(rows: dict[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--quick", action="store_true", help="10 seeds, and TPE to 150 evaluations")
+    parser.add_argument("--seeds", type=int, help="30 by default, 10 with --quick")
+    parser.add_argument("--quick", action="store_true", help="TPE to 150 evaluations only")
     parser.add_argument("--output", type=Path, default=Path("strategies.jsonl"), help="finished cells, to go on from")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further cell after so many")
@@ -376,7 +376,7 @@ def main() -> None:
     rows = {key(row): row for row in rows_of(args.output)}
     end = time.monotonic() + 60 * args.minutes
     with args.output.open("a") as file:
-        for seed in range(QUICK_SEEDS if args.quick else args.seeds):
+        for seed in range(args.seeds or (QUICK_SEEDS if args.quick else SEEDS)):
             for problem in problems:
                 for variant in VARIANTS:
                     for name in args.strategies:
