@@ -45,12 +45,12 @@ PARTICIPATION, DROPOUT = 0.5, 0.3
 BUDGETS_KB = (560, 720, 960)
 CENTRAL_PASSES = 10
 WAYS: dict[str, tuple[LocalTraining, Compression]] = {
-    "fedavg": (LocalTraining("fedavg", 1, BATCH, LR), Compression()),
-    "fedprox": (LocalTraining("fedprox", 1, BATCH, LR, mu=0.1), Compression()),
-    "scaffold": (LocalTraining("scaffold", 1, BATCH, LR), Compression()),
-    "fedavg int8": (LocalTraining("fedavg", 1, BATCH, LR), Compression(1.0, 8)),
-    "fedavg 10 % int8": (LocalTraining("fedavg", 1, BATCH, LR), Compression(0.1, 8)),
-    "subnets": (LocalTraining("fedavg", 1, BATCH, LR), Compression()),
+    "fedavg": (LocalTraining("fedavg", epochs=1, batch_size=BATCH, lr=LR), Compression()),
+    "fedprox": (LocalTraining("fedprox", epochs=1, batch_size=BATCH, lr=LR, mu=0.1), Compression()),
+    "scaffold": (LocalTraining("scaffold", epochs=1, batch_size=BATCH, lr=LR), Compression()),
+    "fedavg int8": (LocalTraining("fedavg", epochs=1, batch_size=BATCH, lr=LR), Compression(1.0, 8)),
+    "fedavg 10 % int8": (LocalTraining("fedavg", epochs=1, batch_size=BATCH, lr=LR), Compression(0.1, 8)),
+    "subnets": (LocalTraining("fedavg", epochs=1, batch_size=BATCH, lr=LR), Compression()),
 }
 
 

@@ -161,11 +161,14 @@ def _keys(component: Any) -> dict[str, tuple[inspect.Parameter, Any]]:
 
 
 def _constructors(component: Any) -> list[Any]:
-    """What takes a component's keys: its constructor, and the base class's where it passes typed `Unpack[...]` on."""
+    """What takes a component's keys: its constructor, and where that passes typed `Unpack[...]` on, its base class's.
+
+    Where no base class has one, it is that of the class's attribute `options_of`, such as a dataclass.
+    """
     if not inspect.isclass(component):
         return [component]
     found = []
-    for kind in component.__mro__:
+    for kind in (*component.__mro__, getattr(component, "options_of", object)):
         if kind is object or "__init__" not in vars(kind):
             continue
         function = vars(kind)["__init__"]

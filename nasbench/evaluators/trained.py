@@ -6,8 +6,9 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from nasbench.tasks.base import Task
 from nasbench.training.checkpoint import load_weights, save_weights
 from nasbench.training.evaluation import evaluate_network
 from nasbench.training.network import train_network
-from nasbench.training.recipe import Optimizer, PrecisionName, Recipe, Schedule
+from nasbench.training.recipe import Recipe, RecipeOptions
 from search_spaces import Archs, SearchSpace, UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TrainEvaluator(Evaluator):
         epochs: of full fidelity.
         seed: of initialisation and training.
         batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, schedule, ema,
-            precision, device: as in `nasbench.training.train_network`.
+            precision, accumulate, device: as in `nasbench.training.train_network`.
 
     Example:
         [evaluator]
@@ -54,6 +55,7 @@ class TrainEvaluator(Evaluator):
 
     metrics = ("accuracy",)
     fidelities = ("epochs",)
+    options_of: ClassVar[type[Any]] = Recipe
 
     def __init__(
         self,
@@ -61,38 +63,22 @@ class TrainEvaluator(Evaluator):
         task: Task,
         directory: Path | None,
         *,
-        epochs: int = 8,
-        batch_size: int = 64,
-        lr: float = 0.3,
-        optimizer: Optimizer = "sgd",
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        warmup: float = 0.05,
-        clip_norm: float = 5.0,
-        label_smoothing: float = 0.1,
-        schedule: Schedule = "cosine",
-        ema: float = 0.0,
-        precision: PrecisionName = "fp32",
         device: str = "auto",
         seed: int = 0,
+        **recipe: Unpack[RecipeOptions],
     ) -> None:
-        if epochs < 1:
-            raise UserError(f"evaluator.epochs = {epochs}: expected 1 or more")
-        options = {
-            "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "momentum": momentum,
-            "weight_decay": weight_decay, "warmup": warmup, "clip_norm": clip_norm, "label_smoothing": label_smoothing,
-            "schedule": schedule, "ema": ema, "precision": precision,
-        }  # fmt: skip
         try:
-            Recipe(epochs, **options)  # type: ignore[arg-type]  # told now, not by the first row
+            self.recipe = Recipe(**recipe)  # told now, not by the first row
         except UserError as error:
             raise UserError(f"evaluator.{error}") from error
+        if self.recipe.epochs < 1:
+            raise UserError(f"evaluator.epochs = {self.recipe.epochs}: expected 1 or more")
         self.space = space
         self.task = task
         self.folder = directory / _FOLDER if directory else None
-        self.epochs = epochs
+        self.epochs = self.recipe.epochs
+        self.device = device
         self.seed = seed
-        self._options = options | {"device": device}
 
     @classmethod
     def check_fidelity(cls, options: Mapping[str, Any], name: str, values: Sequence[float]) -> None:
@@ -148,11 +134,11 @@ class TrainEvaluator(Evaluator):
             network,
             self.task,
             self._shape(network),
-            epochs=self.epochs,
+            **asdict(self.recipe),
+            device=self.device,
             until=epochs,
             seed=self.seed,
             checkpoint=checkpoint,
-            **self._options,  # type: ignore[arg-type]
         )
         if finished is not None and checkpoint is not None and epochs == self.epochs:
             save_weights(finished, network)

@@ -15,7 +15,7 @@ from nasbench.ondevice.updates import Compression, Message
 from nasbench.tasks.base import Task
 from nasbench.training.evaluation import fit_size
 from nasbench.training.loop import Batch, fit
-from nasbench.training.recipe import Recipe, check_choice
+from nasbench.training.recipe import ConstantRate, check_choice
 from search_spaces.base import Archs
 from search_spaces.errors import UserError
 
@@ -23,23 +23,17 @@ Method = Literal["fedavg", "fedprox", "scaffold"]
 
 
 @dataclass(frozen=True)
-class LocalTraining:
+class LocalTraining(ConstantRate):
     """What a client does in a round.
 
     Args:
         method: `fedavg` (McMahan et al. 2017), `fedprox` (Li et al. 2020: the loss grows by mu/2 times the squared
             distance to the round's first weights) or `scaffold` (Karimireddy et al. 2020, control variates by
             option II, which is for plain SGD).
-        epochs: passes over the client's own data.
         mu: of `fedprox`.
     """
 
     method: Method = "fedavg"
-    epochs: int = 1
-    batch_size: int = 16
-    lr: float = 0.05
-    momentum: float = 0.0
-    weight_decay: float = 0.0
     mu: float = 0.1
 
     def __post_init__(self) -> None:
@@ -53,13 +47,6 @@ class LocalTraining:
             raise UserError(
                 f"momentum = {self.momentum}: control variates of 'scaffold' are for plain SGD; set it to 0"
             )
-
-    def recipe(self) -> Recipe:
-        """As the training loop takes it."""
-        return Recipe(
-            self.epochs, self.batch_size, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, warmup=0.0,
-            clip_norm=0.0, label_smoothing=0.0, schedule="constant",
-        )  # fmt: skip
 
 
 @dataclass

@@ -21,39 +21,26 @@ from nasbench.tasks.base import SplitName, Task
 from nasbench.training.evaluation import fit_size, predict_logits
 from nasbench.training.loop import Backward, BrokeDown, fit, step_seed
 from nasbench.training.precision import device_of
-from nasbench.training.recipe import Recipe
+from nasbench.training.recipe import ConstantRate
 from search_spaces.errors import UserError
 
 # For classes that have not been met: no softmax gives them anything, and no sum with it overflows.
 UNMET = -1e9
 
 
-@dataclass(frozen=True)
-class Training:
-    """How every step of a stream is trained. As on a device: plain SGD, a constant rate.
+@dataclass(frozen=True, kw_only=True)
+class Training(ConstantRate):
+    """How every step of a stream is trained; of the samples of a batch all are new, replay adds as many old ones.
 
     Args:
-        epochs: passes over the data of a step.
-        batch_size: new samples a step of SGD; replay adds as many old ones.
-        clip_norm: of the gradient; 0 is off.
-        weight_decay: on matrices and kernels.
         seed: of order, augmentation and what is remembered.
     """
 
     epochs: int = 3
-    batch_size: int = 16
     lr: float = 0.02
     momentum: float = 0.9
-    weight_decay: float = 0.0
     clip_norm: float = 5.0
     seed: int = 0
-
-    def recipe(self) -> Recipe:
-        """As the training loop takes it, values checked."""
-        return Recipe(
-            self.epochs, self.batch_size, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, warmup=0.0,
-            clip_norm=self.clip_norm, label_smoothing=0.0, schedule="constant",
-        )  # fmt: skip
 
 
 class ContinualMethod(ABC):

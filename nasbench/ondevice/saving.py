@@ -100,9 +100,13 @@ def averages(module: nn.Module) -> bool:
 class _Lean(nn.Module):
     """A saving layer in the place of a plain one."""
 
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
     def plain(self) -> nn.Module:
         """The plain layer, with what was learned."""
-        raise NotImplementedError
+        return self.layer
 
 
 class LeanConv2d(_Lean):
@@ -111,9 +115,10 @@ class LeanConv2d(_Lean):
     It keeps these channels of its input. Which ones: those whose weights have the largest norm.
     """
 
+    layer: nn.Conv2d
+
     def __init__(self, conv: nn.Conv2d, update: Update) -> None:
-        super().__init__()
-        self.conv = conv
+        super().__init__(conv)
         conv.weight.requires_grad_(update.weights == 1)
         if conv.bias is not None:
             conv.bias.requires_grad_(update.bias)
@@ -127,7 +132,7 @@ class LeanConv2d(_Lean):
             self.part = nn.Parameter(conv.weight.detach().index_select(axis, rows).clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.conv
+        conv = self.layer
         geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
         if self.part is not None:
             return _run(_PartConv, x, conv.weight, self.part, conv.bias, self.rows, self.axis, geometry)
@@ -138,22 +143,23 @@ class LeanConv2d(_Lean):
     def plain(self) -> nn.Module:
         if self.part is not None:
             with torch.no_grad():
-                self.conv.weight.index_copy_(self.axis, self.rows, self.part)  # type: ignore[arg-type]
-        return self.conv
+                self.layer.weight.index_copy_(self.axis, self.rows, self.part)  # type: ignore[arg-type]
+        return self.layer
 
 
 class LeanNorm(_Lean):
     """Batch normalisation by its running statistics, which stay: a scale and a shift per channel."""
 
+    layer: nn.BatchNorm2d
+
     def __init__(self, norm: nn.BatchNorm2d, update: Update) -> None:
-        super().__init__()
-        self.norm = norm
+        super().__init__(norm)
         if norm.affine:
             norm.weight.requires_grad_(update.weights > 0)
             norm.bias.requires_grad_(update.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = self.norm
+        norm = self.layer
         assert norm.running_var is not None
         assert norm.running_mean is not None
         scale = (norm.running_var + norm.eps).rsqrt()
@@ -168,74 +174,50 @@ class LeanNorm(_Lean):
 
     def train(self, mode: bool = True) -> LeanNorm:
         super().train(mode)
-        self.norm.eval()
+        self.layer.eval()
         return self
 
     def plain(self) -> nn.Module:
-        return self.norm.train(self.training)
+        return self.layer.train(self.training)
 
 
 class LeanActivation(_Lean):
     """A non-linearity of two slopes that keeps a bit an element."""
 
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self.activation = activation
-
     def forward(self, x: Tensor) -> Tensor:
-        function, low, high, slopes = _SLOPES[type(self.activation)](self.activation)
+        function, low, high, slopes = _SLOPES[type(self.layer)](self.layer)
         return _run(_TwoSlopes, x, function, low, high, slopes)
-
-    def plain(self) -> nn.Module:
-        return self.activation
 
 
 class LeanDropout(_Lean):
     """Dropout that keeps a bit an element."""
 
-    def __init__(self, dropout: nn.Dropout) -> None:
-        super().__init__()
-        self.dropout = dropout
+    layer: nn.Dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self.dropout.p
+        p = self.layer.p
         if not self.training or p == 0:
             return x
         kept = torch.rand_like(x) >= p
         return _run(_Masked, x, kept, 1 / (1 - p) if p < 1 else 0.0)
 
-    def plain(self) -> nn.Module:
-        return self.dropout
-
 
 class LeanPool(_Lean):
     """Average pooling that keeps the shape alone."""
 
-    def __init__(self, pool: nn.AvgPool2d) -> None:
-        super().__init__()
-        self.pool = pool
+    layer: nn.AvgPool2d
 
     def forward(self, x: Tensor) -> Tensor:
-        pool = self.pool
+        pool = self.layer
         options = (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, pool.count_include_pad)
         return _run(_Pool, x, tuple(_pair(o) if not isinstance(o, bool) else o for o in options))
-
-    def plain(self) -> nn.Module:
-        return self.pool
 
 
 class LeanAverage(_Lean):
     """Global average pooling that keeps the shape alone."""
 
-    def __init__(self, pool: nn.Module) -> None:
-        super().__init__()
-        self.pool = pool
-
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3), keepdim=True)
-
-    def plain(self) -> nn.Module:
-        return self.pool
 
 
 _INF = float("inf")

@@ -54,7 +54,7 @@ class Adapt(Stage):
         lr: float = 0.02,
         momentum: float = 0.9,
     ) -> None:
-        Recipe(epochs, batch_size, lr, momentum=momentum)  # refuses what makes no sense
+        Recipe(epochs=epochs, batch_size=batch_size, lr=lr, momentum=momentum)  # refuses what makes no sense
         if budget_kb is not None and not budget_kb > 0:
             raise UserError(f"budget_kb = {budget_kb}: expected above 0")
         if method == "sparse" and budget_kb is None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Unpack
 
 from torch import nn
 
 from hardware_profiles.paths import write_text
-from nasbench.stages.base import Candidate, Form, Stage, StageContext
+from nasbench.stages.base import Candidate, StageContext
 from nasbench.stages.teachers import SUPERNET, make_teacher
-from nasbench.training import Recipe, evaluate_network, train_network
+from nasbench.stages.training import TrainingOptions, TrainingStage, clear
+from nasbench.training import Recipe, evaluate_network
 from nasbench.training.distillation import Imitation
 from nasbench.training.network import check_distillation
 from search_spaces.errors import UserError
 
 
-class Distill(Stage):
+class Distill(TrainingStage):
     """Trains a float network on labels and what a teacher says (logits), sees (features) and attends to.
 
     The loss is `(1 - logits_weight)` times the labels' and `logits_weight` times the teacher's at `temperature` (Hinton
@@ -40,9 +41,6 @@ class Distill(Stage):
         epochs, lr, batch_size, optimizer, weight_decay, label_smoothing: as in `finetune`.
     """
 
-    accepts = frozenset({Form.FLOAT})
-    produces = Form.FLOAT
-
     def __init__(
         self,
         *,
@@ -57,14 +55,9 @@ class Distill(Stage):
         layers: Sequence[tuple[str, str]] = (),
         epochs: int = 5,
         lr: float = 0.05,
-        batch_size: int = 64,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
-        weight_decay: float = 1e-4,
-        label_smoothing: float = 0.0,
+        **training: Unpack[TrainingOptions],
     ) -> None:
-        self.recipe = Recipe(
-            epochs, batch_size, lr, optimizer, weight_decay=weight_decay, label_smoothing=label_smoothing
-        )
+        super().__init__(epochs=epochs, lr=lr, **training)
         check_distillation(logits_weight, temperature)
         for key, value in (("feature_weight", feature_weight), ("attention_weight", attention_weight)):
             if not 0 <= value < float("inf"):
@@ -80,8 +73,8 @@ class Distill(Stage):
             raise UserError(f"teacher_weights: {len(self.teacher_weights)} files for {len(self.teachers)} teachers")
         if len(self.teachers) > 1 and (feature_weight or attention_weight):
             raise UserError("feature_weight, attention_weight: an ensemble teaches by its logits alone")
-        Recipe(teacher_epochs, batch_size, teacher_lr)
-        self.teacher_training = {"epochs": teacher_epochs, "lr": teacher_lr, "batch_size": batch_size}
+        Recipe(epochs=teacher_epochs, batch_size=self.recipe.batch_size, lr=teacher_lr)
+        self.teacher_training = {"epochs": teacher_epochs, "lr": teacher_lr, "batch_size": self.recipe.batch_size}
         self.logits_weight = logits_weight
         self.temperature = temperature
         self.feature_weight = feature_weight
@@ -111,21 +104,18 @@ class Distill(Stage):
             teacher_shape=teacher_shape,
         )
         checkpoint = context.directory / f"{candidate.name}-distill.safetensors"
-        history = train_network(
+        history = self.train(
             imitation,
-            task,
-            shape,
-            **asdict(self.recipe),
+            context,
+            checkpoint,
             teacher=imitation.ask,
             distillation_weight=self.logits_weight,
             temperature=self.temperature,
             auxiliary=imitation.loss if self.feature_weight or self.attention_weight else None,
-            seed=context.seed,
-            checkpoint=checkpoint,
         )
         said = {"teacher": self.teachers, "teacher_accuracy": accuracy, "layers": imitation.pairs, "history": history}
         write_text(context.directory / f"{candidate.name}-distill.json", json.dumps(said, indent=1) + "\n")
-        checkpoint.unlink(missing_ok=True)
+        clear([checkpoint])
         return replace(candidate, network=imitation.release(), metrics={})
 
     def _teacher(self, context: StageContext) -> tuple[nn.Module, tuple[int, ...], float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Unpack
 
 from hardware_profiles.paths import write_text
-from nasbench.stages.base import Candidate, Form, Stage, StageContext
-from nasbench.training import Recipe, predict_logits, sandwich_ends, subnet_teacher, train_network
+from nasbench.stages.base import Candidate, StageContext
+from nasbench.stages.training import TrainingOptions, TrainingStage, clear
+from nasbench.training import predict_logits, sandwich_ends, subnet_teacher
 from nasbench.training.network import Teacher, check_distillation
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from search_spaces.supernet import Supernet
 
 
-class FineTune(Stage):
+class FineTune(TrainingStage):
     """Trains a float network on the task's training images.
 
     Where the run has a supernet, its largest architecture, with calibrated statistics, is the teacher. The training
@@ -35,24 +36,16 @@ class FineTune(Stage):
         temperature: softens the outputs of teacher and network.
     """
 
-    accepts = frozenset({Form.FLOAT})
-    produces = Form.FLOAT
-
     def __init__(
         self,
         *,
         epochs: int = 3,
         lr: float = 0.1,
-        batch_size: int = 64,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
-        weight_decay: float = 1e-4,
-        label_smoothing: float = 0.0,
         distillation_weight: float = 0.5,
         temperature: float = 1.0,
+        **training: Unpack[TrainingOptions],
     ) -> None:
-        self.recipe = Recipe(
-            epochs, batch_size, lr, optimizer, weight_decay=weight_decay, label_smoothing=label_smoothing
-        )
+        super().__init__(epochs=epochs, lr=lr, **training)
         check_distillation(distillation_weight, temperature)
         self.distillation_weight = distillation_weight
         self.temperature = temperature
@@ -67,20 +60,17 @@ class FineTune(Stage):
         network = copy.deepcopy(candidate.network)
         assert network is not None
         checkpoint = context.directory / f"{candidate.name}-finetune.safetensors"
-        history = train_network(
+        history = self.train(
             network,
-            context.task,
-            context.input_shape,
-            **asdict(self.recipe),
+            context,
+            checkpoint,
             teacher=self._teacher(context),
             distillation_weight=self.distillation_weight,
             temperature=self.temperature,
-            seed=context.seed,
-            checkpoint=checkpoint,
         )
         write_text(context.directory / f"{candidate.name}-finetune.json", json.dumps(history, indent=1) + "\n")
         # The runner keeps the network; a second fine-tuning of it must not take this one's state for its own.
-        checkpoint.unlink(missing_ok=True)
+        clear([checkpoint])
         return replace(candidate, network=network, metrics={})
 
     def _teacher(self, context: StageContext) -> Teacher | Tensor | None:

@@ -6,16 +6,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 
 from hardware_profiles import load_target
 from hardware_profiles.extras import require
 from hardware_profiles.paths import write_text
-from nasbench.stages.base import Candidate, Form, Stage, StageContext
+from nasbench.stages.base import Candidate, StageContext
 from nasbench.stages.structure import load_network, save_network
-from nasbench.stages.tuning import Tuning, clear, cubic_share
+from nasbench.stages.training import TuningOptions, TuningStage, clear, cubic_share
 from search_spaces.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SENSITIVITY_IMAGES = 256
 METRICS = ("latency_ms", "energy_mj", "macs", "params")
 
 
-class Prune(Stage):
+class Prune(TuningStage):
     """Takes out the channels (of attention: heads) that are worth least, and trains what remains.
 
     Say how much with one of `ratio`, `budget` and `limit`. With a budget or a limit the cost is what the target's
@@ -51,12 +51,9 @@ class Prune(Stage):
         steps: 1 for all at once, or as many as there are, each smaller than the one before it.
         images: training images that scores and sensitivities are taken from.
         epochs: of training after each step; 0 takes batch statistics anew and trains nothing.
-        lr, batch_size, weight_decay: of that training.
+        lr, batch_size, optimizer, weight_decay, label_smoothing: of that training, as in `finetune`.
         distillation_weight: in its loss, 0..1, of what the network said before the stage.
     """
-
-    accepts = frozenset({Form.FLOAT})
-    produces = Form.FLOAT
 
     def __init__(
         self,
@@ -73,12 +70,9 @@ class Prune(Stage):
         unprunable: Literal["skip", "refuse"] = "skip",
         steps: int = 1,
         images: int = 512,
-        epochs: int = 1,
-        lr: float = 0.02,
-        batch_size: int = 64,
-        weight_decay: float = 1e-4,
-        distillation_weight: float = 0.5,
+        **tuning: Unpack[TuningOptions],
     ) -> None:
+        super().__init__(**tuning)
         require("prune")
         self.amount = Amount(ratio, budget, limit)
         if allocation == "sensitivity" and ratio is not None:
@@ -97,7 +91,6 @@ class Prune(Stage):
         self.unprunable = unprunable
         self.steps = steps
         self.images = images
-        self.tuning = Tuning(epochs, lr, batch_size, weight_decay, distillation_weight)
 
     @property
     def predicts(self) -> tuple[str, str] | None:
@@ -114,7 +107,7 @@ class Prune(Stage):
         assert candidate.network is not None
         network = candidate.network.eval()
         cost = self._cost(context)
-        first_cost, teacher = cost(network) if cost else 0.0, self.tuning.teacher(network, context)
+        first_cost, teacher = cost(network) if cost else 0.0, self.former(network, context)
         before = {g.name: g.channels for g in self._channels(network, context).groups}
         files = [context.directory / f"{candidate.name}-prune-{step}.safetensors" for step in range(1, self.steps + 1)]
         training = [file.with_suffix(".tuning.safetensors") for file in files]
@@ -124,7 +117,7 @@ class Prune(Stage):
         for step in range(done + 1, self.steps + 1):
             wanted = self.amount.after(cubic_share(step, self.steps), first_cost)
             network = self._step(network, context, before, wanted, cost)
-            self.tuning.train(network, teacher, context, context.seed + step, training[step - 1])
+            self.tune(network, teacher, context, training[step - 1], context.seed + step)
             if context.fresh is not None and step < self.steps:
                 save_network(files[step - 1], network, context.fresh())
         channels = self._channels(network, context)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Unpack
 
 from hardware_profiles import load_target
 from hardware_profiles.paths import write_text
-from nasbench.stages.base import Candidate, Form, Stage, StageContext
-from nasbench.stages.tuning import Tuning, clear
+from nasbench.stages.base import Candidate, StageContext
+from nasbench.stages.training import TuningOptions, TuningStage, clear
 from search_spaces.errors import UserError, nearest
 
 
-class PruneBlocks(Stage):
+class PruneBlocks(TuningStage):
     """Takes out the residual blocks that the loss on training images misses least, one after the other, then trains.
 
     Unlike channels, whole blocks shorten the chain of operators, which is what small networks on a processor wait for.
@@ -27,12 +27,8 @@ class PruneBlocks(Stage):
         ignore: blocks that stay.
         images: training images that the loss is taken from.
         epochs: of training at the end.
-        lr, batch_size, weight_decay: of that training.
-        distillation_weight: in its loss, 0..1, of what the network said before the stage.
+        lr, batch_size, optimizer, weight_decay, label_smoothing, distillation_weight: of that training, as in `prune`.
     """
-
-    accepts = frozenset({Form.FLOAT})
-    produces = Form.FLOAT
 
     def __init__(
         self,
@@ -43,12 +39,9 @@ class PruneBlocks(Stage):
         target: str = "host",
         ignore: Sequence[str] = (),
         images: int = 512,
-        epochs: int = 1,
-        lr: float = 0.02,
-        batch_size: int = 64,
-        weight_decay: float = 1e-4,
-        distillation_weight: float = 0.5,
+        **tuning: Unpack[TuningOptions],
     ) -> None:
+        super().__init__(**tuning)
         if (count is None) == (budget is None):
             raise UserError("give one of count and budget")
         if count is not None and count < 1:
@@ -63,7 +56,6 @@ class PruneBlocks(Stage):
         self.target = load_target(target)
         self.ignore = tuple(ignore)
         self.images = images
-        self.tuning = Tuning(epochs, lr, batch_size, weight_decay, distillation_weight)
 
     @property
     def predicts(self) -> tuple[str, str] | None:
@@ -109,11 +101,11 @@ class PruneBlocks(Stage):
                 f"budget = {self.budget:g}: without all of its {len(blocks)} residual blocks the network costs "
                 f"{cost(gone):.4g}, more than {limit:.4g}"
             )
-        teacher = self.tuning.teacher(network, context)
+        teacher = self.former(network, context)
         smaller = without(network, gone)
         recalibrate(smaller, task, images, shape)
         training = context.directory / f"{candidate.name}-blocks.tuning.safetensors"
-        self.tuning.train(smaller, teacher, context, context.seed, training)
+        self.tune(smaller, teacher, context, training)
         write_text(
             context.directory / f"{candidate.name}-blocks.json",
             json.dumps({"taken_out": gone, "left": [b for b in blocks if b not in gone]}, indent=1) + "\n",

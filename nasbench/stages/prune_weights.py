@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
-from nasbench.stages.base import Candidate, Form, Stage, StageContext
+from nasbench.stages.base import Candidate, StageContext
 from nasbench.stages.structure import load_network, save_network
-from nasbench.stages.tuning import Tuning, clear, cubic_share
+from nasbench.stages.training import TuningOptions, TuningStage, clear, cubic_share
 from search_spaces.errors import UserError, nearest
 
 
-class PruneWeights(Stage):
+class PruneWeights(TuningStage):
     """Sets the smallest weights to zero and trains the others.
 
     The file stays as large and, in every runtime here, the network as slow as it was: ONNX Runtime, LiteRT, OpenVINO
@@ -28,12 +29,8 @@ class PruneWeights(Stage):
         unprunable: layers that a pattern does not fit are left alone and named (`skip`), or end the stage (`refuse`).
         steps: 1 for all at once, or as many as there are, each smaller than the one before it; a pattern has one.
         epochs: of training after each step.
-        lr, batch_size, weight_decay: of that training.
-        distillation_weight: in its loss, 0..1, of what the network said before the stage.
+        lr, batch_size, optimizer, weight_decay, label_smoothing, distillation_weight: of that training, as in `prune`.
     """
-
-    accepts = frozenset({Form.FLOAT})
-    produces = Form.FLOAT
 
     def __init__(
         self,
@@ -44,12 +41,9 @@ class PruneWeights(Stage):
         ignore: Sequence[str] = (),
         unprunable: str = "skip",
         steps: int = 1,
-        epochs: int = 1,
-        lr: float = 0.02,
-        batch_size: int = 64,
-        weight_decay: float = 1e-4,
-        distillation_weight: float = 0.5,
+        **tuning: Unpack[TuningOptions],
     ) -> None:
+        super().__init__(**tuning)
         from nasbench.pruning.sparsity import check_n_of_m
 
         if (sparsity is None) == (pattern is None):
@@ -69,7 +63,6 @@ class PruneWeights(Stage):
         self.ignore = tuple(ignore)
         self.unprunable = unprunable
         self.steps = steps
-        self.tuning = Tuning(epochs, lr, batch_size, weight_decay, distillation_weight)
 
     def run(self, candidate: Candidate, context: StageContext) -> Candidate:
         """The candidate with zeros in a copy of its network.
@@ -80,7 +73,7 @@ class PruneWeights(Stage):
         from nasbench.pruning.sparsity import held, magnitude_masks, n_of_m_masks, prunable_weights
 
         assert candidate.network is not None
-        teacher = self.tuning.teacher(candidate.network, context)
+        teacher = self.former(candidate.network, context)
         network = copy.deepcopy(candidate.network)
         files = [context.directory / f"{candidate.name}-sparse-{step}.safetensors" for step in range(1, self.steps + 1)]
         training = [file.with_suffix(".tuning.safetensors") for file in files]
@@ -106,7 +99,7 @@ class PruneWeights(Stage):
             if not masks:
                 raise UserError("no layer has weights that the pattern fits")
             with held(network, masks):
-                self.tuning.train(network, teacher, context, context.seed + step, training[step - 1])
+                self.tune(network, teacher, context, training[step - 1], context.seed + step)
             if context.fresh is not None and step < self.steps:
                 save_network(files[step - 1], network, context.fresh())
         clear([*files, *training])

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Unpack
 
 from hardware_profiles.paths import write_text
-from nasbench.stages.base import Candidate, Form, Stage, StageContext
-from nasbench.training import Recipe, predict_logits, train_network
-from nasbench.training.evaluation import batches, fit_size
+from nasbench.stages.base import Candidate, StageContext
+from nasbench.stages.training import TrainingOptions, TuningStage, clear
+from nasbench.training.evaluation import batches
 from nasbench.training.fake_quantisation import FakeQuantised
-from nasbench.training.network import check_distillation
 from search_spaces.errors import UserError
 
 
-class QuantizationAware(Stage):
+class QuantizationAware(TuningStage):
     """Trains a float network through rounded weights and activations; `quantize` or an int8 `export` comes after it.
 
     The result is the float network with weights that have learned to be rounded, so any runtime's own quantiser takes
@@ -25,12 +24,9 @@ class QuantizationAware(Stage):
 
     Args:
         weight_bits, activation_bits: as the quantiser will have them, 2 to 8.
-        epochs, lr, batch_size, optimizer, weight_decay: as in `finetune`.
         distillation_weight: of what the float network says in the loss, 0..1.
+        epochs, lr, batch_size, optimizer, weight_decay, label_smoothing: as in `finetune`.
     """
-
-    accepts = frozenset({Form.FLOAT})
-    produces = Form.FLOAT
 
     def __init__(
         self,
@@ -39,19 +35,15 @@ class QuantizationAware(Stage):
         activation_bits: int = 8,
         epochs: int = 2,
         lr: float = 0.01,
-        batch_size: int = 64,
-        optimizer: Literal["sgd", "adamw"] = "sgd",
-        weight_decay: float = 1e-4,
         distillation_weight: float = 0.5,
+        **training: Unpack[TrainingOptions],
     ) -> None:
+        super().__init__(epochs=epochs, lr=lr, distillation_weight=distillation_weight, **training)
         for key, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
             if not 2 <= bits <= 8:
                 raise UserError(f"{key} = {bits}: expected 2 to 8")
-        self.recipe = Recipe(epochs, batch_size, lr, optimizer, weight_decay=weight_decay, label_smoothing=0.0)
-        check_distillation(distillation_weight, 1.0)
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
-        self.distillation_weight = distillation_weight
 
     def run(self, candidate: Candidate, context: StageContext) -> Candidate:
         """The candidate with a trained copy of its network.
@@ -61,28 +53,14 @@ class QuantizationAware(Stage):
         """
         assert candidate.network is not None
         task, shape = context.task, context.input_shape
-        before, network = candidate.network.eval(), copy.deepcopy(candidate.network)
+        teacher, network = self.former(candidate.network, context), copy.deepcopy(candidate.network)
         images = task.split("train").images
         sample = next(batches(task, images[: self.recipe.batch_size], self.recipe.batch_size, shape))
         rounding = FakeQuantised(network, self.weight_bits, self.activation_bits, sample)
-        teacher = None
-        if self.distillation_weight and self.recipe.epochs:
-            teacher = (
-                (lambda x: before(fit_size(x, shape))) if task.augments else predict_logits(before, task, images, shape)
-            )
         checkpoint = context.directory / f"{candidate.name}-qat.safetensors"
-        history = train_network(
-            rounding,
-            task,
-            shape,
-            **asdict(self.recipe),
-            teacher=teacher,
-            distillation_weight=self.distillation_weight,
-            seed=context.seed,
-            checkpoint=checkpoint,
-        )
+        history = self.tune(rounding, teacher, context, checkpoint)
         write_text(context.directory / f"{candidate.name}-qat.json", json.dumps(history, indent=1) + "\n")
-        checkpoint.unlink(missing_ok=True)
+        clear([checkpoint])
         learned = copy.deepcopy(candidate.network)
         learned.load_state_dict(rounding.release().state_dict())
         return replace(candidate, network=learned, metrics={})

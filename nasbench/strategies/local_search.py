@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from nasbench.evaluators.base import Proposals
 from nasbench.pareto import constrained_ranks
-from nasbench.strategies.base import Strategy
+from nasbench.strategies.members import MemberStrategy
 from nasbench.variation import first_of_each, neighbours, row_keys, sample_distinct
 from search_spaces import SearchSpace, UserError
 from search_spaces.base import Archs
 
 
-class LocalSearch(Strategy):
+class LocalSearch(MemberStrategy):
     """Climbs through neighbourhoods (White, Nolen & Savani, UAI 2021), and starts anew in a local optimum.
 
     A climb starts from the best of a few random architectures. All neighbours of its best member, those that differ in
@@ -41,9 +41,7 @@ class LocalSearch(Strategy):
 
     def _reset(self) -> None:
         """An empty climb: members and which of them were explored."""
-        self.archs: Archs = np.empty((0, len(self.space.knobs)), dtype=self.space.dtype)
-        self.values: NDArray[np.float64] = np.empty((0, 0))
-        self.violation: NDArray[np.float64] = np.empty(0)
+        self._forget()
         self.explored: NDArray[np.bool_] = np.empty(0, dtype=bool)
 
     @property
@@ -96,20 +94,15 @@ class LocalSearch(Strategy):
         violations: NDArray[np.float64],
         status: NDArray[np.uint8],
     ) -> None:
-        ok = (status == 0) & ~np.isnan(values).any(axis=1)
-        archs = np.concatenate([self.archs, proposals.archs[ok]])
-        values = np.concatenate([self.values.reshape(-1, values.shape[1]), values[ok]])
-        violation = np.concatenate([self.violation, violations[ok].sum(axis=1)])
-        explored = np.concatenate([self.explored, np.zeros(int(ok.sum()), dtype=bool)])
-        best = np.flatnonzero(constrained_ranks(values, violation[:, None]) == 0) if len(archs) else slice(0)
-        self.archs, self.values, self.violation = archs[best], values[best], violation[best]
-        self.explored = explored[best]
+        ok = self._join(proposals, values, violations, status)
+        if len(self.archs):
+            explored = np.concatenate([self.explored, np.zeros(int(ok.sum()), dtype=bool)])
+            best = np.flatnonzero(constrained_ranks(self.values, self.violation[:, None]) == 0)
+            self._keep(best)
+            self.explored = explored[best]
 
     def state_dict(self) -> dict[str, Any]:
         own = {
-            "archs": self.archs,
-            "values": self.values,
-            "violation": self.violation,
             "explored": self.explored.copy(),
             "queue": self._queue,
             "known": np.array(sorted(self._known), dtype=np.uint64),
@@ -118,10 +111,6 @@ class LocalSearch(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        knobs = len(self.space.knobs)
-        self.archs = np.asarray(state["archs"], dtype=self.space.dtype).reshape(-1, knobs)
-        self.values = np.asarray(state["values"], dtype=np.float64)
-        self.violation = np.asarray(state["violation"], dtype=np.float64)
         self.explored = np.array(state["explored"], dtype=bool)
-        self._queue = np.asarray(state["queue"], dtype=self.space.dtype).reshape(-1, knobs)
+        self._queue = np.asarray(state["queue"], dtype=self.space.dtype).reshape(-1, len(self.space.knobs))
         self._known = {int(key) for key in state["known"]}

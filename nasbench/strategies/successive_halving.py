@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from nasbench.evaluators.base import Proposals
 from nasbench.pareto import constrained_ranks, crowding_distance
-from nasbench.strategies.base import Strategy
+from nasbench.strategies.members import MemberStrategy
 from nasbench.variation import first_of_each, sample_distinct
 from search_spaces import SearchSpace, UserError
 from search_spaces.base import Archs
 
 
-class SuccessiveHalving(Strategy):
+class SuccessiveHalving(MemberStrategy):
     """Asynchronous successive halving: many architectures cheaply, the best of them ever more thoroughly.
 
     Rung `k` evaluates at `minimum * factor ** k` of a fidelity, such as training epochs, and the last at full fidelity.
@@ -56,9 +56,6 @@ class SuccessiveHalving(Strategy):
         self.fidelity, self.factor, self.rungs = fidelity, factor, rungs
         self._levels = np.array([minimum * factor**k for k in range(rungs - 1)] + [np.nan])
         self.fidelities = {fidelity: self._levels[:-1].tolist()}
-        self.archs: Archs = np.empty((0, len(space.knobs)), dtype=space.dtype)
-        self.values: NDArray[np.float64] = np.empty((0, 0))
-        self.violation: NDArray[np.float64] = np.empty(0)
         self.rung: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.promoted: NDArray[np.bool_] = np.empty(0, dtype=bool)
 
@@ -98,29 +95,16 @@ class SuccessiveHalving(Strategy):
         violations: NDArray[np.float64],
         status: NDArray[np.uint8],
     ) -> None:
-        ok = (status == 0) & ~np.isnan(values).any(axis=1)
+        ok = self._join(proposals, values, violations, status)
         levels = proposals.fidelity[self.fidelity]
         rung = np.where(np.isnan(levels), self.rungs - 1, np.searchsorted(self._levels[:-1], levels))
-        self.archs = np.concatenate([self.archs, proposals.archs[ok]])
-        self.values = np.concatenate([self.values.reshape(-1, values.shape[1]), values[ok]])
-        self.violation = np.concatenate([self.violation, violations[ok].sum(axis=1)])
         self.rung = np.concatenate([self.rung, rung[ok]])
         self.promoted = np.concatenate([self.promoted, np.zeros(int(ok.sum()), dtype=bool)])
 
     def state_dict(self) -> dict[str, Any]:
-        own = {
-            "archs": self.archs,
-            "values": self.values,
-            "violation": self.violation,
-            "rung": self.rung,
-            "promoted": self.promoted.copy(),
-        }
-        return super().state_dict() | own
+        return super().state_dict() | {"rung": self.rung, "promoted": self.promoted.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.archs = np.asarray(state["archs"], dtype=self.space.dtype).reshape(-1, len(self.space.knobs))
-        self.values = np.asarray(state["values"], dtype=np.float64)
-        self.violation = np.asarray(state["violation"], dtype=np.float64)
         self.rung = np.asarray(state["rung"], dtype=np.int64)
         self.promoted = np.array(state["promoted"], dtype=bool)

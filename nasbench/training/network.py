@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from nasbench.training.loop import Batch, History, fit
 from nasbench.training.losses import smoothed_loss, soft_loss
 from nasbench.training.precision import choose_device, device_of
 from nasbench.training.progress import ProgressCallback
-from nasbench.training.recipe import Optimizer, PrecisionName, Recipe, Schedule
+from nasbench.training.recipe import Recipe, RecipeOptions
 from search_spaces import Archs, UserError
 from search_spaces.depthwise import fast_depthwise
 from search_spaces.supernet import Supernet, calibrate
@@ -27,19 +28,6 @@ def train_network(
     task: Task,
     input_shape: Sequence[int],
     *,
-    epochs: int = 8,
-    batch_size: int = 64,
-    lr: float = 0.3,
-    optimizer: Optimizer = "sgd",
-    momentum: float = 0.9,
-    weight_decay: float = 1e-4,
-    warmup: float = 0.05,
-    clip_norm: float = 5.0,
-    label_smoothing: float = 0.1,
-    schedule: Schedule = "cosine",
-    ema: float = 0.0,
-    precision: PrecisionName = "fp32",
-    accumulate: int = 1,
     device: str = "auto",
     teacher: Teacher | Tensor | None = None,
     distillation_weight: float = 0.5,
@@ -51,6 +39,7 @@ def train_network(
     checkpoint: Path | None = None,
     log_dir: Path | None = None,
     progress: ProgressCallback | None = None,
+    **options: Unpack[RecipeOptions],
 ) -> History:
     """Train one network, in place; it is left in eval mode, on the device where it was.
 
@@ -64,8 +53,8 @@ def train_network(
             own size, such as `Imitation.loss`.
         until: stop after so many of the epochs; called again with its checkpoint, training goes on from there, to the
             bits of one that was never stopped.
-        epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, schedule, ema,
-            precision, accumulate, device, save_every_s, seed, checkpoint, log_dir, progress: as in `train_supernet`.
+        device, save_every_s, seed, checkpoint, log_dir, progress: as in `train_supernet`.
+        options: keys of `Recipe`: `epochs`, `batch_size`, `lr` and the like, with its defaults.
 
     Returns:
         One row per epoch: `epoch`, `loss`, `accuracy_train` (in training mode, augmented), `lr`, `images_per_s`,
@@ -74,10 +63,7 @@ def train_network(
     Raises:
         UserError: a value out of range, a loss that is no longer finite, or a checkpoint that does not fit.
     """
-    recipe = Recipe(
-        epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, schedule, ema,
-        precision, accumulate,
-    )  # fmt: skip
+    recipe = Recipe(**options)
     check_distillation(distillation_weight, temperature)
     weight = distillation_weight if teacher is not None else 0.0
 
@@ -85,7 +71,7 @@ def train_network(
         x = task.prepare(batch.images)
         with batch.precision.autocast():
             logits = network(fit_size(x, input_shape)).float()
-        loss = (1 - weight) * smoothed_loss(task, logits, batch.labels, label_smoothing)
+        loss = (1 - weight) * smoothed_loss(task, logits, batch.labels, recipe.label_smoothing)
         if teacher is not None and weight:
             with torch.no_grad():
                 target = teacher[batch.rows].to(x.device) if isinstance(teacher, Tensor) else teacher(x)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import nn
@@ -25,7 +25,25 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-@dataclass(frozen=True)
+class RecipeOptions(TypedDict, total=False):
+    """The keys of `Recipe`, for what takes them beside its own."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    optimizer: Optimizer
+    momentum: float
+    weight_decay: float
+    warmup: float
+    clip_norm: float
+    label_smoothing: float
+    schedule: Schedule
+    ema: float
+    precision: PrecisionName
+    accumulate: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to optimise. Keys as in `train_supernet`, where they are described.
 
@@ -33,9 +51,9 @@ class Recipe:
         UserError: a value out of range.
     """
 
-    epochs: int
-    batch_size: int
-    lr: float
+    epochs: int = 8
+    batch_size: int = 64
+    lr: float = 0.3
     optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -89,6 +107,31 @@ class Recipe:
         if self.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=self.lr, betas=(self.momentum, 0.999))
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantRate:
+    """As small devices train: plain SGD at a constant rate, on the labels as they are.
+
+    Args:
+        epochs: passes over the data.
+        batch_size: samples a step.
+        momentum: 0 needs no optimiser state.
+        weight_decay: on matrices and kernels.
+        clip_norm: of the gradient; 0 is off.
+    """
+
+    epochs: int = 1
+    batch_size: int = 16
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+
+    def recipe(self) -> Recipe:
+        """As the training loop takes it, values checked."""
+        given = {field.name: getattr(self, field.name) for field in fields(ConstantRate)}
+        return Recipe(**given, warmup=0.0, label_smoothing=0.0, schedule="constant")
 
 
 def check_choice(key: str, value: str, known: Sequence[str]) -> None:

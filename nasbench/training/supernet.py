@@ -122,8 +122,9 @@ def train_supernet(
         UserError: a value out of range, a loss that is no longer finite, or a checkpoint that does not fit.
     """
     recipe = Recipe(
-        epochs, batch_size, lr, optimizer, momentum, weight_decay, warmup, clip_norm, label_smoothing, schedule, ema,
-        precision, accumulate,
+        epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay,
+        warmup=warmup, clip_norm=clip_norm, label_smoothing=label_smoothing, schedule=schedule, ema=ema,
+        precision=precision, accumulate=accumulate,
     )  # fmt: skip
     count, divergence = _checked(method, random_subnets, phases, distillation, distillation_weight)
     smallest, largest = sandwich_ends(space)

@@ -15,7 +15,7 @@ from nasbench.stages.prune import Prune
 from nasbench.stages.prune_blocks import PruneBlocks
 from nasbench.stages.prune_weights import PruneWeights
 from nasbench.stages.structure import Skip, load_network, save_network
-from nasbench.stages.tuning import cubic_share
+from nasbench.stages.training import cubic_share
 from nasbench.tasks.base import Split, SplitName
 from nasbench.tasks.fashion_mnist import FashionMNIST
 from nasbench.training import fixed_subset

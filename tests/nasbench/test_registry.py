@@ -1,11 +1,13 @@
 """Components by name, and signatures as schemas."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from nasbench.registry import REGISTRY, defaults, options, resolve
 from nasbench.strategies.darts import DARTS
+from nasbench.training.recipe import Recipe
 from search_spaces import UserError
 
 
@@ -68,6 +70,37 @@ def test_keys_that_are_listed_are_keys_that_are_taken() -> None:
     listed = defaults(DARTS)
     assert {"drop_path", "epochs", "limit_weight"} <= listed.keys(), "its own, and those of all gradient searches"
     assert options(DARTS, {}, "strategy") == listed
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "lr"),
+    [
+        ("finetune", 3, 0.1),
+        ("distill", 5, 0.05),
+        ("quantization_aware", 2, 0.01),
+        ("prune", 1, 0.02),
+        ("prune_blocks", 1, 0.02),
+        ("prune_weights", 1, 0.02),
+    ],
+)
+def test_stages_that_train_have_its_keys_beside_their_own(name: str, epochs: int, lr: float) -> None:
+    stage = resolve("stage", name)
+    keys = {"epochs", "lr", "batch_size", "optimizer", "weight_decay", "label_smoothing"}
+    listed = defaults(stage)
+    assert keys <= listed.keys()
+    assert (listed["epochs"], listed["lr"]) == (epochs, lr)
+    with pytest.raises(UserError, match=r"stages\[0\]: unknown key 'wieght_decay'. Did you mean 'weight_decay'"):
+        options(stage, {"wieght_decay": 0.1}, "stages[0]")
+    with pytest.raises(UserError, match=r"stages\[0\]: optimizer: .*'sgd' or 'adamw', got 'adam'"):
+        options(stage, {"optimizer": "adam"}, "stages[0]")
+
+
+def test_an_evaluator_that_trains_has_the_keys_of_a_recipe() -> None:
+    listed = defaults(resolve("evaluator", "train"))
+    assert list(listed)[:2] == ["device", "seed"], "its own first"
+    assert {field.name: field.default for field in fields(Recipe)} == {k: listed[k] for k in list(listed)[2:]}
+    with pytest.raises(UserError, match="evaluator: unknown key 'schedul'. Did you mean 'schedule'"):
+        options(resolve("evaluator", "train"), {"schedul": "step"}, "evaluator")
 
 
 def test_options_come_from_keyword_only_parameters() -> None:

@@ -92,7 +92,7 @@ def test_saving_layers_give_the_same_outputs_and_gradients(network):
         torch.testing.assert_close(kind(x), plain(x))
         (kind(x) * grown).sum().backward()
         trained = {
-            name.replace(".conv.", ".").replace(".norm.", "."): p
+            name.replace(".layer.", "."): p
             for name, p in kind.named_parameters()
             if p.requires_grad
         }
@@ -112,11 +112,11 @@ def test_parts_of_a_convolution_get_their_part_of_the_gradient(depthwise):
     part = memory_saving(network, {"0": Update(0.0, True), "1": Update(0.5)})
     lean = part[1]
     assert lean.part.requires_grad
-    assert not lean.conv.weight.requires_grad
+    assert not lean.layer.weight.requires_grad
     network(x).square().sum().backward()
     part(x).square().sum().backward()
     torch.testing.assert_close(lean.part.grad, conv.weight.grad.index_select(lean.axis, lean.rows))
-    torch.testing.assert_close(part[0].conv.bias.grad, network[0].bias.grad)
+    torch.testing.assert_close(part[0].layer.bias.grad, network[0].bias.grad)
     with torch.no_grad():
         lean.part.add_(1.0)
     plain = merged(part)
