@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -127,3 +130,55 @@ def make_space() -> type[TinySpace]:
 def space() -> TinySpace:
     """3,360 architectures, 12 knobs."""
     return TinySpace()
+
+
+class Scored:
+    """Experiments whose evaluator is a function, `parts:score`, that tells architectures apart and costs nothing."""
+
+    PARTS = """
+import hashlib, json
+
+def score(choices, **fidelity):
+    text = json.dumps(choices, sort_keys=True)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF
+"""
+    EXPERIMENT = """
+name = "scored"
+seed = 5
+[task]
+name = "npz"
+path = "images.npz"
+[space]
+name = "space.toml"
+[objectives.accuracy]
+[objectives.macs]
+[evaluator]
+name = "parts:score"
+samples = 0
+"""
+
+    def __init__(self, files: Path) -> None:
+        self.files = files
+
+    def lay_out(self, folder: Path, keys: str, parts: str = "") -> Path:
+        """Write the experiment into a folder.
+
+        Args:
+            keys: of its evaluator, and further sections.
+            parts: further functions of its module.
+        """
+        for name in ("images.npz", "space.toml"):
+            (folder / name).write_bytes((self.files / name).read_bytes())
+        (folder / "parts.py").write_text(self.PARTS + parts)
+        (folder / "scored.toml").write_text(self.EXPERIMENT + keys)
+        return folder / "scored.toml"
+
+    def scores(self, space: SearchSpace, archs: Archs) -> NDArray[np.float64]:
+        """What `score` says of architectures."""
+        texts = [json.dumps(space.decode(arch), sort_keys=True) for arch in archs]
+        return np.array([int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF for text in texts])
+
+
+@pytest.fixture(scope="session")
+def scored(tiny_experiment: Path) -> Scored:
+    return Scored(tiny_experiment.parent)

@@ -1,7 +1,5 @@
 """Evaluations on workers: equal results wherever they run, and nothing lost when workers or drivers die."""
 
-import hashlib
-import json
 import os
 import signal
 import sqlite3
@@ -11,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,16 +23,12 @@ from nasbench.execution.in_process import InProcess
 from nasbench.experiment import run_experiment
 from nasbench.plan import make_plan
 from nasbench.run import Run
-from search_spaces import SearchSpace, UserError
+from search_spaces import UserError
 
 PARTS = """
-import hashlib, json, os, pathlib, signal, time
+import os, pathlib, signal, time
 
 here = pathlib.Path(__file__).parent
-
-def score(choices, **fidelity):
-    text = json.dumps(choices, sort_keys=True)
-    return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF
 
 def first_time(choices, what):
     name = hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:12]
@@ -67,23 +62,7 @@ if os.environ.get("BROKEN_WORKERS") and os.environ["BROKEN_WORKERS"] != str(os.g
     raise RuntimeError("no such accelerator")
 """
 
-EXPERIMENT = """
-name = "spread"
-seed = 5
-
-[task]
-name = "npz"
-path = "images.npz"
-
-[space]
-name = "space.toml"
-
-[objectives.accuracy]
-[objectives.macs]
-
-[evaluator]
-name = "parts:score"
-samples = 0
+KEYS = """
 verify = 2
 
 [strategy]
@@ -95,18 +74,10 @@ sample_size = 3
 """
 
 
-def laid_out(tiny_experiment: Path, folder: Path) -> Path:
-    """An experiment whose evaluator is a function that tells architectures apart, and costs nothing."""
-    for name in ("images.npz", "space.toml"):
-        (folder / name).write_bytes((tiny_experiment.parent / name).read_bytes())
-    (folder / "parts.py").write_text(PARTS)
-    (folder / "spread.toml").write_text(EXPERIMENT)
-    return folder / "spread.toml"
-
-
 @pytest.fixture
-def spread(tiny_experiment: Path, tmp_path: Path) -> Path:
-    return laid_out(tiny_experiment, tmp_path)
+def spread(scored: Any, tmp_path: Path) -> Path:
+    """An experiment, whose evaluator may be any of the functions above."""
+    return scored.lay_out(tmp_path, KEYS, PARTS)
 
 
 def run(spread: Path, name: str, changes: Sequence[str] = ()) -> pd.DataFrame:
@@ -124,16 +95,16 @@ PROCESSES = ["execution.backend=processes", "execution.workers=2"]
 
 
 @pytest.fixture(scope="module")
-def calm(tiny_experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def calm(scored: Any, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """The search's evaluations of a run in this process."""
-    return run(laid_out(tiny_experiment, tmp_path_factory.mktemp("calm")), "run", ["evaluator.name=parts:slow"])
+    return run(scored.lay_out(tmp_path_factory.mktemp("calm"), KEYS, PARTS), "run", ["evaluator.name=parts:slow"])
 
 
-def evaluate(spread: Path, changes: Sequence[str], count: int = 16) -> tuple[Evaluation, np.ndarray]:
+def evaluate(scored: Any, spread: Path, changes: Sequence[str], count: int = 16) -> tuple[Evaluation, np.ndarray]:
     """What workers make of `count` architectures of all scores, and what they ought to: the function's own values."""
     plan = make_plan(load_config(spread, [*PROCESSES, *changes]), spread.parent)
     archs = np.unique(plan.space.sample(20 * count, np.random.default_rng(0)), axis=0)
-    scores = scores_of(plan.space, archs)
+    scores = scored.scores(plan.space, archs)
     picked = np.argsort(scores)[np.linspace(0, len(archs) - 1, count).astype(int)]
     archs, scores = archs[picked], scores[picked]
     with closing(executed(plan, plan.make_evaluator(None, None), spread.parent, spread.parent)) as evaluator:
@@ -141,15 +112,9 @@ def evaluate(spread: Path, changes: Sequence[str], count: int = 16) -> tuple[Eva
     return result, scores
 
 
-def scores_of(space: SearchSpace, archs: np.ndarray) -> np.ndarray:
-    """What the function `score` of the experiment's module says."""
-    texts = [json.dumps(space.decode(arch), sort_keys=True) for arch in archs]
-    return np.array([int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF for text in texts])
-
-
-def test_failures_are_repeated_and_recorded_dead_workers_replaced_and_endless_ones_stopped(spread: Path) -> None:
+def test_failures_are_repeated_dead_workers_replaced_and_endless_ones_stopped(scored: Any, spread: Path) -> None:
     changes = ["evaluator.name=parts:moody", "execution.retries=1", "execution.timeout_s=1.5"]
-    result, scores = evaluate(spread, changes)
+    result, scores = evaluate(scored, spread, changes)
     expected = np.select([scores < 0.1, scores > 0.9], [Status.TIMEOUT, Status.FAILED], Status.OK)
     assert set(expected.tolist()) == {Status.OK, Status.TIMEOUT, Status.FAILED}
     assert list(spread.parent.glob("died-*")), "no worker died"
@@ -160,15 +125,15 @@ def test_failures_are_repeated_and_recorded_dead_workers_replaced_and_endless_on
     assert result.messages == {row: said[s] for row, s in enumerate(expected.tolist()) if s != Status.OK}
 
 
-def test_an_evaluator_that_kills_every_worker_stops_the_run(spread: Path) -> None:
+def test_an_evaluator_that_kills_every_worker_stops_the_run(scored: Any, spread: Path) -> None:
     with pytest.raises(UserError, match=r"workers died one after the other.*SIGKILL.*--resume"):
-        evaluate(spread, ["evaluator.name=parts:always_dies", "execution.workers=1"])
+        evaluate(scored, spread, ["evaluator.name=parts:always_dies", "execution.workers=1"])
 
 
-def test_a_worker_that_cannot_be_made_says_why(spread: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_made_says_why(scored: Any, spread: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKEN_WORKERS", str(os.getpid()))
     with pytest.raises(UserError, match=r"a worker cannot build the evaluator.*no such accelerator"):
-        evaluate(spread, ["execution.workers=1"])
+        evaluate(scored, spread, ["execution.workers=1"])
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -224,7 +189,8 @@ def test_a_cache_forgets_what_code_that_was_changed_gave(spread: Path) -> None:
     key = lambda: [settings() for settings, _ in _parts(plan, spread.parent)]  # noqa: E731
     before = key()
     assert key() == before
-    (spread.parent / "parts.py").write_text(PARTS + "\n# another way to score\n")
+    with (spread.parent / "parts.py").open("a") as parts:
+        parts.write("\n# another way to score\n")
     assert key() != before
 
 

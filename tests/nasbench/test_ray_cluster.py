@@ -1,7 +1,5 @@
 """A search on a Ray cluster of two nodes, one of which goes away."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,27 +16,16 @@ from nasbench.plan import make_plan
 from search_spaces import UserError
 
 PARTS = """
-import hashlib, json, os, pathlib, time
+import os, pathlib, time
 
-def score(choices):
+def logged(choices):
     time.sleep(0.3)
     with (pathlib.Path(__file__).parent / "log.txt").open("a") as log:
         log.write(f"{os.getppid()}\\n")
-    text = json.dumps(choices, sort_keys=True)
-    return int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF
+    return score(choices)
 """
 
-EXPERIMENT = """
-[task]
-name = "npz"
-path = "images.npz"
-[space]
-name = "space.toml"
-[objectives.accuracy]
-[objectives.macs]
-[evaluator]
-name = "parts:score"
-samples = 0
+KEYS = """
 [strategy]
 name = "random"
 [execution]
@@ -50,12 +37,8 @@ pytestmark = pytest.mark.extra("ray")
 
 
 @pytest.fixture
-def experiment(tiny_experiment: Path, tmp_path: Path) -> Path:
-    for name in ("images.npz", "space.toml"):
-        (tmp_path / name).write_bytes((tiny_experiment.parent / name).read_bytes())
-    (tmp_path / "parts.py").write_text(PARTS)
-    (tmp_path / "ray.toml").write_text(EXPERIMENT)
-    return tmp_path / "ray.toml"
+def experiment(scored: Any, tmp_path: Path) -> Path:
+    return scored.lay_out(tmp_path, KEYS, PARTS)
 
 
 @pytest.fixture
@@ -74,8 +57,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def test_a_node_that_goes_away_in_mid_search_costs_no_evaluation(cluster: Any, experiment: Path) -> None:
-    plan = make_plan(load_config(experiment, [f"execution.address={cluster.address}"]), experiment.parent)
+def test_a_node_that_goes_away_in_mid_search_costs_no_evaluation(scored: Any, cluster: Any, experiment: Path) -> None:
+    changes = [f"execution.address={cluster.address}", "evaluator.name=parts:logged"]
+    plan = make_plan(load_config(experiment, changes), experiment.parent)
     archs = np.unique(plan.space.sample(600, np.random.default_rng(0)), axis=0)[:24]
     with closing(executed(plan, plan.make_evaluator(None, None), experiment.parent, experiment.parent)) as spread:
         assert isinstance(spread, Spread)
@@ -89,9 +73,7 @@ def test_a_node_that_goes_away_in_mid_search_costs_no_evaluation(cluster: Any, e
     assert cluster.other is None, "it ended before the node was killed"
     assert sorted(seen) == list(range(24))
     assert all(result.status[0] == Status.OK for result in seen.values())
-    texts = [json.dumps(plan.space.decode(arch), sort_keys=True) for arch in archs]
-    scores = [int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 0xFFFFFF for text in texts]
-    assert [float(seen[row].values[0, 0]) for row in range(24)] == scores
+    assert [float(seen[row].values[0, 0]) for row in range(24)] == scored.scores(plan.space, archs).tolist()
 
 
 def test_a_cluster_that_is_not_there_is_tried_again_and_then_named(

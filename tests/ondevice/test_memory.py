@@ -91,11 +91,7 @@ def test_saving_layers_give_the_same_outputs_and_gradients(network):
     for kind in (saving, frozen):
         torch.testing.assert_close(kind(x), plain(x))
         (kind(x) * grown).sum().backward()
-        trained = {
-            name.replace(".layer.", "."): p
-            for name, p in kind.named_parameters()
-            if p.requires_grad
-        }
+        trained = {name.replace(".layer.", "."): p for name, p in kind.named_parameters() if p.requires_grad}
         assert trained
         for name, parameter in trained.items():
             torch.testing.assert_close(parameter.grad, expected[name].grad, msg=name)
