@@ -119,7 +119,7 @@ def _procedure(plan: Plan, run: Run, where: Path | None, report: Reporter) -> No
 
     # Made first, trained later: missing data and options that make no sense are told before anything costs time.
     for note in plan.notes:
-        report.line(f"targets: {note}")
+        report.line(note)
     run.mark(notes=list(plan.notes))
     if plan.config.networks:
         starts = given_networks(plan, where)

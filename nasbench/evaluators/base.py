@@ -100,7 +100,6 @@ class Evaluator(ABC):
     preferred_batch: int = 1
     fidelities: tuple[str, ...] | None = ()  # names of fidelities that it knows; None for any
     reads_task: bool = True
-    alone: bool = False  # whether other work on this machine would spoil its values
 
     @classmethod
     def columns(cls, options: Mapping[str, Any], targets: Mapping[str, Target]) -> tuple[str, ...]:
@@ -111,6 +110,15 @@ class Evaluator(ABC):
             targets: of the experiment, by name; the first is the default.
         """
         return tuple(options.get("metrics") or ()) or tuple(getattr(cls, "metrics", ()))
+
+    @classmethod
+    def alone(cls, options: Mapping[str, Any], targets: Mapping[str, Target]) -> bool:
+        """Whether other work on this machine would spoil the values of an evaluator with these options.
+
+        Args:
+            options, targets: as in `columns`.
+        """
+        return False
 
     @classmethod  # noqa: B027 (most have room for any)
     def check_fidelity(cls, options: Mapping[str, Any], name: str, values: Sequence[float]) -> None:
@@ -151,7 +159,6 @@ class Wrapped(Evaluator):
         self.metrics = evaluator.metrics
         self.fidelities = evaluator.fidelities
         self.preferred_batch = evaluator.preferred_batch
-        self.alone = evaluator.alone
 
     def check_limits(self, objectives: Sequence[Objective]) -> None:
         self.evaluator.check_limits(objectives)

@@ -29,7 +29,6 @@ class ComposedEvaluator(Evaluator):
     def __init__(self, parts: Sequence[Evaluator]) -> None:
         self.parts = tuple(parts)
         self.metrics = tuple(metric for part in parts for metric in part.metrics)
-        self.alone = any(part.alone for part in parts)
         self.preferred_batch = min(part.preferred_batch for part in parts)
         known = [part.fidelities for part in parts]
         self.fidelities = None if None in known else tuple(dict.fromkeys(f for part in known for f in part or ()))

@@ -57,7 +57,6 @@ class MeasureEvaluator(Evaluator):
         self.metrics = self.columns({"metrics": metrics}, targets)
         self.targets = {name: targets[name] for name in dict.fromkeys(m.partition("@")[2] for m in self.metrics)}
         self.meters = {name: meter_for(target) for name, target in self.targets.items()}
-        self.alone = any(target.profile.local for target in self.targets.values())
         self.directory = directory
 
     @classmethod
@@ -72,6 +71,10 @@ class MeasureEvaluator(Evaluator):
                 raise UserError(f"evaluator.metrics: target {name!r} is not among targets.devices = {list(targets)}")
             found.append(f"{quantity}@{name}")
         return tuple(dict.fromkeys(found))
+
+    @classmethod
+    def alone(cls, options: Mapping[str, Any], targets: Mapping[str, Target]) -> bool:
+        return any(targets[metric.partition("@")[2]].profile.local for metric in cls.columns(options, targets))
 
     def evaluate(self, proposals: Proposals) -> Evaluation:
         n = len(proposals)

@@ -14,7 +14,6 @@ from nasbench.evaluators.cached import Cache, CachedEvaluator, file_key, setting
 from nasbench.execution.base import Backend, Spread
 from nasbench.execution.worker import SUPERNET, Recipe
 from nasbench.plan import Plan
-from search_spaces import UserError
 
 
 def executed(plan: Plan, evaluator: Evaluator, directory: Path, where: Path | None = None) -> Evaluator:
@@ -26,8 +25,7 @@ def executed(plan: Plan, evaluator: Evaluator, directory: Path, where: Path | No
         where: directory of the experiment file.
 
     Raises:
-        UserError: Ray is not installed, its cluster cannot be reached, the cache cannot be used, or several workers
-            would disturb measurements on this machine.
+        UserError: Ray is not installed, its cluster cannot be reached, or the cache cannot be used.
     """
     cache = plan.config.evaluator.cache
     if not cache:
@@ -50,8 +48,8 @@ def _parts(plan: Plan, directory: Path) -> list[tuple[Callable[[], str], tuple[s
         return settings_key(basis, name, options, targets, weights, *code)
 
     return [
-        (partial(settings, section.name, section.options, needs), metrics)
-        for section, (metrics, needs) in zip(sections, plan.evaluator_parts, strict=True)
+        (partial(settings, section.name, section.options, part.needs_supernet), part.metrics)
+        for section, part in zip(sections, plan.evaluators, strict=True)
     ]
 
 
@@ -63,11 +61,6 @@ def own_code(name: str) -> str:
 
 def _placed(plan: Plan, evaluator: Evaluator, directory: Path, where: Path | None) -> Evaluator:
     section = plan.config.execution
-    if section.backend != "in_process" and evaluator.alone and section.workers != 1:
-        raise UserError(
-            f"execution.workers = {section.workers}: measurements on this machine would be disturbed by other workers; "
-            'take workers = 1, or backend = "in_process"'
-        )
     if section.backend == "in_process":
         from nasbench.execution.in_process import InProcess
 

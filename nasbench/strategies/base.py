@@ -65,6 +65,10 @@ class Strategy(ABC):
             UserError: why, and what would do.
         """
 
+    def remark(self, evaluations: int) -> str:
+        """What a person should know of a search of so many evaluations; empty for nothing."""
+        return ""
+
     def use_costs(self, costs: Costs) -> None:  # noqa: B027  (most strategies have no use for it)
         """Objectives that are known of any architecture before it is evaluated, such as predicted costs.
 

@@ -13,7 +13,7 @@ from nasbench.strategies.base import GradientStrategy, Strategy
 from search_spaces import SearchSpace, UserError
 
 if TYPE_CHECKING:
-    from nasbench.plan import EvaluatorPart
+    from nasbench.planning.evaluators import EvaluatorPart
 
 
 def undemanding(kind: Any) -> bool:

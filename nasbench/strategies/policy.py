@@ -124,6 +124,14 @@ class PolicyStrategy(Strategy):
         if self.reward == "mnasnet" and len(objectives) > 1 and self.targets and len(self.targets) != costs:
             raise UserError(f"strategy.targets: {len(self.targets)} given, but {costs} objectives are minimised")
 
+    def remark(self, evaluations: int) -> str:
+        if evaluations > self.batch_size:
+            return ""
+        return (
+            f"evaluations = {evaluations} is not above batch_size = {self.batch_size}, the results that a policy first "
+            "learns from: this is random search. Take a smaller batch, or more evaluations"
+        )
+
     @property
     def preferred_batch(self) -> int:
         """Results of one update: of a larger batch all come from the same, older policy."""

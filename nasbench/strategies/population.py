@@ -27,6 +27,15 @@ class PopulationStrategy(MemberStrategy):
             raise UserError(f"strategy.population_size: must be at least 2, got {population_size}")
         self.population_size = population_size
 
+    def remark(self, evaluations: int) -> str:
+        if evaluations > self.population_size:
+            return ""
+        return (
+            f"evaluations = {evaluations} is not above population_size = {self.population_size}, the random "
+            "architectures that it begins with: this is random search. Take a smaller population, such as a fifth of "
+            "the evaluations, or more of these"
+        )
+
     @abstractmethod
     def _offspring(self, n: int) -> Archs:
         """`n` architectures `(n, K)` bred from a population of at least one."""

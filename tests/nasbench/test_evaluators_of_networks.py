@@ -13,7 +13,6 @@ from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.cached import Cache, CachedEvaluator
 from nasbench.evaluators.composed import ComposedEvaluator
 from nasbench.evaluators.trained import TrainEvaluator
-from nasbench.execution.choice import executed
 from nasbench.plan import Plan, make_plan
 from search_spaces import UserError
 
@@ -66,11 +65,6 @@ def test_accuracy_is_trained_and_latency_measured_in_one_experiment(tiny_experim
     result = plan.make_evaluator(None, tmp_path).evaluate(asked(plan, 2))
     assert (result.status == Status.OK).all()
     assert (result.values[:, 1] > 0).all()
-    with pytest.raises(UserError, match="measurements on this machine would be disturbed"):
-        crowded = make_plan(
-            load_config(tiny_experiment, [*MEASURED, "execution.backend=processes"]), tiny_experiment.parent
-        )
-        executed(crowded, crowded.make_evaluator(None, tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""Evaluators of a configuration, before they are made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hardware_profiles import Target
+from nasbench.config import Component, Config
+from nasbench.evaluators.base import Evaluator
+from nasbench.planning.sections import plain, with_files
+from nasbench.planning.targets import meter_of
+from nasbench.registry import options, resolve
+from nasbench.tasks.none import NoTask
+from search_spaces import SearchSpace, UserError
+
+if TYPE_CHECKING:
+    from nasbench.tasks.base import Task
+    from search_spaces.supernet import Supernet
+
+
+class MakeEvaluator(Protocol):
+    """Makes the evaluator."""
+
+    def __call__(self, supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
+        """From a trained supernet, and a directory to keep files in; both where they are needed."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluatorPart:
+    """An evaluator before it is made: its metrics, the fidelities that it knows, and the space that it leaves.
+
+    Args:
+        alone: whether other work on this machine would spoil its values.
+    """
+
+    metrics: tuple[str, ...]
+    make: MakeEvaluator
+    needs_supernet: bool
+    space: SearchSpace
+    fidelities: tuple[str, ...] | None
+    check_fidelity: Callable[[str, Sequence[float]], None] = lambda *_: None
+    alone: bool = False
+
+
+def evaluator_parts(
+    config: Config, space: SearchSpace, task: Task, targets: dict[str, Target], where: Path | None
+) -> list[EvaluatorPart]:
+    """The evaluators of a configuration; each may leave a smaller space to the next."""
+    sections: dict[str, Component] = {"evaluator": config.evaluator}
+    sections |= {f"evaluator.also[{index}]": section for index, section in enumerate(config.evaluator.also)}
+    parts: list[EvaluatorPart] = []
+    for place, section in sections.items():
+        part = _evaluator(config, section, place, space, task, targets, where)
+        if twice := {m for p in parts for m in p.metrics} & set(part.metrics):
+            raise UserError(f"{place}: gives {min(twice)!r}, which an evaluator before it gives already")
+        parts.append(part)
+        space = part.space
+    if config.evaluator.cache:
+        config.evaluator.cache = str(Path(config.evaluator.cache).expanduser().resolve())
+    return parts
+
+
+def check_workers(config: Config, parts: Sequence[EvaluatorPart]) -> None:
+    """Refuse several workers where they would disturb measurements on this machine.
+
+    Raises:
+        UserError: naming their number.
+    """
+    section = config.execution
+    if section.backend != "in_process" and section.workers != 1 and any(part.alone for part in parts):
+        raise UserError(
+            f"execution.workers = {section.workers}: measurements on this machine would be disturbed by other workers; "
+            'take workers = 1, or backend = "in_process"'
+        )
+
+
+def composed(parts: Sequence[EvaluatorPart], supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
+    """One evaluator of all."""
+    made = [part.make(supernet, directory) for part in parts]
+    if len(made) == 1:
+        return made[0]
+    from nasbench.evaluators.composed import ComposedEvaluator
+
+    return ComposedEvaluator(made)
+
+
+def _evaluator(
+    config: Config,
+    section: Component,
+    place: str,
+    space: SearchSpace,
+    task: Task,
+    targets: dict[str, Target],
+    where: Path | None,
+) -> EvaluatorPart:
+    """One evaluator, the keys of whose section are completed."""
+    component = resolve("evaluator", section.name, where)
+    if not (inspect.isclass(component) and issubclass(component, Evaluator)):
+        from nasbench.evaluators.function import FunctionEvaluator
+
+        complete = options(FunctionEvaluator, section.options, place)
+        section.__pydantic_extra__.update(plain(complete))  # type: ignore[union-attr]
+        metrics = tuple(complete["metrics"])
+        return EvaluatorPart(metrics, lambda *_: FunctionEvaluator(space, component, **complete), False, space, None)
+    complete = options(component, with_files(section.options, where), place)
+    section.__pydantic_extra__.update(plain(complete))  # type: ignore[union-attr]
+    positional = [
+        p.name
+        for p in inspect.signature(component).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if "task" in positional and isinstance(task, NoTask):
+        raise UserError(f"{place}: {section.name!r} needs a task's data, and task.name is 'none'")
+    available = {"space": space, "task": task, "targets": targets, "meter_for": partial(meter_of, config)}
+    later = ("supernet", "directory")
+    if unknown := [n for n in positional if n not in (*available, *later)]:
+        raise UserError(
+            f"{place}: {section.name!r}: its positional parameter {unknown[0]!r} is unknown; the runner gives "
+            f"{', '.join((*available, *later))}"
+        )
+
+    def make(supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
+        given = available | {"supernet": supernet, "directory": directory}
+        evaluator: Evaluator = component(*(given[n] for n in positional), **complete)
+        return evaluator
+
+    if not component.reads_task:
+        built = make(None, None)
+        return EvaluatorPart(built.metrics, lambda *_: built, False, getattr(built, "space", space), built.fidelities)
+    return EvaluatorPart(
+        component.columns(complete, targets),
+        make,
+        "supernet" in positional,
+        space,
+        component.fidelities,
+        partial(component.check_fidelity, complete),
+        component.alone(complete, targets),
+    )

@@ -1,0 +1,65 @@
+"""Components of a configuration, and the files that it names."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from nasbench.config import Config
+from nasbench.registry import options, resolve
+from search_spaces import UserError
+
+
+def component_of(family: str, name: str, section: Any, where: str, directory: Path | None) -> Any:
+    """Build a component from its section, and write its defaults into the section."""
+    component = resolve(family, name, directory)
+    complete = options(component, with_files(section.options, directory), where)
+    section.__pydantic_extra__.update(plain(complete))
+    return component(**complete)
+
+
+def with_files(given: dict[str, Any], where: Path | None) -> dict[str, Any]:
+    """A component's keys with the files that `path` names made absolute; an empty one names nothing."""
+    path = given.get("path")
+    if isinstance(path, str) and path:
+        return given | {"path": str(find(path, where))}
+    if isinstance(path, list) and all(isinstance(p, str) for p in path):
+        return given | {"path": [str(find(p, where)) for p in path]}
+    return given
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """What can be written to a TOML file."""
+    return {k: (str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v) for k, v in values.items()}
+
+
+def find(path: str, where: Path | None) -> Path:
+    """The absolute path of a file or folder named in an experiment: from here, or beside the experiment's file.
+
+    Raises:
+        UserError: neither is there, or it begins with an environment variable that is not set.
+    """
+    expanded = os.path.expandvars(path)
+    if unset := re.search(r"\$\{?(\w+)", expanded):
+        raise UserError(f"{path}: the environment variable {unset[1]} is not set; set it, or write the path out")
+    here = Path(expanded).expanduser()
+    found = [p for p in (here, *([where / here] if where else [])) if p.exists()]
+    if not found:
+        raise UserError(f"{path}: no such file or folder" + (f", here or in {where}" if where else ""))
+    return found[0].resolve()
+
+
+def settle_paths(config: Config, where: Path | None) -> None:
+    """Make paths absolute, so that the run can be resumed from anywhere."""
+    if config.supernet.checkpoint:
+        config.supernet.checkpoint = str(find(config.supernet.checkpoint, where))
+    if config.supernet.weights:
+        config.supernet.weights = str(find(config.supernet.weights, where))
+    for network in config.networks.values():
+        if network.weights:
+            network.weights = str(find(network.weights, where))
+        if network.source.endswith(".onnx"):
+            network.source = str(find(network.source, where))
+    config.targets.calibration = {n: str(find(f, where)) for n, f in config.targets.calibration.items()}

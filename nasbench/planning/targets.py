@@ -1,0 +1,61 @@
+"""Targets, with the predictors and meters that a configuration gives them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hardware_profiles import Meter, Target, load_target, meter_for
+from hardware_profiles.meter_choice import with_meter
+from nasbench.config import Config
+from nasbench.planning.sections import find
+from nasbench.registry import resolve
+from predictors.choice import PREDICTORS, TABLES
+from search_spaces import UserError, nearest
+
+
+def settled_targets(config: Config, where: Path | None) -> dict[str, Target]:
+    """The targets by full name, which what is said per target goes by too; unknown predictors and meters are refused.
+
+    A target with a meter from the experiment is one with that meter, so that networks are converted for that.
+    """
+    targets = {target.name: target for target in map(load_target, config.targets.devices)}
+    section = config.targets
+    for key in ("calibration", "predictors", "meters"):
+        given = getattr(section, key)
+        full = {load_target(name).name: value for name, value in given.items()}
+        for name in full:
+            if name not in targets:
+                raise UserError(f"targets.{key}: {name!r} is not among targets.devices = {list(targets)}")
+        setattr(section, key, full)
+    for name, predictor in section.predictors.items():
+        if predictor.startswith(TABLES):
+            kind, _, file = predictor.partition(":")
+            section.predictors[name] = f"{kind}:{find(file, where)}"
+        elif ":" in predictor:
+            resolve("predictor", predictor, where)
+        elif predictor not in PREDICTORS:
+            raise UserError(
+                f"targets.predictors: {name}: unknown predictor {predictor!r}. {nearest(predictor, PREDICTORS)} "
+                'Your own: "module:Class".'
+            )
+    for name, spec in section.meters.items():
+        kind, _, rest = spec.partition(":")
+        if kind == "replay":
+            spec = f"replay:{find(rest, where)}"
+        elif spec.endswith(".toml"):
+            spec = str(find(spec, where))
+        elif kind not in ("adb", "ssh") and rest:
+            resolve("meter", spec, where)
+        section.meters[name] = spec
+        targets[name], _ = with_meter(targets[name], spec)
+    return targets
+
+
+def meter_of(config: Config, target: Target) -> Meter:
+    """What measures on a target.
+
+    Raises:
+        UserError: it cannot be measured from here.
+    """
+    spec = config.targets.meters.get(target.name)
+    return with_meter(target, spec)[1] if spec else meter_for(target)
