@@ -83,6 +83,11 @@ def run_experiment(
         run = Run.resume(path)
     else:
         run = Run.create(path or new_directory(config.name), plan.config)
+    try:
+        run.freeze({name: file for part in plan.evaluators for name, file in part.files.items()})
+    except UserError:
+        run.close()
+        raise
     run.mark(status="running", where=str(where.resolve()) if where else "", threads=torch.get_num_threads(), error="")
     try:
         _procedure(plan, run, where, report)

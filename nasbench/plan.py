@@ -14,7 +14,7 @@ from hardware_profiles.profile import shipped_files
 from nasbench.config import Config, TaskSection
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import Objective, given_as
-from nasbench.planning.evaluators import EvaluatorPart, check_workers, composed, evaluator_parts
+from nasbench.planning.evaluators import EvaluatorPart, check_workers, composed, evaluator_parts, known_values
 from nasbench.planning.objectives import configured_objectives
 from nasbench.planning.sections import component_of, plain, settle_paths
 from nasbench.planning.spaces import make_space
@@ -137,6 +137,8 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
     strategy, strategy_options = _strategy(config, task, where)
     probe = strategy(supported.space, config.seed, **strategy_options)
     check_strategy(config, probe, supported.space, objectives, evaluators)
+    if isinstance(probe, Strategy) and (values := known_values(evaluators, objectives)) is not None:
+        probe.check_values(objectives, values)
     _check_samples(config, supported.space, probe, [o for o in objectives if given_as(o, metrics)])
     _check_selection(config, supported.space, objectives)
     settle_paths(config, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -130,6 +131,25 @@ class Run:
         """Close the archive and let other processes run this run."""
         self.archive.close()
         _LOCKS.pop(self.path.resolve()).close()
+
+    def freeze(self, files: Mapping[str, Path]) -> None:
+        """Keep the hashes of files that all results depend on; where the run has them, the files must be unchanged.
+
+        Args:
+            files: by the names that they have in the configuration.
+
+        Raises:
+            UserError: one has changed since the run began.
+        """
+        hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+        frozen = self.state.get("inputs", {})
+        for name in frozen.keys() & hashes.keys():
+            if frozen[name] != hashes[name]:
+                raise UserError(
+                    f"{name}: has changed since {self.path} began, whose results so far are of the file as it was; put "
+                    "that back, or begin a new run"
+                )
+        self.mark(inputs=hashes | frozen)
 
     def mark(self, **entries: Any) -> None:
         """Update `run.json`."""

@@ -134,9 +134,6 @@ def _make_problem(name: str, sections: Mapping[str, Any], where: Path | None) ->
         data["objectives"] = {str(o): {} for o in data["objectives"]}
     if isinstance(data.get("space"), str):
         data["space"] = {"name": data["space"]}
-    evaluator = data.get("evaluator")
-    if isinstance(evaluator, dict) and evaluator.get("path") == "tiny_images":
-        data["evaluator"] = evaluator | {"path": str(TINY_IMAGES)}
     data["strategy"] = {"name": "random"}
     plan = make_plan(parse_config(data, "its sections"), where)
     if plan.needs_supernet:
@@ -147,7 +144,3 @@ def _make_problem(name: str, sections: Mapping[str, Any], where: Path | None) ->
     bound = {o.name: bound_cost(plan, o, {}, plan.config.targets.predictors) for o in plan.predicted}
     predicted = PredictedEvaluator(plan.predicted, bound) if bound else None
     return Problem(name, plan, JointEvaluator(plan.objectives, plan.make_evaluator(None, None), predicted))
-
-
-# The table that ships with the package: `path = "tiny_images"`.
-TINY_IMAGES = Path(__file__).parent / "data" / "tiny_images.csv"

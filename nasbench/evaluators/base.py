@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +102,7 @@ class Evaluator(ABC):
     preferred_batch: int = 1
     fidelities: tuple[str, ...] | None = ()  # names of fidelities that it knows; None for any
     reads_task: bool = True
+    shipped: ClassVar[Mapping[str, Path]] = MappingProxyType({})  # by the names that its key `path` may give
 
     @classmethod
     def columns(cls, options: Mapping[str, Any], targets: Mapping[str, Target]) -> tuple[str, ...]:
@@ -110,6 +113,17 @@ class Evaluator(ABC):
             targets: of the experiment, by name; the first is the default.
         """
         return tuple(options.get("metrics") or ()) or tuple(getattr(cls, "metrics", ()))
+
+    @classmethod
+    def files(cls, options: Mapping[str, Any]) -> dict[str, Path]:
+        """Files that the values of an evaluator with these options come from, by the names that messages give them.
+
+        A run keeps their hashes, and cannot be resumed where one has changed.
+
+        Args:
+            options: complete, by key.
+        """
+        return {}
 
     @classmethod
     def alone(cls, options: Mapping[str, Any], targets: Mapping[str, Target]) -> bool:

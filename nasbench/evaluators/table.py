@@ -25,6 +25,9 @@ ARCH_COLUMNS = ("arch", "architecture", "op_code", "op_idx", "arch_str")
 # Numbers that are no metric.
 _COUNTERS = frozenset({"arch_idx", "index", "id", "row"})
 
+# Tables that ship with the package.
+SHIPPED = {"tiny_images": Path(__file__).parents[1] / "comparison" / "data" / "tiny_images.csv"}
+
 Missing = Literal["refuse", "failed"]
 
 
@@ -81,7 +84,7 @@ class ArchitectureTable:
         Raises:
             UserError: file, row, column and value of what is not as it should be.
         """
-        paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+        paths = list(_named(path).values())
         if not paths:
             raise UserError("evaluator.path: names no file")
         files = [_File.read(p) for p in paths]
@@ -114,7 +117,8 @@ class TableEvaluator(Evaluator):
     Args:
         space: that the architectures belong to. They stand in one column, as choice indices (joined by `_`, blanks or,
             where each is one digit, by nothing), as JSON of knob -> choice, or as NAS-Bench-201's strings.
-        path: a file (CSV, `.csv.gz`, or Parquet with the extra `parquet`), or several, joined by architecture.
+        path: a file (CSV, `.csv.gz`, or Parquet with the extra `parquet`), or several, joined by architecture; or
+            `tiny_images`, the table that ships (see docs/compare.md).
         arch_column: the column of architectures; by default the first there is of `arch`, `architecture`, `op_code`,
             `op_idx`, `arch_str`.
         columns: metric -> column, as `{accuracy = "cifar100", "latency_ms@raspi4" = "raspi4"}`. What stands behind the
@@ -131,6 +135,7 @@ class TableEvaluator(Evaluator):
 
     reads_task = False
     preferred_batch = 4096
+    shipped = SHIPPED
 
     def __init__(
         self,
@@ -150,6 +155,10 @@ class TableEvaluator(Evaluator):
             path, space, arch_column=arch_column, columns=columns, scale=scale, missing=missing
         )
         self._use(table, rows_only, _SECONDS if seconds and columns else seconds)
+
+    @classmethod
+    def files(cls, options: Mapping[str, Any]) -> dict[str, Path]:
+        return _named(options["path"])
 
     @classmethod
     def of(cls, table: ArchitectureTable, *, rows_only: bool = False, seconds: str = "") -> TableEvaluator:
@@ -221,6 +230,12 @@ class TableEvaluator(Evaluator):
 
 
 _SECONDS = "seconds of an evaluation"  # no metric of a configuration has blanks in its name
+
+
+def _named(path: Path | str | Sequence[Path | str]) -> dict[str, Path]:
+    """The files of a key `path`, by what it calls them."""
+    given = [path] if isinstance(path, str | Path) else path
+    return {str(name): SHIPPED.get(str(name), Path(name)) for name in given}
 
 
 class _File:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,15 @@ def _parts(plan: Plan, directory: Path) -> list[tuple[Callable[[], str], tuple[s
     basis = {"task": config.task.model_dump(), "space": [config.space.model_dump(), repr(plan.space.knobs)]}
     basis |= {"code": [own_code(config.task.name), own_code(config.space.name)]}
 
-    def settings(name: str, options: dict[str, Any], trained: bool) -> str:
+    def settings(name: str, options: dict[str, Any], trained: bool, files: Sequence[Path]) -> str:
         weights = file_key(directory / SUPERNET) if trained else ""
         targets = config.targets.model_dump() if name == "measure" else {}
         code = [own_code(name)] if ":" in name else []
+        code += map(file_key, files)
         return settings_key(basis, name, options, targets, weights, *code)
 
     return [
-        (partial(settings, section.name, section.options, part.needs_supernet), part.metrics)
+        (partial(settings, section.name, section.options, part.needs_supernet, [*part.files.values()]), part.metrics)
         for section, part in zip(sections, plan.evaluators, strict=True)
     ]
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hardware_profiles import Target
 from nasbench.config import Component, Config
 from nasbench.evaluators.base import Evaluator
+from nasbench.objectives import Objective, given_as, minimised
 from nasbench.planning.sections import plain, with_files
 from nasbench.planning.targets import meter_of
 from nasbench.registry import options, resolve
@@ -37,6 +41,7 @@ class EvaluatorPart:
 
     Args:
         alone: whether other work on this machine would spoil its values.
+        files: that its values come from, by the names that messages give them.
     """
 
     metrics: tuple[str, ...]
@@ -46,6 +51,7 @@ class EvaluatorPart:
     fidelities: tuple[str, ...] | None
     check_fidelity: Callable[[str, Sequence[float]], None] = lambda *_: None
     alone: bool = False
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 def evaluator_parts(
@@ -80,6 +86,22 @@ def check_workers(config: Config, parts: Sequence[EvaluatorPart]) -> None:
         )
 
 
+def known_values(parts: Sequence[EvaluatorPart], objectives: Sequence[Objective]) -> NDArray[np.float64] | None:
+    """Minimised values `(n, M)` of all architectures where a table has them, else None.
+
+    NaN in the columns of objectives that are not of the table.
+    """
+    from nasbench.evaluators.table import TableEvaluator
+
+    table = parts[0].make(None) if len(parts) == 1 and parts[0].files else None
+    given = tuple(o for o in objectives if given_as(o, parts[0].metrics))
+    if not isinstance(table, TableEvaluator) or not given or (values := table.values_of(given)) is None:
+        return None
+    known = np.full((len(values), len(objectives)), np.nan)
+    known[:, [objectives.index(o) for o in given]] = minimised(values, given)
+    return known
+
+
 def composed(parts: Sequence[EvaluatorPart], supernet: Supernet | None, directory: Path | None = None) -> Evaluator:
     """One evaluator of all."""
     made = [part.make(supernet, directory) for part in parts]
@@ -108,7 +130,7 @@ def _evaluator(
         section.__pydantic_extra__.update(plain(complete))  # type: ignore[union-attr]
         metrics = tuple(complete["metrics"])
         return EvaluatorPart(metrics, lambda *_: FunctionEvaluator(space, component, **complete), False, space, None)
-    complete = options(component, with_files(section.options, where), place)
+    complete = options(component, with_files(component, section.options, where), place)
     section.__pydantic_extra__.update(plain(complete))  # type: ignore[union-attr]
     positional = [
         p.name
@@ -132,7 +154,14 @@ def _evaluator(
 
     if not component.reads_task:
         built = make(None, None)
-        return EvaluatorPart(built.metrics, lambda *_: built, False, getattr(built, "space", space), built.fidelities)
+        return EvaluatorPart(
+            built.metrics,
+            lambda *_: built,
+            False,
+            getattr(built, "space", space),
+            built.fidelities,
+            files=component.files(complete),
+        )
     return EvaluatorPart(
         component.columns(complete, targets),
         make,
@@ -141,4 +170,5 @@ def _evaluator(
         component.fidelities,
         partial(component.check_fidelity, complete),
         component.alone(complete, targets),
+        component.files(complete),
     )

@@ -15,18 +15,26 @@ from search_spaces import UserError
 def component_of(family: str, name: str, section: Any, where: str, directory: Path | None) -> Any:
     """Build a component from its section, and write its defaults into the section."""
     component = resolve(family, name, directory)
-    complete = options(component, with_files(section.options, directory), where)
+    complete = options(component, with_files(component, section.options, directory), where)
     section.__pydantic_extra__.update(plain(complete))
     return component(**complete)
 
 
-def with_files(given: dict[str, Any], where: Path | None) -> dict[str, Any]:
-    """A component's keys with the files that `path` names made absolute; an empty one names nothing."""
+def with_files(component: Any, given: dict[str, Any], where: Path | None) -> dict[str, Any]:
+    """A component's keys with the files that `path` names made absolute; an empty one names nothing.
+
+    What ships with the component keeps its name.
+    """
+    shipped = getattr(component, "shipped", {})
+
+    def absolute(path: str) -> str:
+        return path if path in shipped else str(find(path, where))
+
     path = given.get("path")
     if isinstance(path, str) and path:
-        return given | {"path": str(find(path, where))}
+        return given | {"path": absolute(path)}
     if isinstance(path, list) and all(isinstance(p, str) for p in path):
-        return given | {"path": [str(find(p, where)) for p in path]}
+        return given | {"path": [absolute(p) for p in path]}
     return given
 
 

@@ -65,6 +65,18 @@ class Strategy(ABC):
             UserError: why, and what would do.
         """
 
+    def check_values(  # noqa: B027 (most take any)
+        self, objectives: Sequence[Objective], values: NDArray[np.float64]
+    ) -> None:
+        """Refuse values that this strategy cannot work with, where they are known before anything is evaluated.
+
+        Args:
+            values: `(n, M)` of all architectures, minimised; NaN in the columns of objectives that are not known.
+
+        Raises:
+            UserError: why, and what would do.
+        """
+
     def remark(self, evaluations: int) -> str:
         """What a person should know of a search of so many evaluations; empty for nothing."""
         return ""

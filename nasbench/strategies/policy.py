@@ -27,6 +27,12 @@ _RHO = 0.05  # share of the plain sum in the augmented Chebyshev scalarisation (
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # Adam (Kingma & Ba, ICLR 2015)
 
 
+_TAKES_ONE_SIGN = (
+    "strategy.reward = 'mnasnet' multiplies maximised objectives such as accuracy, all at least 0, with powers of "
+    "costs, all above 0: choose reward = 'pareto'"
+)
+
+
 class PolicyOptions(TypedDict, total=False):
     """The keys of `PolicyStrategy`, for methods that add some of their own."""
 
@@ -87,8 +93,11 @@ class PolicyStrategy(Strategy):
         super().__init__(space, seed, initial)
         if reward not in ("mnasnet", "pareto"):
             raise UserError(f"strategy.reward = {reward!r}: expected 'mnasnet' or 'pareto'")
-        if len(exponents) != 2 or max(exponents) > 0:
-            raise UserError(f"strategy.exponents = {list(exponents)}: expected two numbers of 0 or less")
+        if len(exponents) != 2 or not all(-np.inf < exponent <= 0 for exponent in exponents):
+            raise UserError(
+                f"strategy.exponents = {list(exponents)}: expected two numbers of 0 or less, such as -0.07: above 0 a "
+                "higher cost would be a higher reward"
+            )
         if exponents[0] != exponents[1] and not len(targets) and reward == "mnasnet":
             raise UserError(
                 f"strategy.targets: exponents {list(exponents)} differ, so the costs' targets must be given"
@@ -123,6 +132,16 @@ class PolicyStrategy(Strategy):
         costs = sum(not o.maximise for o in objectives)
         if self.reward == "mnasnet" and len(objectives) > 1 and self.targets and len(self.targets) != costs:
             raise UserError(f"strategy.targets: {len(self.targets)} given, but {costs} objectives are minimised")
+
+    def check_values(self, objectives: Sequence[Objective], values: Floats) -> None:
+        if self.reward != "mnasnet" or len(objectives) == 1:
+            return
+        for objective, column in zip(objectives, values.T, strict=True):
+            if len(known := column[~np.isnan(column)]) and None in _signs(known[:, None]):
+                told = -known if objective.maximise else known
+                raise UserError(
+                    f"objectives.{objective.name} goes from {told.min():.4g} to {told.max():.4g}, and {_TAKES_ONE_SIGN}"
+                )
 
     def remark(self, evaluations: int) -> str:
         if evaluations > self.batch_size:
@@ -242,13 +261,10 @@ class PolicyStrategy(Strategy):
 
     def _sides(self) -> tuple[list[int], list[int]]:
         """Columns of maximised and of minimised objectives, told by their signs, since values are minimised."""
-        signs = [(bool((c <= 0).all()), bool((c > 0).all())) for c in self._values.T]
-        if not all(negative or positive for negative, positive in signs):
-            raise UserError(
-                "strategy.reward = 'mnasnet' multiplies maximised objectives such as accuracy, all at least 0, with "
-                "powers of costs, all above 0; these objectives take both signs: choose reward = 'pareto'"
-            )
-        return [i for i, s in enumerate(signs) if s[0]], [i for i, s in enumerate(signs) if not s[0]]
+        signs = _signs(self._values)
+        if None in signs:
+            raise UserError(f"one of these objectives takes both signs, and {_TAKES_ONE_SIGN}")
+        return [i for i, s in enumerate(signs) if s == -1], [i for i, s in enumerate(signs) if s == 1]
 
     def _chebyshev(self, policy: int) -> Floats:
         values = np.where(np.isfinite(self._values), self._values, np.nan)
@@ -305,3 +321,8 @@ class PolicyStrategy(Strategy):
             setattr(self, name, given.reshape(-1, mine.shape[1]) if name == "_archs" else given.copy())
         self._known = {int(key) for key in state["known"]}
         self._unlearned = int(state["unlearned"])
+
+
+def _signs(values: Floats) -> list[int | None]:
+    """Per column of minimised values: -1 where all are at most 0, 1 where all are above, None where they are mixed."""
+    return [-1 if (c <= 0).all() else 1 if (c > 0).all() else None for c in values.T]

@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 import nasbench as nb
-from nasbench.comparison.problems import TINY_IMAGES, make_problem
+from nasbench.comparison.problems import make_problem
 from nasbench.comparison.settings import load_settings
 from nasbench.comparison.statistics import (
     at_times,
@@ -31,6 +31,7 @@ from nasbench.comparison.statistics import (
 from nasbench.comparison.study import make_study
 from nasbench.comparison.trial import PATIENCE, run_trial
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals
+from nasbench.evaluators.table import SHIPPED
 from nasbench.objectives import make_objective
 from nasbench.pareto import hypervolume
 from nasbench.strategies.random_search import RandomSearch
@@ -402,12 +403,12 @@ def test_the_published_comparison_is_complete_and_says_where_its_data_are(data_d
 
 def test_the_table_that_ships_is_what_its_record_and_its_space_say():
     space = load_space("tiny_images", 1, 10)
-    table = nb.ArchitectureTable.read(TINY_IMAGES, space)
+    table = nb.ArchitectureTable.read("tiny_images", space)
     assert table.complete
     for count in ("macs", "params"):
         exact = predictor_for("", count).bind(space).predict(table.archs).mean
         np.testing.assert_array_equal(table.column(count), exact)
     assert np.ptp(table.column("accuracy")) > 0.1
-    record = json.loads(TINY_IMAGES.with_suffix(".json").read_text())
-    assert record["sha256"] == hashlib.sha256(TINY_IMAGES.read_bytes()).hexdigest()
+    record = json.loads(SHIPPED["tiny_images"].with_suffix(".json").read_text())
+    assert record["sha256"] == hashlib.sha256(SHIPPED["tiny_images"].read_bytes()).hexdigest()
     assert "predicted" in record["columns"]["edge_tpu_predicted_ms"]

@@ -115,6 +115,22 @@ def test_a_limit_is_kept_by_the_most_wanted(method, space):
     assert strategy.history[-1]["macs"] < strategy.history[0]["macs"]
 
 
+# FBNet multiplies by a power of what is driven down: any limit pales beside one that drives at all.
+@pytest.mark.parametrize(
+    ("method", "driven"), [(m, d) for m in FREE for d in ("up", "down") if (m, d) != (FBNet, "down")]
+)
+def test_both_sides_of_a_limit_steer(method, driven, space):
+    """The expected cost ends between the sides, whichever of them the rest of the loss drives it against."""
+    macs = Count("macs").bind(space)
+    low, high = np.quantile(macs.predict(space.everything()).mean, [0.45, 0.6])
+    between = make_objective("macs", at_least=float(low), at_most=float(high))
+    weight = 0.0 if driven == "up" else 20.0  # of parameters, against the accuracy that wants more
+    objectives = [between, make_objective("params")]
+    strategy, proposals = find(method, space, objectives, cost_weight=weight, limit_weight=50.0)
+    assert 0.95 * low <= strategy.history[-1]["macs"] <= 1.05 * high
+    assert low <= macs.predict(proposals.archs[:1]).mean[0] <= high
+
+
 def test_costs_without_a_limit_weigh_in(free, space):
     macs = Count("macs").bind(space)
     heavy, light = (

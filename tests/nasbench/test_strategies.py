@@ -425,7 +425,7 @@ def test_mnasnets_reward_decides_where_a_policy_goes(space, kind):
 
 
 def test_rewards_say_what_they_cannot_do(space):
-    with pytest.raises(UserError, match=r"mnasnet.*both signs: choose reward = 'pareto'"):
+    with pytest.raises(UserError, match=r"takes both signs.*mnasnet.*: choose reward = 'pareto'"):
         strategy = Reinforce(space, 0)
         values = np.column_stack([np.linspace(-1, 1, 20), np.ones(20)])
         strategy.tell(strategy.ask(20), values, np.zeros((20, 0)), np.zeros(20, dtype=np.uint8))
@@ -471,7 +471,9 @@ def test_halving_promotes_the_best_of_each_rung(space):
         (LocalSearch, {"starts": 0}, "starts"),
         (Reinforce, {"reward": "pareto", "policies": 0}, "policies"),
         (Reinforce, {"exponents": (0.0, -1.0)}, "targets"),
-        (Reinforce, {"exponents": (0.5, -1.0)}, "exponents"),
+        (Reinforce, {"exponents": (0.5, -1.0)}, "exponents = .*a higher cost would be a higher reward"),
+        (PPO, {"exponents": (0.07, 0.07)}, "exponents"),
+        (PPO, {"exponents": (float("nan"), float("nan"))}, "exponents"),
         (Reinforce, {"reward": "best"}, "reward"),
         (PPO, {"clip": 1.5}, "clip"),
         (PPO, {"lr": 0.0}, "lr"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nasbench.archive import arch_row
 from nasbench.evaluators.base import Proposals, Status
 from nasbench.evaluators.table import ArchitectureTable, TableEvaluator
 from nasbench.objectives import make_objective
@@ -16,7 +17,7 @@ from nasbench.search import search
 from nasbench.strategies.nsga2 import NSGA2
 from nasbench.strategies.regularized_evolution import RegularizedEvolution
 from nasbench.variation import crossover, mutate, neighbours
-from search_spaces import NASBench201Space, UserError
+from search_spaces import NASBench201Space, UserError, load_space
 
 
 def write(path: Path, header: list[str], rows: list[list[object]]) -> Path:
@@ -230,8 +231,8 @@ def experiment(tmp_path):
     archs = np.stack(np.meshgrid(*6 * [np.arange(5)], indexing="ij"), axis=-1).reshape(-1, 6).astype(np.uint8)
     cost = (archs == 3) @ np.array([6, 5, 4, 3, 2, 1]) + (archs == 2).sum(1) + 1.0
     percent = 90 * (1 - np.exp(-cost / 9)) - 5 * (archs == 4).sum(1)
-    rows = list(zip(["".join(map(str, a)) for a in archs], percent.clip(1), cost, strict=True))
-    write(tmp_path / "table.csv", ["arch", "percent", "board"], rows)
+    rows = list(zip(["".join(map(str, a)) for a in archs], percent.clip(1), cost, percent - 50, strict=True))
+    write(tmp_path / "table.csv", ["arch", "percent", "board", "gain"], rows)
     (tmp_path / "experiment.toml").write_text("""
         name = "tabular"
         [space]
@@ -284,6 +285,13 @@ def test_an_experiment_on_a_table_loads_no_data_and_trains_nothing(experiment, t
         run_experiment(load_config(file), tmp_path / "again", where=file.parent)
     from nasbench.run import load_run_config
 
+    text = (tmp_path / "table.csv").read_bytes()
+    (tmp_path / "table.csv").write_bytes(text + b"\n")  # what a row says may have changed as well
+    state = (tmp_path / "again" / "run.json").read_text()
+    with pytest.raises(UserError, match=r"table\.csv: has changed since .*again began.*put that back"):
+        run_experiment(load_run_config(tmp_path / "again"), tmp_path / "again", resume=True)
+    assert (tmp_path / "again" / "run.json").read_text() == state
+    (tmp_path / "table.csv").write_bytes(text)
     again = run_experiment(load_run_config(tmp_path / "again"), tmp_path / "again", resume=True)
     columns = ["phase", "id", "arch", "accuracy", "latency_ms@board"]
     assert again.evaluations()[columns].equals(view.evaluations()[columns])
@@ -308,7 +316,51 @@ def test_what_an_experiment_on_a_table_cannot_do_is_told_before_it_starts(experi
         (["objectives.energy.metric=energy", "objectives.energy.direction=minimise"], "nothing gives the metric"),
         (["task.name=none", 'stages=[{name="finetune"}]'], r"stages\[0\]: 'finetune' needs data"),
         (["task.name=none", "evaluator.name=supernet"], "unknown key 'path'|needs a task's data"),
+        (
+            [
+                "strategy={name='reinforce'}",
+                "evaluator.columns.gain=gain",
+                "objectives.gain={metric='gain', direction='maximise'}",
+            ],
+            r"objectives\.gain goes from -\S+ to \d\S*, and strategy\.reward = 'mnasnet'.*choose reward = 'pareto'",
+        ),
         (["strategy.name=darts"], "trains a supernet.*goes with .*nsga2, .*random"),
     ):
         with pytest.raises(UserError, match=message):
             make_plan(load_config(file, overrides), file.parent)
+
+
+def test_the_table_that_ships_is_searched_by_its_name(tmp_path):
+    from nasbench.config import parse_config
+    from nasbench.experiment import run_experiment
+
+    config = {
+        "space": {"name": "tiny_images", "in_channels": 1, "num_classes": 10},
+        "evaluator": {"name": "table", "path": "tiny_images"},
+        "objectives": {"accuracy": {}, "macs": {}},
+        "strategy": {"name": "random", "evaluations": 64},
+    }
+    view = run_experiment(parse_config(config), tmp_path / "run")
+    assert view.config.evaluator.options["path"] == "tiny_images", "wherever the package lies"
+    assert view.state["inputs"].keys() == {"tiny_images"}
+    space = load_space("tiny_images", 1, 10)
+    table = ArchitectureTable.read("tiny_images", space)
+    rows = view.evaluations().query("phase == 'search'")
+    found = table.column("accuracy")[table.index.find(np.stack([arch_row(a) for a in rows["arch"]]))]
+    np.testing.assert_array_equal(rows["accuracy"], found)
+
+
+def test_a_cache_forgets_what_a_table_said_before(experiment, tmp_path, monkeypatch):
+    from nasbench.config import load_config
+    from nasbench.execution.choice import _parts
+    from nasbench.plan import make_plan
+
+    file, _ = experiment
+    monkeypatch.setenv("TABLE_FOLDER", str(tmp_path))
+    plan = make_plan(load_config(file), file.parent)
+    key = lambda: [settings() for settings, _ in _parts(plan, tmp_path)]  # noqa: E731
+    before = key()
+    assert key() == before
+    with (tmp_path / "table.csv").open("a") as table:
+        table.write("\n")
+    assert key() != before
