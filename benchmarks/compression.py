@@ -2,19 +2,22 @@
 
     python -m benchmarks.compression [--quick] [--output DIR] [--parts 3,4,1,2]
 
-Part 1: a searched network, ResNet-18 and a vision transformer, trained on Fashion-MNIST, each through one method at a
-time, with accuracy (test), size, and latency measured with ONNX Runtime, OpenVINO and ExecuTorch. Part 2: uniform
-pruning to a share of the multiply-accumulates against pruning by sensitivity to a share of the predicted latency, at
-several shares. Part 3: networks of one search, fine-tuned, against the same networks pruned, distilled and quantised,
-with as many epochs: latency interpolated at equal test accuracy, and hypervolumes. Part 4: the same against a search of
-architecture, widths and bits together, from the same supernet. Every line is a run, kept in DIR: called again, finished
-ones are read and others continued. The last line is JSON: `pipeline_speedup` (the smaller of two runtimes),
-`int8_accuracy_drop` (points, the mean over networks), `joint_hypervolume_ratio` (to the pipeline's, the smaller of two
-runtimes), `latency_aware_speedup` (over uniform pruning at equal accuracy, per network).
+Part 1: a searched network, ResNet-18 and a vision transformer, each through one method at a time, with accuracy (test),
+size, and latency measured with ONNX Runtime, OpenVINO and ExecuTorch. Part 2: uniform pruning to a share of the
+multiply-accumulates against pruning by sensitivity to a share of the predicted latency, at several shares. Both train
+on the 12,000 images of Fashion-MNIST that come with the package, and the parts below on all 55,000 (`$NASBENCH_DATA`,
+or downloaded), unless `--quick`.
 
-Parts 3 and 4 are of the space `resnet28`: plain convolutions of 16 channels or a multiple, which int8 makes faster.
+Part 3: networks of one search, fine-tuned, against the same networks distilled and quantised, with pruning and without,
+trained for as many epochs: latency interpolated at equal test accuracy, and hypervolumes. Part 4: that against a search
+of architecture, widths and bits together, from the same supernet. Both are of the space `resnet28`: plain convolutions
+of 16 channels or a multiple, which int8 makes faster.
 
-One seed and short trainings: differences of less than about half a point of accuracy are noise.
+Every line is a run, kept in DIR: called again, finished ones are read and others continued. The last line is JSON:
+`pipeline_speedup` (the smaller of two runtimes), `int8_accuracy_drop` (points, the mean over networks),
+`joint_hypervolume_ratio` (to the pipeline's, the smaller of two runtimes), `latency_aware_speedup` (over uniform
+pruning at equal accuracy, per network). One seed and short trainings: differences of less than about half a point of
+accuracy are noise.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from search_spaces import UserError
 
 NETWORKS = {"searched": "quickstart:largest", "resnet18": "resnet18@28", "vit": "vit28:largest"}
 SHARES = (0.8, 0.6, 0.4)
+EMBEDDED = {"name": "fashion_mnist", "flip": False}  # 16,000 images that come with the package
 EPOCHS = 3  # of a network of the search, and of the pipeline in all
 JOINT = Path(__file__).parents[1] / "experiments" / "joint.toml"
 
@@ -55,17 +59,10 @@ def targets() -> list[str]:
     return found
 
 
-def task(quick: bool) -> dict[str, Any]:
-    """Fashion-MNIST: all 70,000 images, or the 16,000 that come with the package.
-
-    On few images networks of 2 and of 20 M multiply-accumulates are equally good, so that speed at equal accuracy is
-    that of the smallest alone.
-    """
-    if quick:
-        return {"name": "fashion_mnist", "flip": False}
+def all_images() -> dict[str, Any]:
+    """Fashion-MNIST whole. On few images networks of 2 and of 20 M multiply-accumulates are equally good."""
     folder = os.environ.get("NASBENCH_DATA")
-    source = {"path": str(Path(folder) / "fashion-mnist")} if folder else {"download": True}
-    return {"name": "fashion_mnist", "flip": False} | source
+    return EMBEDDED | ({"path": str(Path(folder) / "fashion-mnist")} if folder else {"download": True})
 
 
 def finished(path: Path, config: dict[str, Any]) -> RunView:
@@ -78,16 +75,24 @@ def finished(path: Path, config: dict[str, Any]) -> RunView:
     return run_experiment(parse_config(config), path, report=Reporter(quiet=True))
 
 
-def compressed(path: Path, devices: list[str], networks: dict[str, Any], stages: list[dict[str, Any]]) -> pd.DataFrame:
+def rows_of(view: RunView) -> pd.DataFrame:
+    """Stage results of a run, with the paths of the files."""
+    rows = view.stages()
+    return rows.assign(file=[str(view.path / str(file)) for file in rows["file"]])
+
+
+def compressed(
+    path: Path, devices: list[str], networks: dict[str, Any], stages: list[dict[str, Any]], task: dict[str, Any]
+) -> pd.DataFrame:
     """Stage results of networks that went through stages."""
     config = {
         "threads": 1,
-        "task": {"name": "fashion_mnist", "flip": False},
+        "task": task,
         "targets": {"devices": devices},
         "networks": networks,
         "stages": stages,
     }
-    return finished(path, config).stages()
+    return rows_of(finished(path, config))
 
 
 def methods(epochs: int) -> dict[str, list[dict[str, Any]]]:
@@ -138,7 +143,7 @@ def each_method(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
             if quick and method not in ("int8", "latency 60 %"):
                 continue
             try:
-                rows = compressed(out / f"{name}-{index}", devices, {name: network}, stages)
+                rows = compressed(out / f"{name}-{index}", devices, {name: network}, stages, EMBEDDED)
             except UserError as error:
                 print(f"{name}, {method}: {error}", flush=True)
                 continue
@@ -155,7 +160,8 @@ def trained(out: Path, devices: list[str], quick: bool) -> dict[str, dict[str, s
         path = out / f"base-{name}"
         optimizer = {"optimizer": "adamw", "lr": 2e-3} if name == "vit" else {"lr": 0.1}
         stages = [{"name": "finetune", "epochs": 2 if quick else 6, **optimizer}]
-        show(f"{name}: as trained", compressed(path, devices[:1], {name: {"source": NETWORKS[name]}}, stages), devices)
+        rows = compressed(path, devices[:1], {name: {"source": NETWORKS[name]}}, stages, EMBEDDED)
+        show(f"{name}: as trained", rows, devices)
         weights = path / "stages" / name / "1-finetune.safetensors"
         networks[name] = {"source": NETWORKS[name], "weights": str(weights.resolve())}
     return networks
@@ -169,23 +175,22 @@ def latency_aware(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
         uniform = {"name": "prune", "metric": "macs", "epochs": 1 if quick else 2, "lr": 0.01, "images": 256}
         aware = uniform | {"metric": "latency_ms", "allocation": "sensitivity", "importance": "taylor"}
         for kind, stage in (("uniform", uniform), ("latency", aware)):
-            found, files = [], []
+            found = []
             for share in SHARES[1:] if quick else SHARES:
                 path = out / f"prune-{name}-{kind}-{share}"
                 try:
-                    rows = compressed(path, devices[:1], {name: network}, [stage | {"budget": share}])
+                    rows = compressed(path, devices[:1], {name: network}, [stage | {"budget": share}], EMBEDDED)
                 except UserError as error:
                     print(f"{name}, {kind} {share}: {error}", flush=True)
                     continue
                 found.append(rows.iloc[[-1]].assign(stage=f"{kind} {share:.0%}"))
-                files.append(path / rows["file"].iloc[-1])
             if found:
-                kinds[kind] = pd.concat(found).assign(path=files)
+                kinds[kind] = pd.concat(found)
         if len(kinds) < 2:
             continue
         column, shape = f"latency_ms@{devices[0]}", (1, 28, 28)
         both = pd.concat(kinds, names=["kind"])
-        both = both.assign(**{column: measured(list(both["path"]), shape, devices[0])})
+        both = both.assign(**{column: measured(both["file"], shape, devices[0])})
         show(f"{name}: pruned", both, devices)
         speedup = compare({kind: front(of_run(both, kind), column) for kind in kinds}, column)["speedup"]
         speedups[name] = round(speedup, 3) if np.isfinite(speedup) else None
@@ -197,7 +202,7 @@ def latency_aware(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
 def searched(out: Path, quick: bool) -> RunView:
     """A search among plain convolutional networks, its choice fine-tuned for as long as the pipeline trains."""
     config = load_config(find_experiment("quickstart"), ["threads=1"]).model_dump(exclude_none=True)
-    config["task"] = task(quick)
+    config["task"] = EMBEDDED if quick else all_images()
     config["space"] = {"name": "resnet28"}
     config["targets"]["devices"] = ["host:fp32"]
     config["selection"] |= {"count": 3 if quick else 6}
@@ -223,23 +228,30 @@ def starting_points(search: RunView) -> dict[str, dict[str, str]]:
 
 
 def compressed_front(out: Path, devices: list[str], quick: bool) -> pd.DataFrame:
-    """The networks of the search after each stage of the pipeline, which trains for as long as they were fine-tuned."""
+    """The networks of the search after each stage of the pipeline, which trains for as long as they were fine-tuned.
+
+    Each goes two ways, since pruning is worth more to some than to others: with and without.
+    """
     search = searched(out, quick)
     alone = search.stages()
     alone = alone[alone["step"] == 1]
     best = str(alone["network"].iloc[int(alone["accuracy"].argmax())])
     networks = starting_points(search)
     teacher = search.path / "stages" / best / "1-finetune.safetensors"
-    stages: list[dict[str, Any]] = [
-        *([] if quick else [{"name": "finetune", "epochs": 1}]),
-        {"name": "prune", "budget": 0.7, "allocation": "sensitivity", "importance": "taylor", "epochs": 1, "lr": 0.02,
-         "images": 256},
-        {"name": "distill", "epochs": 1 if quick else 2, "lr": 0.02, "teacher": networks[best]["source"],
-         "teacher_weights": str(teacher.resolve())},
-        {"name": "quantize", "stop_if_accuracy_falls": 0.02},
-    ]  # fmt: skip
-    rows = compressed(out / "pipeline", devices[:1], networks, stages)
-    return rows[rows["step"] > 0]
+    distill = {"name": "distill", "teacher": networks[best]["source"], "teacher_weights": str(teacher.resolve()),
+               "lr": 0.1}  # fmt: skip
+    prune = {"name": "prune", "budget": 0.85, "allocation": "sensitivity", "importance": "taylor", "epochs": 1,
+             "images": 256}  # fmt: skip
+    quantize = {"name": "quantize", "stop_if_accuracy_falls": 0.02}
+    ways: dict[str, list[dict[str, Any]]] = {
+        "distilled": [distill | {"epochs": EPOCHS}, quantize],
+        "pruned": [distill | {"epochs": EPOCHS - 1}, prune, quantize],
+    }
+    found = []
+    for way, stages in ways.items():
+        rows = compressed(out / way, devices[:1], networks, stages, search.config.task.model_dump())
+        found.append(rows[rows["step"] > 0])
+    return pd.concat(found)
 
 
 def whole_pipeline(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
@@ -248,9 +260,9 @@ def whole_pipeline(out: Path, devices: list[str], quick: bool) -> dict[str, Any]
     All forms after the first compete: where int8 is slower than fp32, the fp32 form is what one would deploy. What
     competes is chosen on validation images.
     """
-    alone = searched(out, quick).stages()
+    alone = rows_of(searched(out, quick))
     kinds = {"search": alone[alone["step"] == 1], "pipeline": compressed_front(out, devices, quick)}
-    found = fronts(out, pd.concat(kinds, names=["run"]), devices[:2])
+    found = fronts(pd.concat(kinds, names=["run"]), devices[:2])
     speedups = [r["speedup"] for r in found.values()]
     return {
         "pipeline_speedup": round(min(speedups), 3) if len(speedups) > 1 else None,
@@ -263,18 +275,19 @@ def joint(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
     searched(out, quick)  # the supernet
     sequential = compressed_front(out, devices, quick)
     config = load_config(JOINT, ["threads=1"]).model_dump(exclude_none=True)
+    config["task"] = EMBEDDED if quick else all_images()
     config["supernet"] |= {"checkpoint": str((out / "search" / "supernet.safetensors").resolve()), "epochs": 0}
-    config["selection"] |= {"count": 3 if quick else 8}
+    config["selection"] |= {"count": 3 if quick else 6}
     if quick:
         config["evaluator"] |= {"samples": 40, "verify": 8}
         config["strategy"] |= {"evaluations": 5000}
     config["stages"] = [
-        {"name": "finetune", "epochs": 2 if quick else 4, "distillation_weight": 0.25},
+        {"name": "finetune", "epochs": EPOCHS, "distillation_weight": 0.25},
         {"name": "quantize", "stop_if_accuracy_falls": 0.02},
     ]
-    rows = finished(out / "joint", config).stages()
+    rows = rows_of(finished(out / "joint", config))
     both = pd.concat({"pipeline": sequential, "joint": rows[rows["step"] > 0]}, names=["run"])
-    found = fronts(out, both, devices[:2])
+    found = fronts(both, devices[:2])
     return {
         "joint_hypervolume_ratio": round(min(r["hypervolume_ratio"] for r in found.values()), 4),
         "joint_per_runtime": {d: {k: round(v, 4) for k, v in r.items()} for d, r in found.items()},
@@ -286,14 +299,13 @@ def of_run(rows: pd.DataFrame, run: str) -> pd.DataFrame:
     return rows[rows.index.get_level_values(0) == run]
 
 
-def fronts(out: Path, both: pd.DataFrame, devices: list[str]) -> dict[str, dict[str, float]]:
+def fronts(both: pd.DataFrame, devices: list[str]) -> dict[str, dict[str, float]]:
     """Stage results of two runs, the first index, compared on each device after measuring all their files together."""
-    runs = [str(run) for run in both.index.get_level_values("run")]
-    files, names = [out / run / file for run, file in zip(runs, both["file"], strict=True)], list(dict.fromkeys(runs))
+    names = [str(run) for run in both.index.get_level_values("run").unique()]
     found = {}
     for device in devices:
         column = f"latency_ms@{device}"
-        both[column] = measured(files, (1, 28, 28), device)
+        both[column] = measured(both["file"], (1, 28, 28), device)
         found[device] = compare({run: front(of_run(both, run), column) for run in names}, column)
     for run in names:
         show(run, of_run(both, run), devices)

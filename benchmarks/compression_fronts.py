@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,13 @@ from nasbench.pareto import hypervolume, non_dominated_mask
 ROUNDS = 3
 
 
-def measured(files: Sequence[Path], input_shape: tuple[int, ...], device: str) -> list[float]:
+def measured(files: Iterable[str | Path], input_shape: tuple[int, ...], device: str) -> list[float]:
     """Latency in ms of ONNX files on one device, all in the same interleaved passes, the least of a few rounds of them.
 
     Files of two runs are measured anew, since what else a machine does changes from hour to hour.
     """
     target = load_target(device)
-    artifacts = [Artifact(file, "onnx", "fp32", input_shape) for file in files]
+    artifacts = [Artifact(Path(file), "onnx", "fp32", input_shape) for file in files]
     rounds = [[m.latency_ms for m in meter_for(target).measure(artifacts, target)] for _ in range(ROUNDS)]
     return [float(v) for v in np.nanmin(rounds, axis=0)]
 
