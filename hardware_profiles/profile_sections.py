@@ -107,9 +107,10 @@ class RooflineParameters(Record):
         lanes: channels, and pixels of a row, that arithmetic comes in: both are rounded up to multiples.
         launch_us: time that every operator costs apart from its work, in microseconds.
         fixed_us: time that every inference costs apart from its operators, in microseconds.
-        host_link_gbs: link that inputs (and parameters beyond `on_chip_bytes`) cross for each inference, GB/s;
-            None for a device that computes in the host's own memory.
-        on_chip_bytes: parameters that stay on the accelerator between inferences; None without such a limit.
+        host_link_gbs: link that inputs (and parameters that `on_chip_bytes` has no room for) cross for each inference,
+            GB/s; None for a device that computes in the host's own memory.
+        on_chip_bytes: the accelerator's memory, where parameters stay between inferences as far as the activations of
+            the largest operator leave room; None without such a limit.
         estimated, source: as above.
     """
 

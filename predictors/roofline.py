@@ -35,6 +35,11 @@ FUSED = ELEMENTWISE - FOLDED - {"mul"}
 # Normalisation disappears into one of these before it.
 _ABSORBS = frozenset({"conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"})
 
+# These need no memory besides that of what they change.
+_IN_PLACE = FUSED | FOLDED
+# Order of the norm that stands for the largest of many operators.
+NORM = 8
+
 # Standard deviation of ln(measured / predicted) assumed for an uncalibrated roofline: one measurement in three is off
 # by more than a factor 1.6, one in twenty by more than 2.7.
 LOG_STD = 0.5
@@ -107,12 +112,23 @@ def crossing_bytes(workload: Workload, target: Target) -> float:
     return float(target.itemsize * target.batch * (sizes[0] - sizes[1]))
 
 
-def over_link(crossing: Any, params: Any, on_chip_bytes: int | None) -> Any:
+def working_power(workload: Workload, target: Target) -> float:
+    """The `NORM`-th powers of the megabytes that inputs and output of each operator take, added up.
+
+    The root of the sum is nearly what the largest takes, and unlike a maximum it follows from sums over blocks.
+    """
+    sizes = [sum(t.size for t in op.inputs) + op.output.size for op in workload.operators if op.kind not in _IN_PLACE]
+    return float(((target.itemsize * target.batch / 1e6 * np.array(sizes)) ** NORM).sum())
+
+
+def over_link(crossing: Any, params: Any, working: Any, on_chip_bytes: int | None) -> Any:
     """Megabytes that cross the link: the input, or a larger output (less the smaller of both, for all that adds up over
-    blocks is the difference), and parameters beyond the chip's."""
+    blocks is the difference), and parameters for which the chip has no memory beside the activations (the compiler's
+    logs say how much it leaves them: 8.2 MiB of a small network, google-coral/edgetpu issue 324; 1.9 MiB where feature
+    maps are large, issue 427)."""
     moved = abs(crossing)
     if on_chip_bytes is not None:
-        beyond = params - on_chip_bytes
+        beyond = params + 1e6 * working ** (1 / NORM) - on_chip_bytes
         moved = moved + (beyond + abs(beyond)) / 2
     return moved / 1e6
 
@@ -133,7 +149,8 @@ class Roofline(AdditivePredictor):
     Each operator takes the time of its arithmetic, of its parameters and of its activations at attained fractions of
     the peaks, and a launch; normalisation after a convolution costs nothing and element-wise operators only the traffic
     of their second operand, as both are fused. Around that: a fixed cost, and, for a device behind a link, the transfer
-    of the network's input and of parameters that do not fit on the chip. Energy is latency times power.
+    of the network's input and of parameters that do not fit on the chip beside the activations. Energy is latency times
+    power.
 
     Where the profile has a fit for the operating point (`profile.fits`), the fractions are fitted and the interval is
     meant to hold 90 % of networks that were left out; it widens for networks whose costs the references do not
@@ -149,7 +166,7 @@ class Roofline(AdditivePredictor):
     """
 
     # Columns of the features; directions of uncertainty follow, and the number of unsupported operators is last.
-    TIME_MS, PARAM_BYTES, LINK_BYTES = range(3)
+    TIME_MS, PARAM_BYTES, LINK_BYTES, WORKING = range(4)
 
     def __init__(self, target: Target, metric: str = "latency_ms") -> None:
         if metric not in ("latency_ms", "energy_mj"):
@@ -170,7 +187,7 @@ class Roofline(AdditivePredictor):
         if nominal and target.point.host_link_gbs:
             self.costs[LINK] *= nominal / target.point.host_link_gbs
         self.directions = np.array(self.fit.deviations if self.fit else ()).reshape(-1, len(COSTS))
-        self.leading = 3 + len(self.directions)
+        self.leading = 4 + len(self.directions)
         self._lacking: dict[str, None] = {}  # kinds met so far that the device does not run, in order
 
     @property
@@ -182,8 +199,8 @@ class Roofline(AdditivePredictor):
         return f"roofline fitted to published latencies of {self.fit.networks} networks{where}"
 
     def block_features(self, workload: Workload) -> Array:
-        """`(F,)`: operators' ms, parameter bytes, input less output bytes, uncertainty of the ms in each direction,
-        number of unsupported operators."""
+        """`(F,)`: operators' ms, parameter bytes, input less output bytes, powers of their working memory, uncertainty
+        of the ms in each direction, number of unsupported operators."""
         spent = workload_work(workload, self.target, self.lanes) * self.costs
         findings = check_workload(workload, self.target)
         self._lacking.update((f.operator.kind, None) for f in findings)
@@ -193,24 +210,28 @@ class Roofline(AdditivePredictor):
                 spent.sum(),
                 size * workload.params,
                 crossing_bytes(workload, self.target),
+                working_power(workload, self.target) if self.on_chip_bytes is not None else 0.0,
                 *(self.directions @ spent),
                 len(findings),
             ]
         )
 
     def head(self, totals: Any) -> Any:
-        link = over_link(totals[:, self.LINK_BYTES], totals[:, self.PARAM_BYTES], self.on_chip_bytes)
-        latency = totals[:, self.TIME_MS] + self.costs[LINK] * link + self.costs[FIXED] / 1e3
+        latency = totals[:, self.TIME_MS] + self.costs[LINK] * self._link(totals) + self.costs[FIXED] / 1e3
         return latency * self._scale
+
+    def _link(self, totals: Any) -> Any:
+        crossing, params, working = (totals[:, c] for c in (self.LINK_BYTES, self.PARAM_BYTES, self.WORKING))
+        return over_link(crossing, params, working, self.on_chip_bytes)
 
     def estimate(self, totals: Array) -> Estimate:
         """The head, with a spread that depends on what the time is spent on."""
         mean = self.head(totals)
         if self.fit is None or not len(totals):
             return self.around(mean)
-        link = over_link(totals[:, self.LINK_BYTES], totals[:, self.PARAM_BYTES], self.on_chip_bytes)
+        link = self._link(totals)
         around = np.stack([np.full(len(link), self.costs[FIXED] / 1e3), self.costs[LINK] * link], axis=1)
-        spread = totals[:, 3 : self.leading] + around @ self.directions[:, [FIXED, LINK]].T
+        spread = totals[:, self.WORKING + 1 : self.leading] + around @ self.directions[:, [FIXED, LINK]].T
         return self._estimate(mean, (spread * self._scale / mean[:, None]) ** 2)
 
     def around(self, mean: Array) -> Estimate:

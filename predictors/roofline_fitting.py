@@ -22,7 +22,7 @@ from hardware_profiles.profile import Profile, Target, load_profile, shipped_fil
 from hardware_profiles.profile_sections import FitErrors, Reference, RooflineFit, RooflineParameters
 from predictors.base import Array
 from predictors.quality import figures, share_within
-from predictors.roofline import ARITHMETIC, COSTS, FIXED, LINK, crossing_bytes, over_link, workload_work
+from predictors.roofline import ARITHMETIC, COSTS, FIXED, LINK, crossing_bytes, over_link, working_power, workload_work
 from search_spaces import UserError, Workload
 from search_spaces.reference import reference_network
 
@@ -131,7 +131,8 @@ def _work(workload: Workload, target: Target) -> Array:
     work[FIXED] = 1e-3
     if target.point.host_link_gbs:
         roof = target.profile.roofline
-        moved = over_link(crossing_bytes(workload, target), target.itemsize * workload.params, roof.on_chip_bytes)
+        params, working = target.itemsize * workload.params, working_power(workload, target)
+        moved = over_link(crossing_bytes(workload, target), params, working, roof.on_chip_bytes)
         work[LINK] = moved / target.point.host_link_gbs
     return work
 

@@ -148,9 +148,13 @@ def test_the_roofline_says_what_a_device_cannot_run_and_charges_what_does_not_fi
     roof = tpu.target.profile.roofline
     roomy = tpu.target.profile.model_copy(update={"roofline": roof.model_copy(update={"on_chip_bytes": 10**9})})
     link_gbs = tpu.target.profile.fits["int8"].parameters.host_link_gbs
-    spilt_ms = 1e3 * (resnet.params - roof.on_chip_bytes) / (link_gbs * 1e9)
+    assert roof.on_chip_bytes is not None
+    assert link_gbs is not None
     saved = tpu.predict([resnet]).mean[0] - Roofline(roomy.target()).predict([resnet]).mean[0]
-    assert saved == pytest.approx(spilt_ms)
+    spilt = saved * link_gbs * 1e6
+    # Beside the feature maps of the largest operator; several as large weigh a little more.
+    largest = max(sum(t.size for t in op.inputs) + op.output.size for op in resnet.operators if op.kind == "conv2d")
+    assert largest <= spilt - (resnet.params - roof.on_chip_bytes) <= 1.3 * largest
 
 
 def test_blocks_of_a_huge_space_are_computed_on_demand(
