@@ -42,9 +42,10 @@ class LiteResidual(nn.Module):
         given, made: shapes of the block's input and output, `(batch, channels, height, width)`.
     """
 
-    def __init__(self, block: nn.Module, given: torch.Size, made: torch.Size) -> None:
+    def __init__(self, block: nn.Module, given: Sequence[int], made: Sequence[int]) -> None:
         super().__init__()
         self.block = block
+        self.given, self.made = tuple(given), tuple(made)
         cin, cout = given[1], made[1]
         # Windows of signals have height 1; and no kernel is larger than what it sees.
         (height, width), pool = given[-2:], (min(_POOL, given[-2]), min(_POOL, given[-1]))
@@ -64,8 +65,8 @@ class LiteResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.block(x)
-        lite = F.interpolate(self.lite(self.pool(x)), out.shape[-2:], mode="bilinear", align_corners=False)
-        return out + lite
+        size = [int(s) for s in out.shape[-2:]]  # a constant of exported graphs
+        return out + F.interpolate(self.lite(self.pool(x)), size, mode="bilinear", align_corners=False)
 
 
 def _kernel(size: int) -> int:
@@ -78,7 +79,7 @@ def _norm_groups(channels: int) -> int:
 
 
 def with_lite_residuals(network: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """A copy of a network with a lite residual beside each of its blocks.
+    """A copy of a network with a lite residual beside each of its blocks; one that has them keeps those.
 
     Blocks are the outermost modules, sequences aside, that hold two convolutions or more and turn maps into maps; in a
     plain stack of layers, those that hold one.
@@ -87,6 +88,8 @@ def with_lite_residuals(network: nn.Module, input_shape: Sequence[int]) -> nn.Mo
         UserError: the network has no such block.
     """
     out = copy.deepcopy(network)
+    if any(isinstance(module, LiteResidual) for module in out.modules()):
+        return out
     names = _blocks(out, 2) or _blocks(out, 1)
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
     handles = [

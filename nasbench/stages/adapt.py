@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hardware_profiles.paths import write_text
 from nasbench.ondevice.memory import Update
-from nasbench.ondevice.methods import method_memory
+from nasbench.ondevice.methods import LiteResidual, Method, method_memory
 from nasbench.ondevice.sparse import choose_updates, contributions
 from nasbench.ondevice.transfer import adapt
 from nasbench.stages.base import Candidate, Form, Stage, StageContext
@@ -19,15 +19,19 @@ from nasbench.training.evaluation import evaluate_network
 from nasbench.training.recipe import Recipe
 from search_spaces import UserError
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 class Adapt(Stage):
     """Trains some of a float network's parameters, and keeps in memory only what that needs (see `nasbench.ondevice`).
 
-    `NAME-adapt.json` tells what trained, the memory that a step takes, and the history. TinyTL's lite residuals add
-    modules to a network and are to be had in Python (`nasbench.ondevice.transfer.adapt`).
+    `NAME-adapt.json` tells what trained, the memory that a step takes, and the history.
 
     Args:
-        method: `last` layer, `bias`, `sparse` (layers and channels chosen for `budget_kb`), or `full`.
+        method: `last` layer, `bias`, `lite_residual` (those, and a small branch that is added beside each block; the
+            network that is measured and exported has them), `sparse` (layers and channels chosen for `budget_kb`), or
+            `full`.
         budget_kb: of activations, gradients and optimiser state; needed by `sparse`, a limit for the others.
         person: whose recordings to learn from, the first 40 % of each, where the task has people's; None for the
             task's training data.
@@ -46,7 +50,7 @@ class Adapt(Stage):
     def __init__(
         self,
         *,
-        method: Literal["last", "bias", "sparse", "full"] = "bias",
+        method: Method = "bias",
         budget_kb: float | None = None,
         person: int | None = None,
         epochs: int = 5,
@@ -105,7 +109,7 @@ class Adapt(Stage):
             "history": history,
         }
         write_text(context.directory / f"{candidate.name}-adapt.json", json.dumps(said, indent=1) + "\n")
-        return replace(candidate, network=adapted, metrics={})
+        return replace(candidate, network=adapted, metrics={}, notes=_added(network, adapted))
 
     def _data(self, task: Task) -> Task:
         if self.person is None:
@@ -113,3 +117,10 @@ class Adapt(Stage):
         if not isinstance(task, RecordingsTask):
             raise UserError(f"person = {self.person}: task {task.name!r} has no people's recordings")
         return task.of_person(self.person)
+
+
+def _added(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
+    """What a person should know of a network that has more modules than before."""
+    branches = sum(isinstance(module, LiteResidual) for module in after.modules())
+    more = sum(p.numel() for p in after.parameters()) - sum(p.numel() for p in before.parameters())
+    return (f"adapt added {branches} lite residuals with {more:,} parameters",) if more else ()

@@ -1,12 +1,14 @@
 """Networks whose shape a stage has changed: kept as weights and what differs from the network as it is built.
 
 A pruned network is no longer what its space or its factory builds. Its file holds its tensors, in their own shapes, and
-as JSON the plain attributes of modules that differ (`out_channels`, `heads`, ...) and the modules that were taken out.
-Put onto a freshly built network, that gives it back: nothing is unpickled, and no code is read from the file.
+as JSON the plain attributes of modules that differ (`out_channels`, `heads`, ...), the modules that were taken out, and
+where lite residuals were added. Put onto a freshly built network, that gives it back: nothing is unpickled, and no code
+is read from the file.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nasbench.ondevice.methods import LiteResidual
 from nasbench.training.checkpoint import load_tensors, save_tensors
 from search_spaces.errors import UserError
 
@@ -61,6 +64,7 @@ def describe(network: nn.Module, original: nn.Module) -> dict[str, Any]:
     Raises:
         UserError: a module that the original does not have, or of another class.
     """
+    original, residuals = _with_same_residuals(original, network)
     before, skipped = dict(original.named_modules()), []
     attributes: dict[str, dict[str, Any]] = {}
     for name, module in network.named_modules():
@@ -71,12 +75,12 @@ def describe(network: nn.Module, original: nn.Module) -> dict[str, Any]:
         if former is None or type(former) is not type(module):
             raise UserError(
                 f"{type(network).__name__}: its module {name!r} is a {type(module).__name__}, which the network as "
-                "built does not have there; only changed shapes and left-out modules can be kept"
+                "built does not have there; only changed shapes, left-out modules and lite residuals can be kept"
             )
         changed = _changed(module, former)
         if changed:
             attributes[name] = changed
-    return {"skipped": skipped, "attributes": attributes}
+    return {"residuals": residuals, "skipped": skipped, "attributes": attributes}
 
 
 def rebuild(
@@ -87,6 +91,10 @@ def rebuild(
     Raises:
         UserError: they are of another network; `where` names them.
     """
+    for name, shapes in structure.get("residuals", {}).items():
+        if name not in dict(original.named_modules()):
+            raise UserError(f"{where}: of another network: this one has no module {name!r}")
+        replace_module(original, name, LiteResidual(original.get_submodule(name), *shapes))
     modules = dict(original.named_modules())
     for name in [*structure.get("skipped", ()), *structure.get("attributes", {})]:
         if name not in modules:
@@ -110,6 +118,21 @@ def rebuild(
         else:
             setattr(module, key, tensor)
     return original
+
+
+def _with_same_residuals(original: nn.Module, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """A copy of the original with lite residuals where the network has them, outer ones first; and their shapes."""
+    added: dict[str, Any] = {}
+    for name, module in network.named_modules():
+        if not isinstance(module, LiteResidual):
+            continue
+        if not added:
+            original = copy.deepcopy(original)
+        former = dict(original.named_modules()).get(name)
+        if former is not None and not isinstance(former, LiteResidual):
+            replace_module(original, name, LiteResidual(former, module.given, module.made))
+            added[name] = [module.given, module.made]
+    return original, added
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
