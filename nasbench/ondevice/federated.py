@@ -5,25 +5,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nasbench.ondevice.clients import Answer, Client, LocalTraining, Round
-from nasbench.ondevice.subnets import flatten, pooled, put, trained_elements
-from nasbench.ondevice.updates import Compression, Message
+from nasbench.ondevice.clients import Client, LocalTraining
+from nasbench.ondevice.server import Server
+from nasbench.ondevice.subnets import pooled
+from nasbench.ondevice.updates import Compression
 from nasbench.tasks.base import Split, Task
-from nasbench.training.checkpoint import check_settings, load_tensors, save_tensors
 from nasbench.training.evaluation import batches, predict_logits
-from nasbench.training.loop import BrokeDown, step_seed
 from search_spaces.base import Archs
 from search_spaces.errors import UserError
 from search_spaces.supernet import NormStats, Supernet, calibrate
@@ -98,101 +96,20 @@ def federate(
         UserError: bad values, or a checkpoint of another federation.
         BrokeDown: the mean made the weights non-finite; network and checkpoint stay as before the round.
     """
-    local, compression = local or LocalTraining(), compression or Compression()
     _check(network, clients, rounds, participation, dropout, server_lr)
-    elements = _elements(network, clients)
-    names = [c.name for c in clients]
-    scaffold = local.method == "scaffold"
-    weights = flatten(network)
-    control = torch.zeros_like(weights)
-    own = {n: torch.zeros(len(elements[n])) for n in names}
-    residuals = {n: torch.zeros(len(elements[n])) for n in names}
-    held = torch.zeros_like(weights)  # clients per element, of all
-    for rows in elements.values():
-        held[rows] += 1
-    history: list[dict[str, Any]] = []
-    settings = {
-        "local": asdict(local), "compression": asdict(compression), "participation": participation, "dropout": dropout,
-        "server_lr": server_lr, "seed": seed, "parameters": len(weights),
-        "clients": [[c.name, len(c.task.split("train")), None if c.arch is None else c.arch.tolist()] for c in clients],
-    }  # fmt: skip
-    buffers = {n: b for n, b in network.named_buffers() if b.is_floating_point()}
-
-    def state() -> dict[str, Tensor]:
-        kept = {f"buffers/{n}": b for n, b in buffers.items()} | {"weights": weights, "control": control}
-        for name in names:
-            kept |= {f"residual/{name}": residuals[name], f"control/{name}": own[name]}
-        return kept
-
+    local, compression = local or LocalTraining(), compression or Compression()
+    server = Server(network, clients, local, compression, participation, dropout, server_lr, seed)
     if checkpoint is not None and checkpoint.exists():
-        found, metadata = load_tensors(checkpoint)
-        check_settings(checkpoint, settings, metadata)
-        for key, tensor in state().items():
-            tensor.copy_(found[key])
-        history = metadata["history"]
-        put(network, weights)
-    worker = copy.deepcopy(network)
-    for number in range(len(history) + 1, rounds + 1):
-        rng = np.random.default_rng(step_seed(seed, "round", number))
-        asked = [
-            clients[i] for i in sorted(rng.permutation(len(clients))[: max(1, round(participation * len(clients)))])
-        ]
-        failing = rng.random(len(asked)) < dropout
-        answers: dict[str, tuple[Answer, Tensor]] = {}
-        left_out: dict[str, str] = {}
-        down = up = 0
-        for client, fails in zip(asked, failing, strict=True):
-            rows = elements[client.name]
-            down += (1 + scaffold) * rows.numel() * weights.itemsize + sum(b.nbytes for b in buffers.values())
-            if fails:
-                left_out[client.name] = "dropped out"
-                continue
-            put(worker, weights)
-            for name, buffer in worker.named_buffers():
-                if name in buffers:
-                    buffer.copy_(buffers[name])
-            given = Round(
-                number, worker, rows, local, compression, control[rows] if scaffold else None, own[client.name],
-                residuals[client.name], step_seed(seed, f"client/{client.name}", number),
-            )  # fmt: skip
-            try:
-                answer = client.train(given)
-            except BrokeDown as error:
-                left_out[client.name] = str(error)
-                continue
-            up += answer.nbytes if isinstance(answer, Answer) and isinstance(answer.message, Message) else 0
-            try:
-                answers[client.name] = _checked(answer, len(rows), buffers, scaffold)
-            except UserError as error:
-                left_out[client.name] = str(error)
-        row: dict[str, Any] = {
-            "round": number, "loss": float("nan"), "asked": len(asked), "answered": len(answers), "bytes_down": down,
-            "bytes_up": up, "left_out": left_out,
-        }  # fmt: skip
-        if answers:
-            mean = _mean({n: (a.samples, change) for n, (a, change) in answers.items()}, elements, len(weights))
-            new = weights + server_lr * mean
-            if not bool(torch.isfinite(new).all()):
-                raise BrokeDown(f"round {number}: the weights are no longer finite; lower lr or server_lr")
-            weights = new
-            total = sum(a.samples for a, _ in answers.values())
-            row["loss"] = sum(a.samples * a.loss for a, _ in answers.values()) / total
-            for name, buffer in buffers.items():
-                buffer.copy_(sum((a.samples / total * a.buffers[name] for a, _ in answers.values()), torch.zeros(())))
-            for name, (answer, _) in answers.items():
-                if answer.residual is not None:
-                    residuals[name] = answer.residual
-                if answer.control is not None:
-                    control[elements[name]] += answer.control / held[elements[name]]
-                    own[name] = own[name] + answer.control
-            put(network, weights)
+        server.restore(checkpoint)
+    for number in range(len(server.history) + 1, rounds + 1):
+        row = server.round(number)
         network.eval()
         if evaluate is not None:
             row |= evaluate(network)
-        history.append(row)
+        server.history.append(row)
         if checkpoint is not None:
-            save_tensors(checkpoint, state(), {"settings": settings, "history": history})
-    return FederatedResult(history)
+            server.save(checkpoint)
+    return FederatedResult(server.history)
 
 
 def client_statistics(supernet: Supernet, arch: Archs, clients: Sequence[Client], batch_size: int = 100) -> NormStats:
@@ -244,61 +161,6 @@ def evaluator(task: Task, split: Split, clients: Sequence[Client]) -> Evaluate:
         return {"accuracy": mean, "accuracy_largest": found[int(np.argmax(sizes))]}
 
     return lambda network: of_supernet(network) if isinstance(network, Supernet) else of_network(network)
-
-
-def _mean(changes: Mapping[str, tuple[int, Tensor]], elements: Mapping[str, Tensor], length: int) -> Tensor:
-    """Weighted by samples, element by element over those that hold it."""
-    total, weight = torch.zeros(length, dtype=torch.float64), torch.zeros(length, dtype=torch.float64)
-    for name, (samples, change) in changes.items():
-        total[elements[name]] += samples * change.double()
-        weight[elements[name]] += samples
-    return (total / weight.clamp_min(1)).float()
-
-
-def _checked(
-    answer: Answer | None, length: int, buffers: Mapping[str, Tensor], scaffold: bool
-) -> tuple[Answer, Tensor]:
-    """An answer with its decoded changes.
-
-    Raises:
-        UserError: what is wrong with it.
-    """
-    if answer is None:
-        raise UserError("sent nothing")
-    if not isinstance(answer, Answer) or not isinstance(answer.message, Message):
-        raise UserError(f"sent a {type(answer).__name__}, not an Answer with a Message")
-    if answer.message.length != length:
-        raise UserError(f"sent changes of {answer.message.length} weights, its network has {length}")
-    change = answer.message.decode()
-    if not isinstance(answer.samples, int) or answer.samples < 1:
-        raise UserError(f"samples = {answer.samples!r}: expected 1 or more")
-    given = {"the changes": change}
-    if scaffold:
-        if answer.control is None or answer.control.shape != change.shape:
-            raise UserError("sent no control variate, or one of the wrong shape")
-        given["the control variate"] = answer.control
-    for name, buffer in buffers.items():
-        if name not in answer.buffers or answer.buffers[name].shape != buffer.shape:
-            raise UserError(f"buffer {name!r} is missing or of the wrong shape")
-        given[f"buffer {name!r}"] = answer.buffers[name]
-    for what, tensor in given.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{what} are not finite" if what == "the changes" else f"{what} is not finite")
-    return answer, change
-
-
-def _elements(network: nn.Module, clients: Sequence[Client]) -> dict[str, Tensor]:
-    """Each client's elements of the flat vector of weights."""
-    found: dict[bytes | None, Tensor] = {}
-    for client in clients:
-        key = None if client.arch is None else client.arch.tobytes()
-        if key not in found:
-            if client.arch is None:
-                found[key] = torch.arange(len(flatten(network)))
-            else:
-                assert isinstance(network, Supernet)
-                found[key] = trained_elements(network, client.arch, client.input_shape)
-    return {c.name: found[None if c.arch is None else c.arch.tobytes()] for c in clients}
 
 
 def _check(
