@@ -119,126 +119,205 @@ def fit(
         UserError: the loss or a gradient is no longer finite (weights and checkpoint stay as they were before the
             step), a checkpoint that is corrupt or was made with other settings, or a batch that cannot be divided.
     """
-    split = task.split("train")
-    batch = min(recipe.batch_size, len(split))
-    per_epoch = len(split) // batch
-    steps = recipe.epochs * per_epoch
-    last = steps if until is None else min(until, recipe.epochs) * per_epoch
-    parts = _parts(batch, recipe.accumulate, ranks)
-    settings = json.loads(json.dumps({**asdict(recipe), **settings, "seed": seed, "images": len(split)}))
-    home = device_of(model)
-    device = device or home
-    copies = {name: module for name, (_, module) in (snapshots or {}).items()}
-    for module in (model, *copies.values()):
-        module.to(device)
-    optimizer = recipe.make_optimizer(model)
-    precision = Precision(recipe.precision, device)
-    average = WeightAverage(model, recipe.ema)
-    kept = {f"ema/{name}": tensor for name, tensor in average.tensors.items()}
-    kept |= {f"{name}/{key}": tensor for name, copy in copies.items() for key, tensor in copy.state_dict().items()}
-
-    history: History = []
-    step, sums, epoch_s = 0, dict[str, float](), 0.0
-    found = ranks.broadcast(checkpoint if checkpoint is not None and checkpoint.exists() else None)
-    if found is not None:
-        check = partial(check_settings, found, settings)
-        state = load_state(found, model, [optimizer], kept, check)
-        history, step, sums, epoch_s = state["history"], state["step"], state["sums"], state["epoch_s"]
-        precision.scaler.load_state_dict(state.get("scaler", {}))
-    else:
-        ranks.broadcast_([*model.state_dict().values(), *average.tensors.values()])
-    checkpoint = checkpoint if ranks.first else None
-    log = TensorBoard(log_dir if ranks.first else None, step)
-
-    def broke_down(why: str) -> BrokeDown:
-        kept = f"; the last good state is kept in {checkpoint}" if checkpoint and checkpoint.exists() else ""
-        return BrokeDown(f"training broke down at step {step + 1} of {steps}: {why}. Lower lr, or raise warmup{kept}")
-
-    def save() -> None:
-        if checkpoint is not None:
-            if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-                raise broke_down("weights are no longer finite")
-            state = {"settings": settings, "history": history, "step": step, "sums": sums, "epoch_s": epoch_s}
-            save_state(checkpoint, model, [optimizer], state | {"scaler": precision.scaler.state_dict()}, kept)
-
+    training = _Training(model, task, recipe, settings, seed, device, ranks, restarts, snapshots or {})
+    training.resume(checkpoint)
+    last = training.steps if until is None else min(until, recipe.epochs) * training.per_epoch
+    log = TensorBoard(log_dir if ranks.first else None, training.step)
     model.train()
     saved = started = time.monotonic()
-    first = step
-    interruptible = checkpoint is not None or ranks.count > 1
-    cuda = [device] if device.type == "cuda" else []
+    first = training.step
+    interruptible = training.checkpoint is not None or ranks.count > 1
+    cuda = [training.device] if training.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), deferred_interrupt(interruptible) as interrupted, closing(log):
-        while step < last:
-            epoch, within = divmod(step, per_epoch)
-            if within == 0 or step == first:
-                generator = torch.Generator().manual_seed(step_seed(seed, "order", epoch))
-                order = torch.randperm(len(split), generator=generator)
+        while training.step < last:
             began = time.monotonic()
-            for at, copy in (snapshots or {}).values():
-                if at == step:
-                    with average.applied():
-                        copy.load_state_dict(model.state_dict())
-            rows = order[within * batch : (within + 1) * batch]
-            torch.manual_seed(step_seed(seed, "layers", step))
-            images = task.augment(split.images[rows], step_seed(seed, "augment", step))
-            lr = recipe.lr_at(step, steps, restarts)
-            optimizer.zero_grad(set_to_none=True)
-            losses: dict[str, float] = {}
-            for number, part in parts.items():
-                torch.manual_seed(step_seed(seed, _purpose("layers", number), step))
-                given = Batch(
-                    images[part].to(device), split.labels[rows[part]].to(device), rows[part], step, number, precision
-                )
-                for name, value in backward(given).items():
-                    losses[name] = losses.get(name, 0.0) + value / len(parts)
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            if recipe.accumulate > 1:
-                torch._foreach_div_(gradients, recipe.accumulate)
-            ranks.mean_(gradients)
-            losses = ranks.means(losses | {"stop": float(interrupted.is_set())}, device)
-            stop = losses.pop("stop") > 0
-            precision.scaler.unscale_(optimizer)
-            limit = recipe.clip_norm or math.inf
-            norm = float(nn.utils.clip_grad_norm_(model.parameters(), limit))
-            overflow = precision.scaler.is_enabled() and not math.isfinite(norm) and precision.scaler.get_scale() > 1
-            if not math.isfinite(sum(losses.values()) + (0 if overflow else norm)):
-                raise broke_down(f"loss {losses['loss']:g}, gradient norm {norm:g}, lr {lr:g}")
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            precision.scaler.step(optimizer)
-            precision.scaler.update()
-            step += 1
-            average.update(step)
-            log.step(step, losses | {"lr": lr, "gradient_norm": norm})
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
-            epoch_s += time.monotonic() - began
-            if within + 1 == per_epoch:
-                row = {"epoch": epoch + 1, **{name: total / per_epoch for name, total in sums.items()}, "lr": lr}
-                row |= {"images_per_s": per_epoch * batch / epoch_s, "seconds": epoch_s}
-                if epoch_metrics is not None:
-                    with average.applied():
-                        model.eval()
-                        row |= epoch_metrics(step)
-                    model.train()
-                history.append(row)
-                log.epoch(step, row)
+            losses, stop = training.gradients(backward, interrupted)
+            update = training.update(losses)
+            log.step(training.step, losses | update)
+            training.count(losses, time.monotonic() - began)
             if progress is not None and ranks.first:
-                spent = time.monotonic() - started
-                rate = (step - first) / spent
-                progress(Update(step, steps, rate * batch, sums["loss"] / (within + 1), (steps - step) / rate))
-            if within + 1 == per_epoch:
-                sums, epoch_s = {}, 0.0
+                rate = (training.step - first) / (time.monotonic() - started)
+                left = (training.steps - training.step) / rate
+                progress(Update(training.step, training.steps, rate * training.batch, training.mean("loss"), left))
+            ended = training.within == 0
+            if ended:
+                log.epoch(training.step, training.end_epoch(update["lr"], epoch_metrics))
             stop |= interrupted.is_set() and ranks.count == 1
-            if within + 1 == per_epoch or stop or time.monotonic() - saved > save_every_s:
-                save()
+            if ended or stop or time.monotonic() - saved > save_every_s:
+                training.save()
                 saved = time.monotonic()
             if stop:
                 raise KeyboardInterrupt
-    average.put()
-    for module in (model, *copies.values()):
-        module.to(home)
-    model.eval()
-    return history
+    training.release()
+    return training.history
+
+
+class _Training:
+    """A model on its way: optimiser, averaged weights, snapshots, and how far it has come. Arguments as in `fit`.
+
+    Attributes:
+        batch, per_epoch, steps: images a step, steps an epoch, and in all.
+        step: how many were done.
+        checkpoint: that this process writes, if any.
+        history: rows of the epochs that were finished.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        settings: Mapping[str, Any],
+        seed: int,
+        device: torch.device | None,
+        ranks: Ranks,
+        restarts: Sequence[int],
+        snapshots: Mapping[str, tuple[int, nn.Module]],
+    ) -> None:
+        self.model, self.task, self.recipe, self.seed, self.ranks = model, task, recipe, seed, ranks
+        self.restarts, self.snapshots = restarts, snapshots
+        self.split = task.split("train")
+        self.batch = min(recipe.batch_size, len(self.split))
+        self.per_epoch = len(self.split) // self.batch
+        self.steps = recipe.epochs * self.per_epoch
+        self._parts = _parts(self.batch, recipe.accumulate, ranks)
+        depends = {**asdict(recipe), **settings, "seed": seed, "images": len(self.split)}
+        self._settings = json.loads(json.dumps(depends))
+        self._home = device_of(model)
+        self.device = device or self._home
+        self._move(self.device)
+        self._optimizer = recipe.make_optimizer(model)
+        self._precision = Precision(recipe.precision, self.device)
+        self._average = WeightAverage(model, recipe.ema)
+        self._kept = {f"ema/{name}": tensor for name, tensor in self._average.tensors.items()}
+        for name, (_, copy) in snapshots.items():
+            self._kept |= {f"{name}/{key}": tensor for key, tensor in copy.state_dict().items()}
+        self.checkpoint: Path | None = None
+        self.history: History = []
+        self.step = 0
+        self._sums: dict[str, float] = {}  # of the losses of this epoch's steps
+        self._epoch_s = 0.0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))  # an epoch's
+
+    def _move(self, device: torch.device) -> None:
+        for module in (self.model, *(copy for _, copy in self.snapshots.values())):
+            module.to(device)
+
+    def resume(self, checkpoint: Path | None) -> None:
+        """Go on from a checkpoint, if it exists; else all processes begin with the first one's weights."""
+        found = self.ranks.broadcast(checkpoint if checkpoint is not None and checkpoint.exists() else None)
+        if found is not None:
+            check = partial(check_settings, found, self._settings)
+            state = load_state(found, self.model, [self._optimizer], self._kept, check)
+            self.history, self.step = state["history"], state["step"]
+            self._sums, self._epoch_s = state["sums"], state["epoch_s"]
+            self._precision.scaler.load_state_dict(state.get("scaler", {}))
+        else:
+            self.ranks.broadcast_([*self.model.state_dict().values(), *self._average.tensors.values()])
+        self.checkpoint = checkpoint if self.ranks.first else None
+
+    def save(self) -> None:
+        """Write the checkpoint, if there is to be one; never of weights that are not finite."""
+        if self.checkpoint is None:
+            return
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise self._broke_down("weights are no longer finite")
+        state = {
+            "settings": self._settings, "history": self.history, "step": self.step, "sums": self._sums,
+            "epoch_s": self._epoch_s, "scaler": self._precision.scaler.state_dict(),
+        }  # fmt: skip
+        save_state(self.checkpoint, self.model, [self._optimizer], state, self._kept)
+
+    @property
+    def within(self) -> int:
+        """Steps of the present epoch that were done."""
+        return self.step % self.per_epoch
+
+    def _rows(self) -> Tensor:
+        """Which images this step trains on: the next of its epoch's order."""
+        epoch = self.step // self.per_epoch
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(step_seed(self.seed, "order", epoch))
+            self._order = epoch, torch.randperm(len(self.split), generator=generator)
+        return self._order[1][self.within * self.batch : (self.within + 1) * self.batch]
+
+    def gradients(self, backward: Backward, interrupted: threading.Event) -> tuple[dict[str, float], bool]:
+        """The gradients of one step, of all its parts and processes; mean losses, and whether any was interrupted."""
+        for at, copy in self.snapshots.values():
+            if at == self.step:
+                with self._average.applied():
+                    copy.load_state_dict(self.model.state_dict())
+        rows, step = self._rows(), self.step
+        torch.manual_seed(step_seed(self.seed, "layers", step))
+        images = self.task.augment(self.split.images[rows], step_seed(self.seed, "augment", step))
+        self._optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, float] = {}
+        for number, part in self._parts.items():
+            torch.manual_seed(step_seed(self.seed, _purpose("layers", number), step))
+            own = rows[part]
+            x, labels = images[part].to(self.device), self.split.labels[own].to(self.device)
+            for name, value in backward(Batch(x, labels, own, step, number, self._precision)).items():
+                losses[name] = losses.get(name, 0.0) + value / len(self._parts)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.recipe.accumulate > 1:
+            torch._foreach_div_(gradients, self.recipe.accumulate)
+        self.ranks.mean_(gradients)
+        losses = self.ranks.means(losses | {"stop": float(interrupted.is_set())}, self.device)
+        return losses, losses.pop("stop") > 0
+
+    def update(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """Take the step, unless it has broken down; its learning rate, and the norm of its gradient."""
+        scaler, lr = self._precision.scaler, self.recipe.lr_at(self.step, self.steps, self.restarts)
+        scaler.unscale_(self._optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm or math.inf))
+        overflow = scaler.is_enabled() and not math.isfinite(norm) and scaler.get_scale() > 1
+        if not math.isfinite(sum(losses.values()) + (0 if overflow else norm)):
+            raise self._broke_down(f"loss {losses['loss']:g}, gradient norm {norm:g}, lr {lr:g}")
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        scaler.step(self._optimizer)
+        scaler.update()
+        self.step += 1
+        self._average.update(self.step)
+        return {"lr": lr, "gradient_norm": norm}
+
+    def count(self, losses: Mapping[str, float], seconds: float) -> None:
+        """Account for a step in its epoch."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._epoch_s += seconds
+
+    def mean(self, loss: str) -> float:
+        """The mean of a loss over the steps of the epoch so far."""
+        return self._sums[loss] / (self.within or self.per_epoch)
+
+    def end_epoch(self, lr: float, metrics: Callable[[int], dict[str, Any]] | None) -> dict[str, Any]:
+        """The row of an epoch whose last step was done."""
+        row: dict[str, Any] = {"epoch": self.step // self.per_epoch}
+        row |= {name: total / self.per_epoch for name, total in self._sums.items()}
+        images_per_s = self.per_epoch * self.batch / self._epoch_s
+        row |= {"lr": lr, "images_per_s": images_per_s, "seconds": self._epoch_s}
+        if metrics is not None:
+            with self._average.applied():
+                self.model.eval()
+                row |= metrics(self.step)
+            self.model.train()
+        self.history.append(row)
+        self._sums, self._epoch_s = {}, 0.0
+        return row
+
+    def release(self) -> None:
+        """The end: averaged weights, in eval mode, on the device where the model was."""
+        self._average.put()
+        self._move(self._home)
+        self.model.eval()
+
+    def _broke_down(self, why: str) -> BrokeDown:
+        there = self.checkpoint is not None and self.checkpoint.exists()
+        kept = f"; the last good state is kept in {self.checkpoint}" if there else ""
+        return BrokeDown(
+            f"training broke down at step {self.step + 1} of {self.steps}: {why}. Lower lr, or raise warmup{kept}"
+        )
 
 
 def _parts(batch: int, accumulate: int, ranks: Ranks) -> dict[int, slice]:
