@@ -24,7 +24,7 @@ Method = Literal["fedavg", "fedprox", "scaffold"]
 
 @dataclass(frozen=True)
 class LocalTraining(ConstantRate):
-    """What a client does in a round.
+    """What a client does in a round; beside the keys of `ConstantRate`:
 
     Args:
         method: `fedavg` (McMahan et al. 2017), `fedprox` (Li et al. 2020: the loss grows by mu/2 times the squared

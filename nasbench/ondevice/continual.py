@@ -30,7 +30,7 @@ UNMET = -1e9
 
 @dataclass(frozen=True, kw_only=True)
 class Training(ConstantRate):
-    """How every step of a stream is trained; of the samples of a batch all are new, replay adds as many old ones.
+    """How every step of a stream is trained: replay adds as many old samples to a batch. Beside `ConstantRate`'s keys:
 
     Args:
         seed: of order, augmentation and what is remembered.

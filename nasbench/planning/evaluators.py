@@ -42,6 +42,7 @@ class EvaluatorPart:
     Args:
         alone: whether other work on this machine would spoil its values.
         files: that its values come from, by the names that messages give them.
+        built: the evaluator itself, where it reads no task's data.
     """
 
     metrics: tuple[str, ...]
@@ -52,6 +53,7 @@ class EvaluatorPart:
     check_fidelity: Callable[[str, Sequence[float]], None] = lambda *_: None
     alone: bool = False
     files: Mapping[str, Path] = field(default_factory=dict)
+    built: Evaluator | None = None
 
 
 def evaluator_parts(
@@ -93,7 +95,7 @@ def known_values(parts: Sequence[EvaluatorPart], objectives: Sequence[Objective]
     """
     from nasbench.evaluators.table import TableEvaluator
 
-    table = parts[0].make(None) if len(parts) == 1 and parts[0].files else None
+    table = parts[0].built if len(parts) == 1 else None
     given = tuple(o for o in objectives if given_as(o, parts[0].metrics))
     if not isinstance(table, TableEvaluator) or not given or (values := table.values_of(given)) is None:
         return None
@@ -160,7 +162,9 @@ def _evaluator(
             False,
             getattr(built, "space", space),
             built.fidelities,
+            alone=component.alone(complete, targets),
             files=component.files(complete),
+            built=built,
         )
     return EvaluatorPart(
         component.columns(complete, targets),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nasbench.evaluators.supernet import SupernetEvaluator
+from nasbench.stages.base import Candidate, Form, StageContext
 from nasbench.tasks.array_task import Dataset
 from nasbench.tasks.base import Split
 from nasbench.tasks.fashion_mnist import FashionMNIST
@@ -185,6 +188,18 @@ def trained() -> Supernet:
     task = FewImages(train=2000)
     train_supernet(supernet, TinySpace(), task, epochs=3, batch_size=40, random_subnets=1, lr=0.1, validation_images=0)
     return supernet
+
+
+@pytest.fixture
+def context(space: TinySpace, task: FewImages, trained: Supernet, tmp_path: Path) -> StageContext:
+    return StageContext(task, space, tmp_path, seed=0, supernet=trained, input_shape=(1, 32, 32))
+
+
+@pytest.fixture
+def candidate(space: TinySpace, task: FewImages, trained: Supernet) -> Candidate:
+    """A network as the supernet has it."""
+    arch = np.array([1, 1, 1, 1], dtype=space.dtype)
+    return Candidate("knee", arch, Form.FLOAT, network=SupernetEvaluator(space, task, trained).extract(arch))
 
 
 @pytest.fixture

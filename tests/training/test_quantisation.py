@@ -14,9 +14,8 @@ from torch import nn
 
 from hardware_profiles.onnx_quantization import OnnxQuantizer, quantize_weights, weight_layers
 from hardware_profiles.onnx_runtime import write_onnx
-from nasbench.evaluators.supernet import SupernetEvaluator
 from nasbench.stages.artifacts import evaluate_artifact
-from nasbench.stages.base import Candidate, Form, StageContext
+from nasbench.stages.base import Candidate, Form
 from nasbench.stages.mixed_precision import LayerBits, MixedPrecision
 from nasbench.stages.quantization_aware import QuantizationAware
 from nasbench.stages.quantize import Quantize
@@ -42,17 +41,6 @@ class Recurrent(nn.Module):
 
     def forward(self, x):
         return self.head(self.memory(x[:, 0])[0][:, -1])
-
-
-@pytest.fixture
-def context(space, task, trained, tmp_path):
-    return StageContext(task, space, tmp_path, seed=0, supernet=trained, input_shape=(1, 32, 32))
-
-
-@pytest.fixture
-def candidate(space, task, trained):
-    arch = np.array([1, 1, 1, 1], dtype=space.dtype)
-    return Candidate("knee", arch, Form.FLOAT, network=SupernetEvaluator(space, task, trained).extract(arch))
 
 
 def manifest(result):

@@ -15,7 +15,6 @@ from torch import nn
 
 from hardware_profiles import OnnxConverter, Target, load_target
 from hardware_profiles.meter import Artifact
-from nasbench.evaluators.supernet import SupernetEvaluator
 from nasbench.stages.artifacts import evaluate_artifact, run_artifact
 from nasbench.stages.base import Candidate, Form, StageContext, check_order
 from nasbench.stages.export import Export
@@ -23,17 +22,6 @@ from nasbench.stages.finetune import FineTune
 from nasbench.stages.quantize import Quantize
 from nasbench.training import evaluate_network, predict_logits
 from search_spaces import UserError
-
-
-@pytest.fixture
-def context(space, task, trained, tmp_path):
-    return StageContext(task, space, tmp_path, seed=0, supernet=trained, input_shape=(1, 32, 32))
-
-
-@pytest.fixture
-def candidate(space, task, trained):
-    arch = np.array([1, 1, 1, 1], dtype=space.dtype)
-    return Candidate("knee", arch, Form.FLOAT, network=SupernetEvaluator(space, task, trained).extract(arch))
 
 
 def test_finetuning_improves_a_copy(candidate, context, task):
