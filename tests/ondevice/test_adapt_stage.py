@@ -58,7 +58,7 @@ def test_a_network_learns_a_person_within_its_budget(trained, tmp_path, method):
         assert all(any(name.startswith(chosen) for chosen in said["updates"]) for name in changed)
 
 
-def test_lite_residuals_are_part_of_the_network_that_is_kept_exported_and_changed_further(trained, tmp_path):
+def test_lite_residuals_are_part_of_the_network_that_is_kept_and_exported(trained, tmp_path):
     task, space, network = trained
     person = task.persons["val"][0]
     context = StageContext(task, space, tmp_path, seed=0, input_shape=space.input_shape)
