@@ -9,8 +9,9 @@ architectures of three spaces, none of which it has seen. The model was designed
 chosen by a hash of their names; `within_10_relative_report` is the figure of the other half, which was looked at once.
 Everything is converted and then the tests are measured twice by independent runs of the meter; one thread, batch 1. A
 network that the runtime cannot convert or run is named and left out. Converting takes many times longer than measuring,
-which wants a machine that does nothing else: `--files` keeps converted networks for later runs. `--suite 150
---per-family 1` measures for a few minutes; a suite of another size has other networks.
+which wants a machine that does nothing else: `--files` keeps converted networks for later runs, `--convert-only` stops
+there, and `--measure-only` leaves out what is not converted yet. `--suite 150 --per-family 1` measures for a few
+minutes; a larger suite begins with the smaller one.
 The last line is JSON, one object per part:
 
 within_10_percent         share of networks predicted within 10 % of the first measurement
@@ -42,7 +43,7 @@ from hardware_profiles import Artifact, Target, load_target, meter_for
 from hardware_profiles.converted import ConvertedFiles
 from predictors import CalibrationNetwork, calibrate, calibration_suite
 from predictors.calibration import Calibration
-from predictors.measuring import SpaceNetwork, choose, converted
+from predictors.measuring import SpaceNetwork, choose, converted, is_converted
 from predictors.quality import estimate_figures
 from search_spaces import SearchSpace, UserError, load_space, reference_network, reference_networks
 
@@ -185,9 +186,10 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="directory to keep converted networks in; else they are not kept")
     parser.add_argument("--convert-only", action="store_true", help="fill --files, and measure nothing yet")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--measure-only", action="store_true", help="leave out networks that are not in --files yet")
     args = parser.parse_args()
-    if args.convert_only and not args.files:
-        parser.error("--convert-only: name the directory that keeps what is converted, --files DIRECTORY")
+    if (args.convert_only or args.measure_only) and not args.files:
+        parser.error("--convert-only, --measure-only: name the directory of what is converted, --files DIRECTORY")
     torch.set_num_threads(1)
     prefix = "" if args.runtime == "onnxruntime" else f"{args.runtime}-"
     target = load_target(f"host:{prefix}{args.precision}")
@@ -196,6 +198,9 @@ def main() -> None:
         files = ConvertedFiles(args.files or Path(temporary) / "files", target)
         for part in args.parts:
             chosen, networks = networks_of(part, target, args)
+            if args.measure_only:
+                chosen, networks = ([n for n in some if is_converted(n, files)] for some in (chosen, networks))
+                print(f"{part}: {len(chosen)} networks to calibrate with and {len(networks)} to test are converted")
             if args.convert_only:
                 print(f"{part}: {len(convert([*chosen, *networks], files))} networks converted", flush=True)
                 continue

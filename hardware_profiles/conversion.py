@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -136,6 +137,46 @@ class CheckedConverter(Converter):
     def _beside(self, path: Path) -> list[Path]:
         """Further files that belong to the one at `path`."""
         return []
+
+
+class StagedConverter(CheckedConverter):
+    """Writes an fp32 file first and makes the target's of it; or begins with such a file. A subclass says how.
+
+    Its `source` runs the fp32 file, in the first of its formats.
+    """
+
+    source: type[InProcessMeter]
+
+    def convert_file(self, file: Artifact, target: Target, path: Path, images: Array | None = None) -> Artifact:
+        """As `convert`, from an fp32 file of `source`'s format and the target's batch size.
+
+        Raises:
+            UserError: as `convert`.
+        """
+        self._check_precision(target)
+        batches = calibration_batches(images, target.batch, file.input_shape)
+        return self._checked(
+            file.label,
+            self._artifact(target, file.input_shape, path, batches, images),
+            target,
+            batches,
+            expected=lambda: self.source().opened(file, target, batches[0]).run(),
+            write=lambda temporary: self._lower(file.path, target, batches, temporary),
+        )
+
+    def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"fp32.{self.source.formats[0]}"
+            self._write_fp32(network, batches[0], file)
+            self._lower(file, target, batches, path)
+
+    @abstractmethod
+    def _write_fp32(self, network: nn.Module, x: Array, path: Path) -> None:
+        """Write a network that is in eval mode in fp32, with the static shape of `x`."""
+
+    @abstractmethod
+    def _lower(self, file: Path, target: Target, batches: list[Array], path: Path) -> None:
+        """Write the target's file from an fp32 one; `batches` as in `_write`."""
 
 
 def calibration_batches(images: Array | None, batch: int, input_shape: tuple[int, ...]) -> list[Array]:

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.meter import Artifact
-from hardware_profiles.onnx_runtime import FromOnnxConverter, OnnxConverter
+from hardware_profiles.conversion import StagedConverter
+from hardware_profiles.meter import Artifact, Converter
+from hardware_profiles.onnx_runtime import OnnxConverter
 from hardware_profiles.paths import write_text
 from hardware_profiles.profile import Target
 from hardware_profiles.runtimes import converter_for, meter_for
@@ -28,7 +29,7 @@ class ConvertedFiles:
     What a file holds follows from its name: a digest of what the caller says identifies the network, of its input
     shape, of the target's precision and batch, and of the versions of torch and the runtime. Networks that cannot be
     converted are kept too, with the reason. Files of other versions stay; delete the directory to be rid of them.
-    All runtimes that read ONNX share its fp32 files, and int8 files of those runtimes are made from them.
+    All runtimes that read ONNX share its fp32 files, and int8 files are made from fp32 files where there is a way.
 
     Args:
         folder: need not exist yet.
@@ -49,24 +50,17 @@ class ConvertedFiles:
         Raises:
             UserError: the runtime's converter refuses the network, now or earlier; or the directory cannot be written.
         """
-        converter, runtime = converter_for(self.target), meter_for(self.target)
-        format, versions = self.target.runtime, [version("torch"), runtime.runtime_version()]
-        if self.target.precision == "fp32" and "onnx" in getattr(runtime, "formats", ()):
-            format, versions, converter = "onnx", versions[:1], OnnxConverter()
-        what = [identity, input_shape, self.target.precision, self.target.batch, versions]
-        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
-        stem = self.folder / f"{format}-{self.target.precision}-{digest}"
-        path, note = stem.with_suffix(f".{converter.format}"), stem.with_suffix(".json")
+        converter, path, note = self._place(identity, input_shape)
         found = _read(note)
         if found is not None and found["error"]:
             raise UserError(found["error"])
         if found is not None and path.is_file():
             return Artifact(path, converter.format, found["precision"], tuple(input_shape), found["note"])
-        plain = self._fp32()
+        plain = self._fp32(converter)
         try:
-            if plain and isinstance(converter, FromOnnxConverter):
-                source = ConvertedFiles(self.folder, plain).convert(identity, build, input_shape)
-                artifact = converter.convert_onnx(source.path, self.target, input_shape, path)
+            if plain and isinstance(converter, StagedConverter):
+                file = ConvertedFiles(self.folder, plain).convert(identity, build, input_shape)
+                artifact = converter.convert_file(file, self.target, path)
             else:
                 artifact = converter.convert(build(), self.target, input_shape, path)
         except UserError as error:
@@ -75,12 +69,31 @@ class ConvertedFiles:
         write_text(note, json.dumps({"error": "", "precision": artifact.precision, "note": artifact.note}))
         return artifact
 
-    def _fp32(self) -> Target | None:
-        """The device in fp32 with a runtime whose file is ONNX; None if the target is that, or there is none."""
-        profile = self.target.profile
+    def has(self, identity: str, input_shape: tuple[int, ...]) -> bool:
+        """Whether `convert` has nothing left to do: the network was converted, or the converter refused it."""
+        _, path, note = self._place(identity, input_shape)
+        found = _read(note)
+        return found is not None and (bool(found["error"]) or path.is_file())
+
+    def _place(self, identity: str, input_shape: tuple[int, ...]) -> tuple[Converter, Path, Path]:
+        """What makes a network's file, the file, and the note on it."""
+        converter, runtime = converter_for(self.target), meter_for(self.target)
+        format, versions = self.target.runtime, [version("torch"), runtime.runtime_version()]
+        if self.target.precision == "fp32" and "onnx" in getattr(runtime, "formats", ()):
+            format, versions, converter = "onnx", versions[:1], OnnxConverter()
+        what = [identity, input_shape, self.target.precision, self.target.batch, versions]
+        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+        stem = self.folder / f"{format}-{self.target.precision}-{digest}"
+        return converter, stem.with_suffix(f".{converter.format}"), stem.with_suffix(".json")
+
+    def _fp32(self, converter: Converter) -> Target | None:
+        """The device in fp32 with a runtime whose files the converter begins with; None if the target is that, or
+        there is none."""
+        if self.target.precision != "int8" or not isinstance(converter, StagedConverter):
+            return None
+        profile, runtime = self.target.profile, converter.source.runtime
         for name, point in profile.operating_points.items():
-            same = point.precision == "fp32" and point.batch == self.target.batch and point.runtime == "onnxruntime"
-            if same and self.target.precision == "int8":
+            if (point.precision, point.batch, point.runtime) == ("fp32", self.target.batch, runtime):
                 return Target(profile, name)
         return None
 

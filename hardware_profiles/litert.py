@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hardware_profiles.conversion import Array, CheckedConverter, folded
+from hardware_profiles.conversion import Array, StagedConverter, folded
 from hardware_profiles.extras import load
 from hardware_profiles.meter import Artifact
 from hardware_profiles.passes import InProcessMeter, Session
@@ -70,7 +70,7 @@ class LiteRTMeter(InProcessMeter):
         return _LiteRTSession(interpreter)
 
 
-class LiteRTConverter(CheckedConverter):
+class LiteRTConverter(StagedConverter):
     """Writes a torch module as `.tflite`: channels last, one static shape, int8 in full (input and output included).
 
     int8 is static: weights per channel, activations per tensor with ranges from the calibration images. Converting a
@@ -80,25 +80,25 @@ class LiteRTConverter(CheckedConverter):
     format = "tflite"
     title = "LiteRT"
     meter = LiteRTMeter
+    source = LiteRTMeter
     extra = EXTRA
 
-    def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
+    def _write_fp32(self, network: nn.Module, x: Array, path: Path) -> None:
         import torch
 
         litert_torch = load(EXTRA, "litert_torch")
-        example = torch.from_numpy(batches[0])
+        example = torch.from_numpy(x)
         # Folding normalisation first halves the graph that has to be decomposed and lowered.
         network = folded(network)
         if example.ndim == 4:
             network, example = litert_torch.to_channel_last_io(network, args=[0]), example.permute(0, 2, 3, 1)
-        edge = litert_torch.convert(network, (example.contiguous(),))
-        if target.precision == "fp32":
-            edge.export(str(path))
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "fp32.tflite"
-            edge.export(str(source))
-            quantize_tflite(source, path, batches)
+        litert_torch.convert(network, (example.contiguous(),)).export(str(path))
+
+    def _lower(self, file: Path, target: Target, batches: list[Array], path: Path) -> None:
+        if target.precision == "int8":
+            quantize_tflite(file, path, batches)
+        else:
+            shutil.copyfile(file, path)
 
 
 def quantize_tflite(source: Path, path: Path, batches: list[Array]) -> None:

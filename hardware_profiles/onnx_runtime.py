@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hardware_profiles.conversion import Array, CheckedConverter, calibration_batches
+from hardware_profiles.conversion import Array, StagedConverter
 from hardware_profiles.host import has_int8_dot_product
 from hardware_profiles.meter import Artifact, OperatorTime
 from hardware_profiles.onnx_quantization import quantize_onnx
@@ -96,43 +95,13 @@ def _options(target: Target) -> Any:
     return options
 
 
-class FromOnnxConverter(CheckedConverter):
+class FromOnnxConverter(StagedConverter):
     """Writes a torch module by way of an fp32 ONNX file, or such a file itself. A subclass says what is made of it."""
 
-    def convert_onnx(
-        self,
-        source: Path,
-        target: Target,
-        input_shape: tuple[int, ...],
-        path: Path,
-        images: Array | None = None,
-    ) -> Artifact:
-        """As `convert`, from an fp32 ONNX file of the target's batch size.
+    source = OnnxRuntimeMeter
 
-        Raises:
-            UserError: as `convert`.
-        """
-        self._check_precision(target)
-        batches = calibration_batches(images, target.batch, input_shape)
-        given = Artifact(source, "onnx", "fp32", tuple(input_shape), "")
-        return self._checked(
-            source.name,
-            self._artifact(target, input_shape, path, batches, images),
-            target,
-            batches,
-            expected=lambda: OnnxRuntimeMeter().opened(given, target, batches[0]).run(),
-            write=lambda temporary: self._lower(source, target, batches, temporary),
-        )
-
-    def _write(self, network: nn.Module, target: Target, batches: list[Array], path: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "fp32.onnx"
-            write_onnx(network, batches[0], source)
-            self._lower(source, target, batches, path)
-
-    @abstractmethod
-    def _lower(self, source: Path, target: Target, batches: list[Array], path: Path) -> None:
-        """Write the target's file from an fp32 ONNX file; `batches` as in `_write`."""
+    def _write_fp32(self, network: nn.Module, x: Array, path: Path) -> None:
+        write_onnx(network, x, path)
 
 
 class OnnxConverter(FromOnnxConverter):
@@ -152,12 +121,12 @@ class OnnxConverter(FromOnnxConverter):
         """As the target's, but fp32 for fp16."""
         return "fp32" if target.precision == "fp16" else target.precision
 
-    def _lower(self, source: Path, target: Target, batches: list[Array], path: Path) -> None:
+    def _lower(self, file: Path, target: Target, batches: list[Array], path: Path) -> None:
         if target.precision != "int8":
-            shutil.copyfile(source, path)
+            shutil.copyfile(file, path)
             return
         overflows = target.profile.local and not has_int8_dot_product()
-        quantize_onnx(source, path, batches, reduce_range=overflows)
+        quantize_onnx(file, path, batches, reduce_range=overflows)
 
 
 def write_onnx(network: nn.Module, x: Array, path: Path) -> None:

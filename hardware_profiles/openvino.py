@@ -113,9 +113,9 @@ class OpenVINOConverter(FromOnnxConverter):
     precisions = ("fp32", "fp16", "int8")
     extra = EXTRA
 
-    def _lower(self, source: Path, target: Target, batches: list[Array], path: Path) -> None:
+    def _lower(self, file: Path, target: Target, batches: list[Array], path: Path) -> None:
         openvino = _load("openvino")
-        model = openvino.convert_model(str(source))
+        model = openvino.convert_model(str(file))
         if target.precision == "int8":
             nncf = _load("nncf")
             model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))

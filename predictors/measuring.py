@@ -145,8 +145,16 @@ def converted(network: CalibrationNetwork, files: ConvertedFiles) -> Artifact:
     Raises:
         UserError: the runtime does not take it.
     """
-    identity = json.dumps([network.name, *_operators(network.workload())])
-    return files.convert(identity, network.build, network.input_shape)
+    return files.convert(_identity(network), network.build, network.input_shape)
+
+
+def is_converted(network: CalibrationNetwork, files: ConvertedFiles) -> bool:
+    """Whether the network is among the files kept, or known to be refused."""
+    return files.has(_identity(network), network.input_shape)
+
+
+def _identity(network: CalibrationNetwork) -> str:
+    return json.dumps([network.name, *_operators(network.workload())])
 
 
 def _convert(

@@ -43,6 +43,7 @@ GROUPS = (
     "mul",
     "softmax",
     "pool",
+    "average_pool",
     "reduction",  # pooling over everything: its input must be complete before anything follows
     "concat",
     "resize",
@@ -62,6 +63,7 @@ COSTLIER = {
     ("softmax", "values"): 5.0,
     ("norm", "values"): 2.0,
     ("pool", "values"): 2.0,
+    ("average_pool", "values"): 2.0,
     ("resize", "values"): 3.0,
     ("resample", "values"): 6.0,
 }
@@ -91,7 +93,8 @@ _GROUP_OF = {
     **dict.fromkeys(("add", "sub"), "add"),
     "mul": "mul",
     **dict.fromkeys(("softmax", "log_softmax"), "softmax"),
-    **dict.fromkeys(("max_pool2d", "avg_pool2d"), "pool"),
+    "max_pool2d": "pool",
+    "avg_pool2d": "average_pool",
     **dict.fromkeys(("global_avg_pool", "mean"), "reduction"),
     "concat": "concat",
 }
@@ -103,16 +106,18 @@ _GROUP_OF |= {trailing: f"trailing_{_GROUP_OF[kind]}" for kind, trailing in _TRA
 def kernels(workload: Workload) -> Counter[Operator]:
     """The operators of a network (or block) that a runtime runs as kernels, each with how often it occurs.
 
-    Normalisation disappears into the convolution or linear layer whose result it alone reads, and a clamp into that or
-    into a sum. All runtimes do so (graph optimisations of ONNX Runtime, LiteRT, OpenVINO and TensorRT). Other
+    Normalisation disappears into the convolution or linear layer whose result it alone reads, and a clamp into that,
+    into a sum or into normalisation that stayed. What has no parameters and was computed of the same tensors before is
+    not computed again. All runtimes do so (graph optimisations of ONNX Runtime, LiteRT, OpenVINO and TensorRT). Other
     activations and sums stay, but as kinds of their own where they could be fused likewise: whether a runtime does, and
     what it gains, measurements tell.
     """
-    readers = Counter(t for reads in workload.reads for t in reads)
+    steps = _once(workload)
+    readers = Counter(t for _, reads, _ in steps for t in reads)
     # Tensors that a kernel writes last and could still apply something to -> the kernel's kind.
     open_ends: dict[int, str] = {}
     found: Counter[Operator] = Counter()
-    for op, reads, write in zip(workload.operators, workload.reads, workload.writes, strict=True):
+    for op, reads, write in steps:
         source = open_ends.get(reads[0], "") if reads and readers[reads[0]] == 1 else ""
         if source in _PRODUCTS and op.kind == "batch_norm":
             open_ends[write] = source
@@ -121,9 +126,24 @@ def kernels(workload: Workload) -> Counter[Operator]:
         else:
             trailing = op.kind in _TRAILING and any(readers[t] == 1 and open_ends.get(t) in _PRODUCTS for t in reads)
             found[replace(op, kind=_TRAILING[op.kind]) if trailing else op] += 1
-            if op.kind in _PRODUCTS or op.kind == "add":
+            if op.kind in _PRODUCTS or op.kind in ("add", "batch_norm"):
                 open_ends[write] = op.kind
     return found
+
+
+def _once(workload: Workload) -> list[tuple[Operator, tuple[int, ...], int]]:
+    """The operators with what they read and write, bar those without parameters that repeat an earlier one."""
+    same: dict[int, int] = {}
+    known: dict[tuple[Operator, tuple[int, ...]], int] = {}
+    steps = []
+    for op, reads, write in zip(workload.operators, workload.reads, workload.writes, strict=True):
+        reads = tuple(same.get(t, t) for t in reads)
+        first = write if op.params else known.setdefault((op, reads), write)
+        if first == write:
+            steps.append((op, reads, write))
+        else:
+            same[write] = first
+    return steps
 
 
 def group_of(op: Operator) -> str:

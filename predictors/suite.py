@@ -6,9 +6,11 @@ are made of, at more widths than those have. So an operator model of them predic
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain, cycle, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,6 +28,9 @@ RESOLUTIONS = (20, 320)
 MOST_PARAMS = 7e7
 TRIALS = 20
 ACTIVATIONS = ("relu", "relu6", "hard_swish", "silu", "gelu")
+MEDLEY = "medley"
+_FOLDS = 8  # families that medleys are shared out among
+_GOLDEN = 0.618034  # of all steps around a circle, multiples of it leave the most even gaps
 
 
 class CalibrationNetwork(Protocol):
@@ -82,7 +87,9 @@ def _workload(network: MadeUpNetwork) -> Workload:
 
 
 def calibration_suite(n: int = 96, seed: int = 0) -> list[MadeUpNetwork]:
-    """`n` different networks, an equal share of every theme, spread over the logarithm of their MACs.
+    """`n` different networks, spread over the logarithm of their MACs: of every theme one, and of many half medleys.
+
+    A larger suite of the same seed begins with the smaller one.
 
     Args:
         n: at least one per theme, `len(THEMES)`.
@@ -93,14 +100,17 @@ def calibration_suite(n: int = 96, seed: int = 0) -> list[MadeUpNetwork]:
     """
     if n < len(THEMES):
         raise UserError(f"a calibration suite has {len(THEMES)} themes, so at least as many networks; got {n}")
-    made = []
-    for theme, recipe in enumerate(THEMES.values()):
-        mine = len(range(theme, n, len(THEMES)))
-        rng = np.random.default_rng([seed, theme])
-        # Strata of each theme; the dear half is the denser one, as most published networks are there.
-        wanted = ((np.arange(mine) + rng.random(mine)) / mine) ** 0.5
-        for i, share in enumerate(wanted):
-            made.append(_drawn(list(THEMES)[theme], i, recipe, MACS[0] * (MACS[1] / MACS[0]) ** share, rng))
+    others = [theme for theme in THEMES if theme != MEDLEY]
+    turns = chain.from_iterable((MEDLEY, other) for other in cycle(others))
+    made: list[MadeUpNetwork] = []
+    counts: Counter[str] = Counter()
+    for theme in islice(chain(THEMES, turns), n):
+        number, i = list(THEMES).index(theme), counts[theme]
+        counts[theme] += 1
+        # Evenly spread however many there are; the dear half is the denser one, as most published networks are there.
+        share = ((np.random.default_rng([seed, number]).random() + i * _GOLDEN) % 1) ** 0.5
+        macs = MACS[0] * (MACS[1] / MACS[0]) ** share
+        made.append(_drawn(theme, i, THEMES[theme], macs, np.random.default_rng([seed, number, i])))
     return made
 
 
@@ -108,11 +118,12 @@ def _drawn(
     theme: str, index: int, recipe: Callable[[_Dice], Iterator[Layer]], macs: float, rng: np.random.Generator
 ) -> MadeUpNetwork:
     """One network of about `macs`, by its resolution, as far as that goes; not larger than a file should be."""
+    family = f"{theme}-{index % _FOLDS}" if theme == MEDLEY else theme
     for _ in range(TRIALS):
         dice = _Dice(rng, scale=float((macs / 1e8) ** 0.25))
         layers = tuple(recipe(dice))
         channels, classes = int(rng.choice([3, 3, 3, 1])), int(rng.choice([10, 100, 1000]))
-        network = MadeUpNetwork(f"{theme}-{index}", theme, (channels, 96, 96), layers, classes)
+        network = MadeUpNetwork(f"{theme}-{index}", family, (channels, 96, 96), layers, classes)
         workload = network.workload()
         size = 96 * np.sqrt(macs / max(1, workload.macs))
         step = int(rng.choice([1, 16, 32]))
@@ -354,6 +365,67 @@ def _mixed_attention(d: _Dice) -> Iterator[Layer]:
             yield _layer("mobile_attention", width=d.one(64, 96, 144, 192, 240), depth=d.count(1, 4), patch=2)
 
 
+def _medley(d: _Dice) -> Iterator[Layer]:
+    """Blocks of all themes in any order, which tells apart what kinds of kernels cost that come together elsewhere."""
+    yield from _stem(d)
+    for stage, _, stride in d.each():
+        kind, act = d.one(*_MIXED), d.one("relu", "relu", *ACTIVATIONS)
+        out = d.channels(stage)
+        if stride == 2 and kind in _UNSTRIDED:
+            yield _layer(d.one("max_pool", "avg_pool"), kernel=d.one(2, 3), stride=2)
+        if kind == "conv":
+            yield _layer("conv", out=out, kernel=d.one(1, 1, 3, 5), stride=stride, act=d.one(act, ""))
+        elif kind == "residual":
+            yield _layer("residual", out=out, stride=stride, act=act)
+        elif kind == "bottleneck":
+            yield _layer("bottleneck", out=4 * out, stride=stride, groups=d.one(1, 1, 4))
+        elif kind == "separable":
+            yield _layer("separable", out=2 * out, kernel=d.one(3, 3, 5, 7), stride=stride, act=act)
+        elif kind == "inverted":
+            gate = d.one("", "", "hard_sigmoid", "sigmoid")
+            yield _layer(
+                "inverted", out=out, kernel=d.one(3, 3, 5, 7), stride=stride, expansion=d.one(2, 3, 4, 6), act=act,
+                gate=gate,
+            )  # fmt: skip
+        elif kind == "fused":
+            yield _layer("fused", out=out, stride=stride, expansion=d.one(2, 4), act=act)
+        elif kind == "ghost":
+            yield _layer("ghost", out=2 * out, kernel=d.one(3, 5), stride=stride)
+        elif kind == "shuffled":
+            groups = d.one(2, 3, 4, 8)
+            yield _layer("shuffled", out=groups * 4 * max(1, round(out / groups / 2)), groups=groups, stride=stride)
+        elif kind == "inception":
+            yield _layer(
+                "inception", ones=d.channels(stage, 0.4), threes=d.channels(stage, 0.6), fives=d.channels(stage, 0.3),
+                pool=d.channels(stage, 0.3), long=d.one("", "7", "3"), reduce=d.channels(stage, 0.4),
+            )  # fmt: skip
+        elif kind == "fire":
+            yield _layer("fire", squeeze=d.channels(stage, 0.3), expand=out)
+        elif kind == "growing":
+            yield _layer("growing", growth=d.one(8, 16, 32), bottleneck=d.chance(0.5))
+        elif kind == "transition":
+            yield _layer("transition", out=out)
+        elif kind == "hourglass":
+            up = d.one("nearest", "bilinear", "transposed")
+            yield _layer("hourglass", out=out, up=up, kernel=d.one(1, 3))
+        elif kind == "grown":
+            yield _layer("grown", out=out, kernel=d.one(2, 3, 4))
+            yield _layer(d.one("max_pool", "avg_pool"), kernel=2, stride=2)
+        elif kind == "pool":
+            yield _layer(d.one("max_pool", "avg_pool"), kernel=3, stride=1)
+        else:
+            yield _layer(kind)
+    yield from _top(d)
+
+
+_UNSTRIDED = (
+    "inception", "fire", "growing", "split_unit", "split_bottlenecks", "pooled_pyramid", "hourglass", "grown", "pool",
+)  # fmt: skip
+_MIXED = (
+    "conv", "conv", "residual", "bottleneck", "separable", "inverted", "inverted", "fused", "ghost", "shuffled",
+    "transition", *_UNSTRIDED,
+)  # fmt: skip
+
 # Every theme, and the maker of its recipes.
 THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "plain": _plain,
@@ -374,4 +446,5 @@ THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "upward": _upward,
     "attention": _attention,
     "mixed_attention": _mixed_attention,
+    MEDLEY: _medley,
 }

@@ -70,7 +70,7 @@ class _Gate(nn.Module):
         self.down, self.up, self.act = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1), _ACTIVATIONS[act]()
 
     def forward(self, x: Tensor) -> Tensor:
-        weight: Tensor = self.act(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+        weight: Tensor = self.act(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
         return x * weight
 
 
@@ -237,7 +237,7 @@ class _Mean(nn.Module):
     """Over positions or tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3)) if x.dim() == 4 else x.mean(1)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1) if x.dim() == 4 else x.mean(1)
 
 
 def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
@@ -246,6 +246,8 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
         return _conv(c, **a), a["out"]
     if kind == "max_pool":
         return nn.MaxPool2d(a["kernel"], a["stride"], a["kernel"] // 2, ceil_mode=False), c
+    if kind == "avg_pool":
+        return nn.AvgPool2d(a["kernel"], a["stride"], a["kernel"] // 2), c
     if kind == "flatten":
         return nn.Sequential(nn.AdaptiveAvgPool2d(a["pool"]) if a["pool"] == 1 else _Grid(a["pool"]), nn.Flatten()), (
             c * a["pool"] ** 2

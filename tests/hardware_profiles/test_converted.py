@@ -51,10 +51,13 @@ def test_whatever_changes_the_file_makes_another(tmp_path: Path) -> None:
     assert "noise" in artifact(tmp_path, build, target="host:int8").note
 
 
-def test_an_int8_file_comes_from_the_kept_fp32_file_or_makes_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["", "litert-"])
+def test_an_int8_file_comes_from_the_kept_fp32_file_or_makes_it(tmp_path: Path, prefix: str) -> None:
+    if prefix:
+        pytest.importorskip("litert_torch")
     build = Counted()
-    assert artifact(tmp_path, build, target="host:int8").precision == "int8"
-    assert artifact(tmp_path, build).precision == "fp32"
+    assert artifact(tmp_path, build, target=f"host:{prefix}int8").precision == "int8"
+    assert artifact(tmp_path, build, target=f"host:{prefix}fp32").precision == "fp32"
     assert build.count == 1
 
 

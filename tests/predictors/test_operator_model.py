@@ -183,14 +183,27 @@ def test_runtimes_take_normalisation_and_clamps_into_the_kernel_before() -> None
     x = net.add("batch_norm", [x], (8, 4, 4), params=16)  # nothing before it
     x = first = net.add("conv2d", [x], (8, 4, 4), kernel=(1, 1), stride=(1, 1), params=64)
     x = net.add("batch_norm", [x], (8, 4, 4), params=16)
-    x = net.add("relu6", [x], (8, 4, 4))
+    x = net.add("relu6", [x], (8, 4, 4))  # into the normalisation, which stays
     x = net.add("conv2d", [x], (8, 4, 4), kernel=(3, 3), stride=(1, 1), params=576)
     x = net.add("add", [x, first], (8, 4, 4))  # so that two operators read the first convolution
     x = net.add("relu", [x], (8, 4, 4))
     x = net.add("max_pool2d", [x], (8, 2, 2), kernel=(2, 2), stride=(2, 2))
     x = net.add("relu", [x], (8, 2, 2))  # after a pool: a kernel of its own
     found = sorted(group_of(op) for op, n in kernels(net.build([x])).items() for _ in range(n))
-    assert found == ["clamp", "clamp", "dense", "norm", "norm", "pointwise", "pool", "trailing_add"]
+    assert found == ["clamp", "dense", "norm", "norm", "pointwise", "pool", "trailing_add"]
+
+
+def test_what_needs_no_parameters_is_computed_once() -> None:
+    net = WorkloadBuilder()
+    x = net.input(Tensor((8, 4, 4)))
+    ends = []
+    for _ in range(3):  # branches of a cell, each with an activation of its own in front
+        active = net.add("relu", [x], (8, 4, 4))
+        pooled = net.add("max_pool2d", [active], (8, 4, 4), kernel=(3, 3), stride=(1, 1))
+        ends += [net.add("conv2d", [active], (8, 4, 4), kernel=(1, 1), stride=(1, 1), params=64), pooled]
+    last = net.add("concat", ends, (48, 4, 4))
+    found = {group_of(op): count for op, count in kernels(net.build([last])).items()}
+    assert found == {"clamp": 1, "pool": 1, "pointwise": 3, "concat": 1}
 
 
 @pytest.mark.parametrize(
@@ -252,6 +265,7 @@ def test_every_made_up_network_of_a_suite_runs_at_its_resolution() -> None:
     networks = calibration_suite(51, seed=3)
     assert len({n.name for n in networks}) == len(networks) == 51
     assert all(n.workload().macs > 0 for n in networks)
+    assert networks[:30] == calibration_suite(30, seed=3)  # a larger suite needs the further networks alone
     with pytest.raises(UserError, match="at least as many"):
         calibration_suite(3)
 
