@@ -29,7 +29,7 @@ _START = np.log([0.005, 0.05, 0.3, 0.3, 0.1])
 _RATES = len(QUANTITIES)
 _OFFSET = np.log(0.02)
 _RATE_STD = 3.0  # of the logarithms of the rates that all groups share
-_GROUP_STD = 0.5  # of a group's own rates around them
+_GROUP_STD = 1.0  # of a group's own rates around them
 # Of the slope of a group's log cost over a coordinate (per factor of two), and of the smooth rest. Of operators that
 # nothing is known of, the last are expected.
 BENDS = ((0.02, 0.15), (0.02, 0.3), (0.1, 0.3))
@@ -45,6 +45,7 @@ NOISES = (0.01, 0.02, 0.05)
 # Those of networks of many families, for others: chosen once, by how well made-up networks predicted those of a theme
 # left out (medleys in eighths) in two runtimes and in int8.
 _FOREIGN = (0.02, 0.3), 2.5, 0.03
+_FOREIGN_GROUP_STD = 0.5
 _MOST_INDUCING = 512
 _FEW = 600  # networks that hyper-parameters are chosen on
 _FOLDS = 8
@@ -298,7 +299,8 @@ class _Design:
 
     @cached_property
     def precision(self) -> Array:
-        own = np.full(_RATES * len(self.present), _GROUP_STD)
+        group_std = _FOREIGN_GROUP_STD if self.observations.foreign else _GROUP_STD
+        own = np.full(_RATES * len(self.present), group_std)
         std = np.concatenate([np.full(_RATES, _RATE_STD), own, np.ones(self.bumps.shape[1]), [_STRAIN_STD, _RATE_STD]])
         precision: Array = std**-2.0
         return precision
