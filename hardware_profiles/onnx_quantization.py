@@ -105,6 +105,18 @@ def _around_pools_beyond_the_edge(graph: Any) -> list[str]:
     return [node.name for node in [*pools, *(n for n in graph.node if written & set(n.input))]]
 
 
+def _beside_products(graph: Any) -> list[str]:
+    """Of a network with attention, all nodes but products and convolutions: they stay fp32.
+
+    Softmax, GELU and the scaling of logits are made of many small operators, between which rounding costs more time
+    than int8 saves (a fifth of `vit28`'s largest network in ONNX Runtime), and OpenVINO's transformations fail on some.
+    """
+    weighted = {name for node in graph.node if node.op_type == "Softmax" for name in node.output}
+    if not any(node.op_type == "MatMul" and weighted & set(node.input) for node in graph.node):
+        return []
+    return [node.name for node in graph.node if node.op_type not in ("Conv", "Gemm", "MatMul")]
+
+
 class OnnxQuantizer:
     """An fp32 ONNX file with the ranges of its activations, which can be quantised in many ways. A context manager.
 
@@ -145,7 +157,7 @@ class OnnxQuantizer:
             raise UserError(f"{source}: cannot be quantised: {reason(error)}") from error
         self.input = model.graph.input[0].name
         self.layers = weight_layers(model)
-        self._wrong = _around_pools_beyond_the_edge(model.graph)
+        self._left = _around_pools_beyond_the_edge(model.graph) + _beside_products(model.graph)
         self.nodes = {node.name: node.op_type for node in model.graph.node if node.op_type not in ("Constant",)}
 
     def __enter__(self) -> Self:
@@ -204,7 +216,7 @@ class OnnxQuantizer:
             if name not in layers or wanted not in layers[name].choices:
                 known = layers[name].choices if name in layers else "no layer with weights of that name"
                 raise UserError(f"{self.source}: {name} in {wanted} bits: expected {known}")
-        floats = [*exclude, *self._wrong, *(name for name, b in given.items() if b == 32)]
+        floats = [*exclude, *self._left, *(name for name, b in given.items() if b == 32)]
         nibbles = {}
         for name, b in given.items():
             if b == 4:

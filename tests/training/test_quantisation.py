@@ -21,7 +21,7 @@ from nasbench.stages.quantization_aware import QuantizationAware
 from nasbench.stages.quantize import Quantize
 from nasbench.stages.weight_only import WeightOnly
 from nasbench.training.fake_quantisation import FakeQuantised
-from search_spaces import UserError, read_onnx
+from search_spaces import UserError, load_space, read_onnx
 
 
 class Tokens(nn.Module):
@@ -241,3 +241,28 @@ def test_averages_over_the_edge_are_what_they_were(tmp_path):
     expected = network(torch.from_numpy(x)).detach().numpy()
     found = session.run(None, {"input": x})[0]
     assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_transformers_round_no_constants_and_run_in_openvino(tmp_path):
+    torch.manual_seed(0)
+    space = load_space("vit28", 1, 10)
+    x = np.random.default_rng(0).normal(size=(1, 1, 28, 28)).astype(np.float32)
+    network = space.build(space.references["smallest"]).eval()
+    write_onnx(network, x, tmp_path / "n.onnx")
+    with OnnxQuantizer(tmp_path / "n.onnx", [x]) as quantizer:
+        quantizer.write(tmp_path / "int8.onnx")
+    graph = load_onnx(tmp_path / "int8.onnx").graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+
+    def rounded_constant(name):
+        pair = made_by.get(name)
+        rounding = made_by.get(pair.input[0]) if pair is not None and pair.op_type == "DequantizeLinear" else None
+        return rounding is not None and rounding.input[0] in constants
+
+    readers = {node.op_type for node in graph.node if any(rounded_constant(name) for name in node.input)}
+    assert readers == {"MatMul"}  # and not the factors of logits and of GELU
+    openvino = pytest.importorskip("openvino")
+    found = openvino.Core().compile_model(tmp_path / "int8.onnx", "CPU")(x)[0]
+    expected = network(torch.from_numpy(x)).detach().numpy()
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
