@@ -183,6 +183,8 @@ def latency_aware(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
                 except UserError as error:
                     print(f"{name}, {kind} {share}: {error}", flush=True)
                     continue
+                if not found:
+                    found.append(rows.iloc[[0]])  # the network as it was is on either front
                 found.append(rows.iloc[[-1]].assign(stage=f"{kind} {share:.0%}"))
             if found:
                 kinds[kind] = pd.concat(found)
