@@ -175,7 +175,7 @@ def latency_aware(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
         uniform = {"name": "prune", "metric": "macs", "epochs": 1 if quick else 2, "lr": 0.01, "images": 256}
         aware = uniform | {"metric": "latency_ms", "allocation": "sensitivity", "importance": "taylor"}
         for kind, stage in (("uniform", uniform), ("latency", aware)):
-            found = []
+            found: list[pd.DataFrame] = []
             for share in SHARES[1:] if quick else SHARES:
                 path = out / f"prune-{name}-{kind}-{share}"
                 try:
