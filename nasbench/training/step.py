@@ -59,6 +59,7 @@ class SupernetStep:
         x = self.task.prepare(batch.images)
         subnets = self.subnets(batch.step)
         parameters = [p for p in self.supernet.parameters() if p.requires_grad]
+        ends = held_ends(parameters)
         said: Future[Tensor] | None = None
         if self.divergence is not None and (subnets.leader is not None or subnets.teacher is not None):
             said = Future()
@@ -110,6 +111,7 @@ class SupernetStep:
         if asked is not None:
             asked.result()
         losses, parts = zip(*(job.result() for job in jobs), strict=True)
+        del ends
         for parameter, *grads in zip(parameters, *parts, strict=True):
             parameter.grad = add([parameter.grad, *grads])
         mean = {"loss": sum(losses) / len(losses)}
@@ -117,6 +119,16 @@ class SupernetStep:
 
     def _labels_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return smoothed_loss(self.task, logits, batch.labels, self.label_smoothing)
+
+
+def held_ends(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Keeps the nodes in which gradients of parameters end, as long as these views live.
+
+    Such a node is made at a parameter's first use and forgotten with the last graph. Where two threads make one at
+    once, the one may wait for its lock while it holds Python's, which the other needs to let go of it: torch 2.13 waits
+    for ever. A node that Python itself holds is no better; one that a graph holds needs no lock of Python's.
+    """
+    return [parameter.view_as(parameter) for parameter in parameters]
 
 
 def add(gradients: Sequence[Tensor | None]) -> Tensor | None:
