@@ -56,9 +56,8 @@ class ConvertedFiles:
             raise UserError(found["error"])
         if found is not None and path.is_file():
             return Artifact(path, converter.format, found["precision"], tuple(input_shape), found["note"])
-        plain = self._fp32(converter)
         try:
-            if plain and isinstance(converter, StagedConverter):
+            if isinstance(converter, StagedConverter) and (plain := self._fp32(converter)):
                 file = ConvertedFiles(self.folder, plain).convert(identity, build, input_shape)
                 artifact = converter.convert_file(file, self.target, path)
             else:
@@ -86,10 +85,10 @@ class ConvertedFiles:
         stem = self.folder / f"{format}-{self.target.precision}-{digest}"
         return converter, stem.with_suffix(f".{converter.format}"), stem.with_suffix(".json")
 
-    def _fp32(self, converter: Converter) -> Target | None:
+    def _fp32(self, converter: StagedConverter) -> Target | None:
         """The device in fp32 with a runtime whose files the converter begins with; None if the target is that, or
         there is none."""
-        if self.target.precision != "int8" or not isinstance(converter, StagedConverter):
+        if self.target.precision != "int8":
             return None
         profile, runtime = self.target.profile, converter.source.runtime
         for name, point in profile.operating_points.items():

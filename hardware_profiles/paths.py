@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import os
 import tempfile
@@ -81,6 +82,11 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically. Raises UserError where that fails."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_toml(path: Path) -> dict[str, Any]:

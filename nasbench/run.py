@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import resource
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hardware_profiles.paths import atomic, write_text
+from hardware_profiles.paths import atomic, sha256_of, write_text
 from nasbench.archive import Archive
 from nasbench.config import Config, dump_config, parse_config
 from nasbench.objectives import Objective, make_objective
@@ -141,7 +140,7 @@ class Run:
         Raises:
             UserError: one has changed since the run began.
         """
-        hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+        hashes = {name: sha256_of(path) for name, path in files.items()}
         frozen = self.state.get("inputs", {})
         for name in frozen.keys() & hashes.keys():
             if frozen[name] != hashes[name]:

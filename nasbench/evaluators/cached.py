@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hardware_profiles.paths import sha256_of
 from nasbench.archive import arch_text
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status, Wrapped
 from search_spaces import SearchSpace, UserError
@@ -149,4 +150,4 @@ def settings_key(*parts: Any) -> str:
 
 def file_key(path: Path) -> str:
     """A hash of a file's content; empty where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32] if path.is_file() else ""
+    return sha256_of(path)[:32] if path.is_file() else ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
+from hardware_profiles.paths import sha256_of
 from nasbench.importers.manifest import Imported
 from predictors.tables import MeasuredTable
 
@@ -22,5 +22,5 @@ def read_help(path: Path) -> Imported:
     ]
     header = ["arch", *(f"{device}_ms" for device in table.devices)]
     source = f"{table.space} in the layout of HELP (Lee et al., NeurIPS 2021, arXiv:2106.08630)"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256_of(path)
     return Imported(header, rows, source, digest, units=dict.fromkeys(header[1:], "ms"))

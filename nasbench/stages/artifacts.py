@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from hardware_profiles import Target, meter_for
 from hardware_profiles.host import host_name
 from hardware_profiles.meter import Artifact
 from hardware_profiles.passes import InProcessMeter
-from hardware_profiles.paths import write_text
+from hardware_profiles.paths import sha256_of, write_text
 from nasbench.exporting import format_of, host_target
 from nasbench.tasks.base import SplitName, Task
 from nasbench.training.evaluation import batches
@@ -109,8 +108,8 @@ def write_manifest(artifact: Artifact, task: Task | None, extra: Mapping[str, An
     files = [artifact.path, *([artifact.path.with_suffix(".bin")] if artifact.format == "xml" else [])]
     manifest: dict[str, Any] = {
         "file": artifact.path.name,
-        "sha256": _digest(artifact.path),
-        "files": {file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in files},
+        "sha256": sha256_of(artifact.path),
+        "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
         "format": artifact.format,
         "precision": artifact.precision,
         "input_shape": list(artifact.input_shape),
@@ -130,10 +129,6 @@ def write_manifest(artifact: Artifact, task: Task | None, extra: Mapping[str, An
     manifest |= extra
     write_text(artifact.path.with_suffix(".json"), json.dumps(manifest, indent=2) + "\n")
     return manifest
-
-
-def _digest(file: Any) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _versions(target: Target) -> dict[str, str]:

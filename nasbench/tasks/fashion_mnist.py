@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardware_profiles.paths import atomic, user_data_dir
+from hardware_profiles.paths import atomic, sha256_of, user_data_dir
 from nasbench.tasks.array_task import ArrayTask, Dataset, content_sha256, to_split
 from search_spaces.errors import UserError
 
@@ -148,7 +148,7 @@ def fetch(directory: Path, url: str = URL) -> None:
     """
     for name, sha256 in FILES.items():
         target = directory / name
-        if target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == sha256:
+        if target.exists() and sha256_of(target) == sha256:
             continue
         source = f"{url.rstrip('/')}/{name}"
         with atomic(target) as temporary:
