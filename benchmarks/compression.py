@@ -201,17 +201,23 @@ def latency_aware(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
     }
 
 
-def searched(out: Path, quick: bool) -> RunView:
-    """A search among plain convolutional networks, its choice fine-tuned for as long as the pipeline trains."""
-    config = load_config(find_experiment("quickstart"), ["threads=1"]).model_dump(exclude_none=True)
+def sized(config: dict[str, Any], quick: bool) -> None:
+    """Give a search its images, and the effort that both searches take."""
     config["task"] = EMBEDDED if quick else all_images()
-    config["space"] = {"name": "resnet28"}
-    config["targets"]["devices"] = ["host:fp32"]
     config["selection"] |= {"count": 3 if quick else 6}
-    config["supernet"] |= {"epochs": 2}
     if quick:
         config["evaluator"] |= {"samples": 40, "verify": 8}
         config["strategy"] |= {"evaluations": 5000}
+
+
+def searched(out: Path, quick: bool) -> RunView:
+    """A search among plain convolutional networks, its choice fine-tuned for as long as the pipeline trains."""
+    config = load_config(find_experiment("quickstart"), ["threads=1"]).model_dump(exclude_none=True)
+    sized(config, quick)
+    config["space"] = {"name": "resnet28"}
+    config["targets"]["devices"] = ["host:fp32"]
+    config["supernet"] |= {"epochs": 2}
+    if quick:
         config["targets"] |= {"calibration_networks": 16}
     config["stages"] = [{"name": "finetune", "epochs": EPOCHS, "distillation_weight": 0.25}]
     return finished(out / "search", config)
@@ -277,12 +283,8 @@ def joint(out: Path, devices: list[str], quick: bool) -> dict[str, Any]:
     searched(out, quick)  # the supernet
     sequential = compressed_front(out, devices, quick)
     config = load_config(JOINT, ["threads=1"]).model_dump(exclude_none=True)
-    config["task"] = EMBEDDED if quick else all_images()
+    sized(config, quick)
     config["supernet"] |= {"checkpoint": str((out / "search" / "supernet.safetensors").resolve()), "epochs": 0}
-    config["selection"] |= {"count": 3 if quick else 6}
-    if quick:
-        config["evaluator"] |= {"samples": 40, "verify": 8}
-        config["strategy"] |= {"evaluations": 5000}
     config["stages"] = [
         {"name": "finetune", "epochs": EPOCHS, "distillation_weight": 0.25},
         {"name": "quantize", "stop_if_accuracy_falls": 0.02},
