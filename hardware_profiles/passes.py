@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import psutil
 
 from hardware_profiles.extras import quiet, reason, require
 from hardware_profiles.host import host_fingerprint
@@ -69,7 +70,8 @@ class InProcessMeter(Meter):
         warmup: untimed runs of an artifact at the start of each of its turns.
         tolerance: how near a second pass must come to the best.
         budget_s: no further pass begins after this many seconds, or `SECONDS_EACH` per artifact where that is more.
-        open_mb: sessions are opened in groups of at most this many MB of files, to bound memory.
+        open_mb: sessions are opened in groups of at most this many MB of files, to bound memory; None means a quarter
+            of what is free. Within one group, slow minutes of the machine fall on all networks alike.
         seed: of the input values and of the orders.
         progress: called with (done, total) passes; unconfirmed networks may take more passes than planned.
 
@@ -93,7 +95,7 @@ class InProcessMeter(Meter):
         warmup: int = 2,
         tolerance: float = 0.02,
         budget_s: float = 60.0,
-        open_mb: float = 600.0,
+        open_mb: float | None = None,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -132,7 +134,8 @@ class InProcessMeter(Meter):
         rng = np.random.default_rng(self.seed)
         # In any order, so that a clock that differs from group to group falls on all kinds of networks alike.
         order = rng.permutation(len(artifacts))
-        groups = [[int(order[i]) for i in g] for g in _groups([artifacts[i] for i in order], self.open_mb * 1e6)]
+        most = psutil.virtual_memory().available / 4 if self.open_mb is None else self.open_mb * 1e6
+        groups = [[int(order[i]) for i in g] for g in _groups([artifacts[i] for i in order], most)]
         budget_s = max(self.budget_s, SECONDS_EACH * len(artifacts))
         results: dict[int, Measurement] = {}
         for group in groups:

@@ -21,7 +21,9 @@ GROUPS = (
     "dense",  # other convolutions
     "grouped",  # convolutions in groups of so many channels that they fill vectors
     "narrow",  # convolutions in groups of several channels that do not
-    "depthwise",
+    "depthwise",  # of whole vectors of 16 channels
+    "depthwise_8",  # of whole vectors of 8, which some int8 kernels take twice the time for
+    "depthwise_4",
     "ragged",  # depthwise convolutions of a number of channels that no vector of four divides
     "transposed",
     "vector",  # linear layers of one vector
@@ -48,11 +50,15 @@ GROUPS = (
     "concat",
     "resize",
     "resample",  # resizing by other than whole factors
+    "slice",
+    "transpose",
     "other",
 )
 # What the quantities of a group cost to begin with, as multiples of a dense kernel's; measurements decide.
 COSTLIER = {
     ("depthwise", "macs"): 4.0,
+    ("depthwise_8", "macs"): 4.0,
+    ("depthwise_4", "macs"): 4.0,
     ("ragged", "macs"): 10.0,
     ("grouped", "macs"): 1.5,
     ("narrow", "macs"): 3.0,
@@ -66,6 +72,7 @@ COSTLIER = {
     ("average_pool", "values"): 2.0,
     ("resize", "values"): 3.0,
     ("resample", "values"): 6.0,
+    ("transpose", "values"): 3.0,
 }
 QUANTITIES = ("kernels", "macs", "values", "params", "starts")
 COORDINATES = (
@@ -74,10 +81,13 @@ COORDINATES = (
 
 # Convolutions compute whole vectors of output channels: of 16 with AVX-512 (ORT's NCHWc, OpenVINO's nChw16c).
 _VECTOR = 16
-_LANES = 4
-_CACHED = 1.0  # million values: 4 MB in fp32
+_NEAR, _FAR = (
+    0.3,
+    3.0,
+)  # million values, 1.2 and 12 MB in fp32: about a core's own cache, and its share of the common one
 _TOUCHED = [QUANTITIES.index(name) for name in ("values", "params")]
 
+_DEPTHWISE = {16: "depthwise", 8: "depthwise_8", 4: "depthwise_4", 2: "ragged", 1: "ragged"}
 _CONVOLUTIONS = frozenset({"conv2d", "depthwise_conv2d", "conv_transpose2d"})
 _PRODUCTS = _CONVOLUTIONS | {"linear"}
 _CLAMPS = frozenset({"relu", "relu6", "clamp", "leaky_relu"})
@@ -97,6 +107,8 @@ _GROUP_OF = {
     "avg_pool2d": "average_pool",
     **dict.fromkeys(("global_avg_pool", "mean"), "reduction"),
     "concat": "concat",
+    "slice": "slice",
+    "transpose": "transpose",
 }
 # What a kernel may apply to its own result, and the kinds of what it then is.
 _TRAILING = {kind: f"trailing {kind}" for kind, group in _GROUP_OF.items() if f"trailing_{group}" in GROUPS}
@@ -118,6 +130,7 @@ def kernels(workload: Workload) -> Counter[Operator]:
     open_ends: dict[int, str] = {}
     found: Counter[Operator] = Counter()
     for op, reads, write in steps:
+        found.update(_moved(op))
         source = open_ends.get(reads[0], "") if reads and readers[reads[0]] == 1 else ""
         if source in _PRODUCTS and op.kind == "batch_norm":
             open_ends[write] = source
@@ -125,10 +138,21 @@ def kernels(workload: Workload) -> Counter[Operator]:
             pass  # taken in, and closed
         else:
             trailing = op.kind in _TRAILING and any(readers[t] == 1 and open_ends.get(t) in _PRODUCTS for t in reads)
-            found[replace(op, kind=_TRAILING[op.kind]) if trailing else op] += 1
+            found[replace(op, kind=_TRAILING[op.kind] if trailing else op.kind, moved=())] += 1
             if op.kind in _PRODUCTS or op.kind in ("add", "batch_norm"):
                 open_ends[write] = op.kind
     return found
+
+
+def _moved(op: Operator) -> list[Operator]:
+    """The copies before an operator. A product reads matrices whose sides are swapped as they are."""
+    swaps = op.kind == "matmul"
+    return [m for m in op.moved if not (swaps and m.kind == "transpose" and _swapped(m))]
+
+
+def _swapped(move: Operator) -> bool:
+    before, after = move.inputs[0].shape, move.output.shape
+    return after == (*before[:-2], *before[:-3:-1])
 
 
 def _once(workload: Workload) -> list[tuple[Operator, tuple[int, ...], int]]:
@@ -138,7 +162,7 @@ def _once(workload: Workload) -> list[tuple[Operator, tuple[int, ...], int]]:
     steps = []
     for op, reads, write in zip(workload.operators, workload.reads, workload.writes, strict=True):
         reads = tuple(same.get(t, t) for t in reads)
-        first = write if op.params else known.setdefault((op, reads), write)
+        first = write if op.params else known.setdefault((replace(op, moved=()), reads), write)
         if first == write:
             steps.append((op, reads, write))
         else:
@@ -156,7 +180,7 @@ def group_of(op: Operator) -> str:
             return "narrow" if any(size % _VECTOR for size in sizes) else "grouped"
         return "pointwise" if set(op.kernel) == {1} else "dense"
     if op.kind == "depthwise_conv2d":
-        return "ragged" if _channels(op.output.shape) % _LANES else "depthwise"
+        return _DEPTHWISE[_multiple(_channels(op.output.shape))]
     if op.kind == "resize":
         sides = zip(op.inputs[0].shape[1:], op.output.shape[1:], strict=True)
         return "resample" if any(large % small for small, large in sides) else "resize"
@@ -185,15 +209,15 @@ def footprints(quantities: Array) -> Array:
 
 
 def strained(footprint: Any) -> Any:
-    """What a network's cost grows by a power of: 1 where any cache holds all that it touches.
+    """What a network's cost grows by a power of: 1 where a near cache holds all that it touches, 10 where none does.
 
     The larger a network, the less of what an operator reads is in a near cache from before: equal convolutions were
-    seen to take 5 % longer in published networks than in small ones.
+    seen to take 5 % longer in published networks than in small ones. Beyond the last cache nothing gets worse.
 
     Args:
         footprint: `(n,)` of networks, a numpy array or a torch tensor.
     """
-    return 1 + footprint / _CACHED
+    return (1 + footprint / _NEAR) / (1 + footprint / _FAR)
 
 
 _INDEX = {name: i for i, name in enumerate(GROUPS)}
@@ -239,12 +263,24 @@ def _coordinates(op: Operator) -> tuple[float, ...]:
         log2(max(1, inputs // (1 if depthwise else op.groups))),
         log2(max(1, outputs)),
         log2(max(1, _positions(op.output.shape))),
-        1.5 * log2(max(1, prod(op.kernel)) ** 0.5),
+        1.5 * log2(max(1, prod(op.kernel) if op.kernel else _together(op)) ** 0.5),
         log2(max(1, prod(op.stride)) ** 0.5),
         0.5 * log2(_multiple(inputs)),
         0.5 * log2(_multiple(outputs)),
         log2(max(1, parts)),
     )
+
+
+def _together(op: Operator) -> int:
+    """Values in a row that a transposition leaves next to each other; 1 for all else."""
+    if op.kind != "transpose":
+        return 1
+    run = 1
+    for before, after in zip(reversed(op.inputs[0].shape), reversed(op.output.shape), strict=False):
+        if before != after:
+            break
+        run *= before
+    return run
 
 
 def _multiple(channels: int) -> int:

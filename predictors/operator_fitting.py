@@ -44,7 +44,7 @@ LENGTHS = (0.8, 1.5, 3.0)
 NOISES = (0.01, 0.02, 0.05)
 # Those of networks of many families, for others: chosen once, by how well made-up networks predicted those of a theme
 # left out (medleys in eighths) in two runtimes and in int8.
-_FOREIGN = (0.02, 0.3), 2.5, 0.03
+_FOREIGN = BENDS[-1], 2.5, 0.03
 _FOREIGN_GROUP_STD = 0.5
 _MOST_INDUCING = 512
 _FEW = 600  # networks that hyper-parameters are chosen on

@@ -107,8 +107,7 @@ def calibration_suite(n: int = 96, seed: int = 0) -> list[MadeUpNetwork]:
     for theme in islice(chain(THEMES, turns), n):
         number, i = list(THEMES).index(theme), counts[theme]
         counts[theme] += 1
-        # Evenly spread however many there are; the dear half is the denser one, as most published networks are there.
-        share = ((np.random.default_rng([seed, number]).random() + i * _GOLDEN) % 1) ** 0.5
+        share = (np.random.default_rng([seed, number]).random() + i * _GOLDEN) % 1  # even however many there are
         macs = MACS[0] * (MACS[1] / MACS[0]) ** share
         made.append(_drawn(theme, i, THEMES[theme], macs, np.random.default_rng([seed, number, i])))
     return made
@@ -142,7 +141,7 @@ class _Dice:
         self.width = np.exp(rng.uniform(np.log(12), np.log(48))) * np.clip(scale, 0.3, 2.0)
         self.growth = rng.uniform(1.4, 2.3)
         self.stages = self.count(3, 5)
-        self.deepest = self.count(1, 9)
+        self.deepest = self.count(1, 18)
 
     def channels(self, stage: float, share: float = 1.0) -> int:
         """Of a stage, or a share of them; mostly a multiple of 8 or 16."""
@@ -258,6 +257,19 @@ def _inverted(d: _Dice) -> Iterator[Layer]:
     yield from _top(d)
 
 
+def _gated(d: _Dice) -> Iterator[Layer]:
+    """As mobile search spaces are: small, deep, and all with gates and smooth activations."""
+    yield _layer("conv", out=d.channels(0), kernel=3, stride=d.one(1, 2), act="hard_swish")
+    act, gate = d.one("hard_swish", "hard_swish", "silu"), d.one("hard_sigmoid", "hard_sigmoid", "sigmoid")
+    for stage, block, stride in d.each():
+        if block == 0:
+            out = d.channels(stage, 0.8)
+        yield _layer(
+            "inverted", out=out, kernel=d.one(3, 5, 7), stride=stride, expansion=d.one(2, 3, 4, 6), act=act, gate=gate,
+        )  # fmt: skip
+    yield from _top(d)
+
+
 def _fused(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
     act = d.one("relu", "relu6", "silu", "hard_swish")
@@ -271,7 +283,7 @@ def _dense_blocks(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
     growth, bottleneck = d.one(8, 12, 16, 24, 32, 32, 48), d.chance(0.7)
     for stage in range(1, min(d.stages, 4) + 1):
-        for _ in range(d.count(2, 6)):
+        for _ in range(d.count(2, 16)):
             yield _layer("growing", growth=growth, bottleneck=bottleneck)
         yield _layer("transition", out=d.channels(stage, 1.5))
 
@@ -351,7 +363,7 @@ def _upward(d: _Dice) -> Iterator[Layer]:
 def _attention(d: _Dice) -> Iterator[Layer]:
     heads, size = d.one(2, 3, 4, 6, 8), d.one(16, 32, 64)
     yield _layer("patches", out=heads * size, patch=d.one(8, 16, 16))
-    for _ in range(d.count(2, 8)):
+    for _ in range(d.count(2, 12)):
         yield _layer("encoder", heads=heads, expansion=d.one(2, 4), act=d.one("gelu", "gelu", "silu"))
 
 
@@ -447,4 +459,5 @@ THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "attention": _attention,
     "mixed_attention": _mixed_attention,
     MEDLEY: _medley,
+    "gated": _gated,
 }

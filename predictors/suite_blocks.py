@@ -40,6 +40,13 @@ def _doubled(channels: int, out: int, kernel: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels, out, kernel, 2, (kernel - 1) // 2, 1 if kernel == 3 else 0)
 
 
+class _Halved(nn.Module):
+    """Pooled to half the size, as long as there is more than one pixel: OpenVINO pools no fewer than the kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2, ceil_mode=True) if min(x.shape[2:]) > 1 else x
+
+
 class _Sum(nn.Module):
     """Two branches added, and an activation."""
 
@@ -290,9 +297,7 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
             nn.Identity(), nn.Sequential(*head, nn.Conv2d(inner, growth, 3, padding=1, bias=False))
         ), c + growth
     if kind == "transition":
-        return nn.Sequential(
-            nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, a["out"], 1), nn.AvgPool2d(2, ceil_mode=True)
-        ), a["out"]
+        return nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, a["out"], 1), _Halved()), a["out"]
     if kind == "inception":
         long = int(a["long"] or 5)
         deep = nn.Sequential(_conv(c, a["reduce"]), *(

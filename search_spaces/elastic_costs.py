@@ -183,6 +183,7 @@ class ElasticWorkload:
                 params=wrote * (op.pair * read + op.single) if op.pair or op.single else op.operator.params,
                 inputs=inputs,
                 itemsize=output.itemsize,
+                moved=op.operator.moved,
             )
         return builder.build([made[t] for t in run.after])
 

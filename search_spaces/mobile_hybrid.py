@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -371,11 +371,9 @@ def _repeated(block: Workload, times: int) -> Workload:
     index = {t: builder.input(block.tensors[t]) for t in block.inputs}
     before, after = block.reads[first][0], block.writes[last - 1]
     for place, i in enumerate(order):
-        if i == first and place > first:
-            index[before] = index[after]
-        op = block.operators[i]
-        index[block.writes[i]] = builder.add(
-            op.kind, [index[t] for t in block.reads[i]], op.output.shape, kernel=op.kernel, stride=op.stride,
-            groups=op.groups, params=op.params, inputs=op.inputs, itemsize=op.output.itemsize,
-        )  # fmt: skip
+        again = i == first and place > first
+        if again:
+            index[before] = index[after]  # which is in its place already
+        op = replace(block.operators[i], moved=()) if again else block.operators[i]
+        index[block.writes[i]] = builder.put(op, [index[t] for t in block.reads[i]])
     return builder.build([index[t] for t in block.outputs])

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import helper, numpy_helper, shape_inference
 
 from search_spaces.errors import UserError
+from search_spaces.movement import Moves, reorders
 from search_spaces.onnx_shapes import infer
 from search_spaces.operators import Shape, Tensor, Workload, WorkloadBuilder
 
@@ -85,11 +86,12 @@ _LEARNED = {
 def read_onnx(source: str | Path | onnx.ModelProto) -> Workload:
     """The operators of an ONNX model, per sample.
 
-    The batch must be 1 or dynamic, every other size of the inputs fixed. Views, transpositions, casts and what computes
-    shapes are no operators. A product's bias belongs to it, and a sigmoid times its input is one `silu`. In a model
-    with QuantizeLinear / DequantizeLinear pairs the tensors between two operators count in their quantised type and the
-    pairs are no operators, as runtimes fuse them; quantisation of a graph input, or of a tensor that is also read
-    unquantised, is an operator `quantize`. Weights count as the parameters of the operator that reads them first.
+    The batch must be 1 or dynamic, every other size of the inputs fixed. Views, casts and what computes shapes are no
+    operators, slices and transpositions are in `Operator.moved`. A product's bias belongs to it, and a sigmoid times
+    its input is one `silu`. In a model with QuantizeLinear / DequantizeLinear pairs the tensors between two operators
+    count in their quantised type and the pairs are no operators, as runtimes fuse them; quantisation of a graph input,
+    or of a tensor that is also read unquantised, is an operator `quantize`. Weights count as the parameters of the
+    operator that reads them first.
 
     Raises:
         UserError: no such file, not an ONNX model, a size that is not fixed, or a batch above 1.
@@ -193,6 +195,7 @@ class _Reader:
             if prod(tensor.dims) <= 16:
                 self._arrays[tensor.name] = numpy_helper.to_array(tensor)
         self._activations: dict[str, int] = {}  # name -> tensor that it is, or is a view of
+        self._moves = Moves()  # by name
         self._products: set[str] = set()  # of an activation and weights
         self._gates: set[str] = set()  # sigmoids that only multiply their own input
         self._results = {value.name for value in self._graph.output}
@@ -221,8 +224,10 @@ class _Reader:
                 self._activations[value.name] = self._builder.input(self._type(value.name))
         for node in self._graph.node:
             self._read_node(node)
-        outputs = [self._activations[v.name] for v in self._graph.output if v.name in self._activations]
-        return self._builder.build(list(dict.fromkeys(outputs)))
+        names = [value.name for value in self._graph.output if value.name in self._activations]
+        for name in names:
+            self._builder.move(self._activations[name], self._moves.name([name]))
+        return self._builder.build(list(dict.fromkeys(self._activations[name] for name in names)))
 
     def _read_node(self, node: onnx.NodeProto) -> None:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -253,6 +258,7 @@ class _Reader:
             # A dequantised tensor is the quantised one: that is what is stored, and what fused operators read.
             for name in filter(None, node.output):
                 self._activations[name] = source
+                self._moves.view(reads[0], name, self._type(reads[0]), self._type(name), self._transposes(node))
                 if node.op_type == "DequantizeLinear":
                     self._types[name] = Tensor(self._type(name).shape, self._type(node.input[0]).itemsize)
             return
@@ -271,11 +277,17 @@ class _Reader:
             params=self._learned(node),
             inputs=seen[: len(reads)],
             itemsize=self._quantised_itemsize(node.output[0]) or output.itemsize,
+            moved=self._moves.name(reads),
             **fields,
         )
         self._activations.update((name, written) for name in node.output if name)
         if kind == "linear":
             self._products.add(node.output[0])
+
+    def _transposes(self, node: onnx.NodeProto) -> bool:
+        shape = self._full_shape[node.input[0]]
+        order = {a.name: list(a.ints) for a in node.attribute}.get("perm", range(len(shape))[::-1])
+        return node.op_type == "Transpose" and reorders(shape, order)
 
     def _is_gate(self, node: onnx.NodeProto) -> bool:
         """Whether a sigmoid is only there to multiply its own input."""

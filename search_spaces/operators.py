@@ -53,6 +53,10 @@ class Operator:
         kernel, stride: spatial, for convolutions and pooling.
         groups: of a convolution.
         params: learned values, bias included.
+        moved: how what it reads came to be where it is: operators of kind `slice` and `transpose`, of one input each,
+            that copy parts of tensors or reorder them. Each is named once, by its first reader, or by the writer of
+            what a result of the workload is a view of. They are no operators of the workload, since many a runtime
+            reads or writes in place instead.
     """
 
     kind: str
@@ -62,6 +66,7 @@ class Operator:
     stride: tuple[int, ...] = ()
     groups: int = 1
     params: int = 0
+    moved: tuple["Operator", ...] = ()
 
     @property
     def macs(self) -> int:
@@ -78,6 +83,15 @@ class Operator:
     def bytes_moved(self) -> int:
         """Bytes read and written once each: inputs, parameters and output, at the output's bytes per element."""
         return sum(t.bytes for t in self.inputs) + self.params * self.output.itemsize + self.output.bytes
+
+    def at(self, itemsize: int) -> "Operator":
+        """The same with `itemsize` bytes per element."""
+        return replace(
+            self,
+            inputs=tuple(replace(t, itemsize=itemsize) for t in self.inputs),
+            output=replace(self.output, itemsize=itemsize),
+            moved=tuple(op.at(itemsize) for op in self.moved),
+        )
 
 
 @dataclass(frozen=True)
@@ -140,15 +154,7 @@ class Workload:
     def at(self, itemsize: int) -> "Workload":
         """The same network with `itemsize` bytes per element (1 for int8, 2 for fp16, 4 for fp32)."""
         tensors = tuple(replace(t, itemsize=itemsize) for t in self.tensors)
-        operators = tuple(
-            replace(
-                op,
-                inputs=tuple(replace(t, itemsize=itemsize) for t in op.inputs),
-                output=replace(op.output, itemsize=itemsize),
-            )
-            for op in self.operators
-        )
-        return replace(self, operators=operators, tensors=tensors)
+        return replace(self, operators=tuple(op.at(itemsize) for op in self.operators), tensors=tensors)
 
     @staticmethod
     def chain(parts: Iterable["Workload"]) -> "Workload":
@@ -197,20 +203,32 @@ class WorkloadBuilder:
         params: int = 0,
         inputs: Sequence[Tensor] | None = None,
         itemsize: int | None = None,
+        moved: tuple[Operator, ...] = (),
     ) -> int:
         """Append an operator that reads the named tensors and writes a new one of `shape`; returns its index.
 
         Args:
             inputs: the tensors as the operator sees them, where it reads reshaped views; else as they were written.
             itemsize: bytes per element of the output; else those of the first input.
+            moved: see `Operator`.
         """
         inputs = tuple(self.tensors[t] for t in reads) if inputs is None else tuple(inputs)
         output = Tensor(shape, itemsize or (inputs[0].itemsize if inputs else 4))
-        self.operators.append(Operator(kind, inputs, output, kernel, stride, groups, params))
-        self.tensors.append(output)
+        return self.put(Operator(kind, inputs, output, kernel, stride, groups, params, moved), reads)
+
+    def put(self, op: Operator, reads: Sequence[int]) -> int:
+        """Append an operator as it is, which reads the named tensors; returns the index of what it writes."""
+        self.operators.append(op)
+        self.tensors.append(op.output)
         self.reads.append(tuple(reads))
         self.writes.append(len(self.tensors) - 1)
         return self.writes[-1]
+
+    def move(self, tensor: int, moves: tuple[Operator, ...]) -> None:
+        """Name moves behind a tensor, see `Operator.moved`; those of a graph input are its reader's alone."""
+        if moves and tensor in self.writes:
+            at = self.writes.index(tensor)
+            self.operators[at] = replace(self.operators[at], moved=self.operators[at].moved + moves)
 
     def extend(self, part: Workload, sources: Sequence[int]) -> list[int]:
         """Append a whole workload, fed by one of the tensors `sources` per input; returns the indices of its outputs.
@@ -225,11 +243,7 @@ class WorkloadBuilder:
             raise ValueError(f"part expects {expected}, the chain has {given}")
         index = dict(zip(part.inputs, sources, strict=True))
         for op, reads, write in zip(part.operators, part.reads, part.writes, strict=True):
-            self.operators.append(op)
-            self.tensors.append(op.output)
-            index[write] = len(self.tensors) - 1
-            self.reads.append(tuple(index[t] for t in reads))
-            self.writes.append(index[write])
+            index[write] = self.put(op, [index[t] for t in reads])
         return [index[t] for t in part.outputs]
 
     def build(self, outputs: Sequence[int]) -> Workload:

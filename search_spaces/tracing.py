@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from search_spaces.errors import UserError
-from search_spaces.operators import Shape, Workload, WorkloadBuilder
+from search_spaces.movement import Moves, reorders
+from search_spaces.operators import Operator, Shape, Workload, WorkloadBuilder
 from search_spaces.operators import Tensor as TensorSpec
 
 # aten name (without a trailing underscore) -> operator kind. Others keep their aten name.
@@ -44,13 +45,21 @@ _ALIASES = frozenset({"clone", "contiguous", "detach", "_to_copy", "_unsafe_view
 # In place, these change a tensor's view of its data, and torch does not count them among the views.
 _ALIASES |= {"as_strided", "squeeze", "unsqueeze", "transpose", "t"}
 
+# What changes the order of dimensions -> the dimensions in their new order.
+_ORDERS: dict[str, Callable[..., Sequence[int]]] = {
+    "permute": lambda x, order: order,
+    "transpose": lambda x, a, b: _swapped(x.dim(), a, b),
+    "t": lambda x: range(x.dim())[::-1],
+}
+
 
 def trace(module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Workload:
     """The operators that `module` runs in inference on one sample of `input_shape`.
 
     Shapes alone are computed: no weight is copied, the module and torch's random state stay as they are, and a module
-    on the meta device needs no weights at all. Views, reshapes, casts and copies are no operators; an operator that is
-    not known keeps its aten name and counts zero multiply-accumulates. Attention is seen as its products and softmax.
+    on the meta device needs no weights at all. Views, reshapes, casts and copies are no operators (slices and
+    transpositions are in `Operator.moved`); an operator that is not known keeps its aten name and counts zero
+    multiply-accumulates. Attention is seen as its products and softmax.
 
     Args:
         input_shape: per sample, without the batch dimension.
@@ -143,6 +152,10 @@ def _per_sample(tensor: Tensor) -> Shape:
     return shape[1:] if len(shape) > 1 and shape[0] == 1 else shape
 
 
+def _spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(_per_sample(tensor), tensor.element_size())
+
+
 class _Recorder(TorchDispatchMode):
     """Writes down every aten operator that reads an activation."""
 
@@ -150,6 +163,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self._builder = WorkloadBuilder()
         self._index: dict[int, int] = {}  # id of a tensor -> index of the activation that it is, or is a view of
+        self._moves = Moves()  # by id of a tensor
         self._from_params: dict[int, frozenset[int]] = {}  # id of a tensor -> parameters that it is computed from
         self._sizes: dict[int, int] = {}  # parameters that no operator has been charged with yet
         self._alive: list[Tensor] = []  # keeps ids from being used twice
@@ -160,7 +174,7 @@ class _Recorder(TorchDispatchMode):
     def source(self, tensor: Tensor) -> None:
         """Declare the graph's input."""
         self._alive.append(tensor)
-        self._index[id(tensor)] = self._builder.input(TensorSpec(_per_sample(tensor), tensor.element_size()))
+        self._index[id(tensor)] = self._builder.input(_spec(tensor))
 
     @property
     def count(self) -> int:
@@ -173,15 +187,17 @@ class _Recorder(TorchDispatchMode):
 
     def workload(self, result: Any) -> Workload:
         """What was recorded, with the activations in `result` as outputs."""
-        outputs = [self._index[id(leaf)] for leaf in tree_leaves(result) if id(leaf) in self._index]
-        return self._builder.build(list(dict.fromkeys(outputs)))
+        leaves = [leaf for leaf in tree_leaves(result) if id(leaf) in self._index]
+        for leaf in leaves:
+            self._builder.move(self._index[id(leaf)], self._moves.name([id(leaf)]))
+        return self._builder.build(list(dict.fromkeys(self._index[id(leaf)] for leaf in leaves)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         # Before the call: an operator in place returns the very tensor that it read.
         reads = [t for t in given if id(t) in self._index]
-        seen = [(self._index[id(t)], TensorSpec(_per_sample(t), t.element_size())) for t in reads]
+        seen = [(self._index[id(t)], _spec(t)) for t in reads]
         params = frozenset().union(*(self._from_params.get(id(t), frozenset()) for t in given))
         out = _SHAPES[func](*args) if func in _SHAPES else func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
@@ -194,12 +210,19 @@ class _Recorder(TorchDispatchMode):
             return out
         if func.is_view or name in _ALIASES:
             written = seen[0][0]
+            transposed = name in _ORDERS and reorders(reads[0].shape, _ORDERS[name](*args))
+            for view in made:
+                self._moves.view(id(reads[0]), id(view), seen[0][1], _spec(view), transposed)
         else:
-            written = self._record(name, args, seen, made[0], sum(self._sizes.pop(p, 0) for p in params))
+            moved = self._moves.name([id(t) for t in reads])
+            written = self._record(name, args, seen, made[0], sum(self._sizes.pop(p, 0) for p in params), moved)
         self._index.update((id(t), written) for t in made)
         return out
 
-    def _record(self, name: str, args: Any, seen: list[tuple[int, TensorSpec]], out: Tensor, params: int) -> int:
+    def _record(
+        self, name: str, args: Any, seen: list[tuple[int, TensorSpec]], out: Tensor, params: int,
+        moved: tuple[Operator, ...],
+    ) -> int:  # fmt: skip
         kind, attributes = _READERS.get(name, _plain)(name, args, self._index)
         if name in ("addmm", "baddbmm") and id(args[0]) in self._index:
             seen = [*seen[1:], seen[0]]  # the factors first: the last dimension of the first is what is summed over
@@ -210,6 +233,7 @@ class _Recorder(TorchDispatchMode):
             params=params,
             inputs=[spec for _, spec in seen],
             itemsize=out.element_size(),
+            moved=moved,
             **attributes,
         )
 
@@ -293,6 +317,12 @@ def _mean(name: str, args: Any, activations: _Activations) -> _Read:
 
 def _clamp(name: str, args: Any, activations: _Activations) -> _Read:
     return "relu6" if tuple(args[1:3]) == (0, 6) else name, {}
+
+
+def _swapped(rank: int, a: int, b: int) -> list[int]:
+    order = list(range(rank))
+    order[a], order[b] = order[b], order[a]
+    return order
 
 
 def _fill(values: Any, length: int) -> tuple[int, ...]:

@@ -1,11 +1,13 @@
 """Workloads of arbitrary modules."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search_spaces import UserError, trace
+from search_spaces import UserError, Workload, read_onnx, trace
 
 
 def kinds(module: nn.Module, *shape: int, **options: torch.dtype) -> list[str]:
@@ -143,3 +145,47 @@ def test_padded_pooling_as_large_as_the_map_is_not_global() -> None:
     padded, whole = (trace(nn.AvgPool2d(3, 1, padding), (4, 3, 3)).operators[0] for padding in (1, 0))
     assert (padded.kind, padded.output.shape) == ("avg_pool2d", (4, 3, 3))
     assert (whole.kind, whole.output.shape) == ("global_avg_pool", (4, 1, 1))
+
+
+class Shuffled(nn.Module):
+    """A tensor split, one half reordered, both read twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        first, second = x.chunk(2, 1)
+        shuffled = second.reshape(n, 2, c // 4, h, w).transpose(1, 2).reshape(n, c // 2, h, w)
+        return torch.cat([first.relu(), shuffled.relu(), shuffled.sigmoid()], 1)
+
+
+def moves(workload: Workload) -> list[list[tuple[str, int]]]:
+    """Kinds and sizes, of each operator that has any."""
+    return [[(move.kind, move.output.size) for move in op.moved] for op in workload.operators if op.moved]
+
+
+def test_slices_and_transpositions_are_named_once_by_their_first_reader() -> None:
+    workload = trace(Shuffled(), (8, 6, 6))
+    assert moves(workload) == [[("slice", 144)], [("slice", 144), ("transpose", 144)]]
+    assert [op.kind for op in workload.operators] == ["relu", "relu", "sigmoid", "concat"]
+    assert [move.output.itemsize for op in workload.at(1).operators for move in op.moved] == [1, 1, 1]
+
+
+def test_views_that_leave_values_in_place_move_nothing() -> None:
+    class Views(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.transpose(0, 1)[:, :, :6].flatten(1).unsqueeze(2)  # whole, and dimensions of size 1
+            return y.permute(0, 2, 1).relu()
+
+    assert moves(trace(Views(), (8, 6, 6))) == []
+
+
+def test_a_result_that_is_a_view_is_moved_by_its_writer() -> None:
+    class Last(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.relu().transpose(2, 3), x[:, :4]  # and a view of the input, which nothing in here writes
+
+    assert moves(trace(Last(), (8, 6, 5))) == [[("transpose", 240)]]
+
+
+def test_an_onnx_file_has_the_moves_of_its_network(tmp_path: Path) -> None:
+    torch.onnx.export(Shuffled(), (torch.zeros(1, 8, 6, 6),), tmp_path / "s.onnx", dynamo=False)
+    assert read_onnx(tmp_path / "s.onnx") == trace(Shuffled(), (8, 6, 6))
