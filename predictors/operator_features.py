@@ -81,10 +81,8 @@ COORDINATES = (
 
 # Convolutions compute whole vectors of output channels: of 16 with AVX-512 (ORT's NCHWc, OpenVINO's nChw16c).
 _VECTOR = 16
-_NEAR, _FAR = (
-    0.3,
-    3.0,
-)  # million values, 1.2 and 12 MB in fp32: about a core's own cache, and its share of the common one
+# Million values, 1.2 and 12 MB in fp32: about a core's own cache, and its share of the common one.
+_NEAR, _FAR = 0.3, 3.0
 _TOUCHED = [QUANTITIES.index(name) for name in ("values", "params")]
 
 _DEPTHWISE = {16: "depthwise", 8: "depthwise_8", 4: "depthwise_4", 2: "ragged", 1: "ragged"}
@@ -129,8 +127,9 @@ def kernels(workload: Workload) -> Counter[Operator]:
     # Tensors that a kernel writes last and could still apply something to -> the kernel's kind.
     open_ends: dict[int, str] = {}
     found: Counter[Operator] = Counter()
-    for op, reads, write in steps:
-        found.update(_moved(op))
+    for moving, reads, write in steps:
+        found.update(_moved(moving))
+        op = _still(moving)
         source = open_ends.get(reads[0], "") if reads and readers[reads[0]] == 1 else ""
         if source in _PRODUCTS and op.kind == "batch_norm":
             open_ends[write] = source
@@ -138,7 +137,7 @@ def kernels(workload: Workload) -> Counter[Operator]:
             pass  # taken in, and closed
         else:
             trailing = op.kind in _TRAILING and any(readers[t] == 1 and open_ends.get(t) in _PRODUCTS for t in reads)
-            found[replace(op, kind=_TRAILING[op.kind] if trailing else op.kind, moved=())] += 1
+            found[replace(op, kind=_TRAILING[op.kind]) if trailing else op] += 1
             if op.kind in _PRODUCTS or op.kind in ("add", "batch_norm"):
                 open_ends[write] = op.kind
     return found
@@ -148,6 +147,11 @@ def _moved(op: Operator) -> list[Operator]:
     """The copies before an operator. A product reads matrices whose sides are swapped as they are."""
     swaps = op.kind == "matmul"
     return [m for m in op.moved if not (swaps and m.kind == "transpose" and _swapped(m))]
+
+
+def _still(op: Operator) -> Operator:
+    """The operator alone, as a kernel that moves nothing first."""
+    return replace(op, moved=()) if op.moved else op
 
 
 def _swapped(move: Operator) -> bool:
@@ -162,7 +166,7 @@ def _once(workload: Workload) -> list[tuple[Operator, tuple[int, ...], int]]:
     steps = []
     for op, reads, write in zip(workload.operators, workload.reads, workload.writes, strict=True):
         reads = tuple(same.get(t, t) for t in reads)
-        first = write if op.params else known.setdefault((replace(op, moved=()), reads), write)
+        first = write if op.params else known.setdefault((_still(op), reads), write)
         if first == write:
             steps.append((op, reads, write))
         else:

@@ -173,18 +173,14 @@ class ElasticWorkload:
             read = self._total(op.reads[0], widths) if op.reads else 0
             wrote = self._total(op.writes, widths)
             grouped = op.operator.groups > 1 and bool(op.writes)
-            made[self._writes[i]] = builder.add(
-                op.operator.kind,
-                [made[t] for t in self._reads[i]],
-                output.shape,
-                kernel=op.operator.kernel,
-                stride=op.operator.stride,
+            resized = replace(
+                op.operator,
+                inputs=inputs,
+                output=output,
                 groups=wrote if grouped and op.operator.groups == op.operator.output.shape[0] else op.operator.groups,
                 params=wrote * (op.pair * read + op.single) if op.pair or op.single else op.operator.params,
-                inputs=inputs,
-                itemsize=output.itemsize,
-                moved=op.operator.moved,
             )
+            made[self._writes[i]] = builder.put(resized, [made[t] for t in self._reads[i]])
         return builder.build([made[t] for t in run.after])
 
     def _total(self, axis: Axis, widths: Mapping[int, int]) -> int:

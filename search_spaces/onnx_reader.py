@@ -256,9 +256,10 @@ class _Reader:
             or self._fused_quantize(node)
         ):
             # A dequantised tensor is the quantised one: that is what is stored, and what fused operators read.
+            transposed = node.op_type == "Transpose" and self._reorders(reads[0], attributes)
             for name in filter(None, node.output):
                 self._activations[name] = source
-                self._moves.view(reads[0], name, self._type(reads[0]), self._type(name), self._transposes(node))
+                self._moves.view(reads[0], name, self._type(reads[0]), self._type(name), transposed)
                 if node.op_type == "DequantizeLinear":
                     self._types[name] = Tensor(self._type(name).shape, self._type(node.input[0]).itemsize)
             return
@@ -284,10 +285,9 @@ class _Reader:
         if kind == "linear":
             self._products.add(node.output[0])
 
-    def _transposes(self, node: onnx.NodeProto) -> bool:
-        shape = self._full_shape[node.input[0]]
-        order = {a.name: list(a.ints) for a in node.attribute}.get("perm", range(len(shape))[::-1])
-        return node.op_type == "Transpose" and reorders(shape, order)
+    def _reorders(self, name: str, attributes: dict[str, Any]) -> bool:
+        shape = self._full_shape[name]
+        return reorders(shape, attributes.get("perm", range(len(shape))[::-1]))
 
     def _is_gate(self, node: onnx.NodeProto) -> bool:
         """Whether a sigmoid is only there to multiply its own input."""
