@@ -89,7 +89,7 @@ class LiteRTConverter(StagedConverter):
         litert_torch = load(EXTRA, "litert_torch")
         example = torch.from_numpy(x)
         # Folding normalisation first halves the graph that has to be decomposed and lowered.
-        network = folded(network)
+        network = _with_cropping(folded(network))
         if example.ndim == 4:
             network, example = litert_torch.to_channel_last_io(network, args=[0]), example.permute(0, 2, 3, 1)
         litert_torch.convert(network, (example.contiguous(),)).export(str(path))
@@ -99,6 +99,22 @@ class LiteRTConverter(StagedConverter):
             quantize_tflite(file, path, batches)
         else:
             shutil.copyfile(file, path)
+
+
+def _with_cropping(network: nn.Module) -> nn.Module:
+    """The network, with transposed convolutions that LiteRT has no padding for run without any, and cropped.
+
+    Its TRANSPOSE_CONV pads as TensorFlow does: not at all, or so that the output is the stride times the input.
+    """
+    from torch import nn
+
+    from hardware_profiles.litert_layers import CroppedConvTranspose2d
+
+    for name, child in list(network.named_modules()):
+        if isinstance(child, nn.ConvTranspose2d) and CroppedConvTranspose2d.fits(child):
+            parent, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(parent), attribute, CroppedConvTranspose2d(child))
+    return network
 
 
 def quantize_tflite(source: Path, path: Path, batches: list[Array]) -> None:

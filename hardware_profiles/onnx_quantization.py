@@ -117,6 +117,14 @@ def _beside_products(graph: Any) -> list[str]:
     return [node.name for node in graph.node if node.op_type not in ("Conv", "Gemm", "MatMul")]
 
 
+def _transposed_in_groups(graph: Any) -> list[str]:
+    """Transposed convolutions in groups: the quantiser takes their weight's channels for those of one group."""
+    return [
+        node.name for node in graph.node
+        if node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    ]  # fmt: skip
+
+
 class OnnxQuantizer:
     """An fp32 ONNX file with the ranges of its activations, which can be quantised in many ways. A context manager.
 
@@ -157,7 +165,11 @@ class OnnxQuantizer:
             raise UserError(f"{source}: cannot be quantised: {reason(error)}") from error
         self.input = model.graph.input[0].name
         self.layers = weight_layers(model)
-        self._left = _around_pools_beyond_the_edge(model.graph) + _beside_products(model.graph)
+        self._left = [
+            name
+            for unfit in (_around_pools_beyond_the_edge, _beside_products, _transposed_in_groups)
+            for name in unfit(model.graph)
+        ]
         self.nodes = {node.name: node.op_type for node in model.graph.node if node.op_type not in ("Constant",)}
 
     def __enter__(self) -> Self:

@@ -85,6 +85,15 @@ def mobile_net() -> nn.Module:
     return network
 
 
+def decoder() -> nn.Module:
+    """Transposed convolutions of every padding, which runtimes pad in ways of their own."""
+    torch.manual_seed(0)
+    sizes = [(2, 2, 0, 0, 1), (3, 2, 1, 1, 1), (4, 2, 1, 0, 8), (3, 2, 1, 0, 1), (3, 1, 1, 0, 1), (5, 3, 2, 1, 4)]
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 4), *(nn.ConvTranspose2d(8, 8, k, s, p, o, g) for k, s, p, o, g in sizes), nn.ReLU()
+    )
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Converts a network for a target, once."""
@@ -120,7 +129,7 @@ def fast(target: Target) -> Meter:
     return type(meter_for(target))(passes=2, max_passes=2, pass_ms=0.5)
 
 
-@pytest.mark.parametrize("make", [plain_cnn, mobile_net])
+@pytest.mark.parametrize("make", [plain_cnn, mobile_net, decoder])
 def test_the_file_computes_what_the_network_does(make: Callable[[], nn.Module], target: Target, files: Files) -> None:
     artifact = files(target, make)
     assert artifact.file_bytes >= artifact.path.stat().st_size > 0
