@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from hardware_profiles.extras import load
 from hardware_profiles.meter import Artifact
 from hardware_profiles.passes import InProcessMeter, Session
 from hardware_profiles.profile import Target
+from hardware_profiles.subprocesses import run
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ class LiteRTConverter(StagedConverter):
             quantize_tflite(file, path, batches)
         else:
             shutil.copyfile(file, path)
+        _survived(path)
 
 
 def _with_cropping(network: nn.Module) -> nn.Module:
@@ -132,6 +135,28 @@ def quantize_tflite(source: Path, path: Path, batches: list[Array]) -> None:
     left = _float_operators(path)
     if left:
         raise UserError(f"operators without an int8 form: {', '.join(left)}")
+
+
+# What the meter does with a file, in a process of its own.
+_PROBE = """
+import sys
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(model_path=sys.argv[1], num_threads=1)
+interpreter.allocate_tensors()
+interpreter.invoke()
+"""
+_PROBE_S = 120.0
+
+
+def _survived(path: Path) -> None:
+    """Load and run a file in another process: some that the converter writes crash the runtime.
+
+    Raises:
+        UserError: it crashed, with what it last said.
+    """
+    finished = run([sys.executable, "-c", _PROBE, str(path)], _PROBE_S)
+    if finished.returncode < 0:
+        raise UserError(f"LiteRT crashes on this file (signal {-finished.returncode}): {finished.complaint}")
 
 
 def _float_operators(path: Path) -> list[str]:

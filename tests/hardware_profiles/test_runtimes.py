@@ -236,6 +236,18 @@ def test_a_file_that_differs_from_the_network_is_not_written(target: Target, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.extra("litert")
+def test_a_file_that_crashes_the_runtime_is_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash = "import os, sys; print('corrupted', file=sys.stderr, flush=True); os.abort()"
+    monkeypatch.setattr("hardware_profiles.litert._PROBE", crash)
+    target = load_target("host:litert-fp32")
+    with pytest.raises(UserError, match=r"LiteRT crashes on this file \(signal 6\): corrupted"):
+        converter_for(target).convert(plain_cnn(), target, SHAPE, tmp_path / "n.tflite")
+    assert not list(tmp_path.iterdir())
+
+
 @only_int8
 def test_calibration_images_must_fit(target: Target, tmp_path: Path) -> None:
     converter = converter_for(target)
