@@ -20,13 +20,16 @@ class CroppedConvTranspose2d(nn.Module):
     @staticmethod
     def fits(module: nn.ConvTranspose2d) -> bool:
         """Whether its padding is neither none nor TensorFlow's `SAME`, and cropping gives the same."""
+        if isinstance(module.padding, str) or module.dilation != (1, 1):
+            return False
         sides = list(zip(module.kernel_size, module.stride, module.padding, module.output_padding, strict=True))
         known = all(out == 0 and 2 * pad in (0, kernel - stride) for kernel, stride, pad, out in sides)
-        return not known and module.dilation == (1, 1) and all(out <= pad for _, _, pad, out in sides)
+        return not known and all(out <= pad for _, _, pad, out in sides)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)` to what the module gives for it."""
         m = self.module
         y = F.conv_transpose2d(x, m.weight, m.bias, m.stride, groups=m.groups)
-        (top, left), (below, beside) = m.padding, m.output_padding
+        top, left = (int(side) for side in m.padding)
+        below, beside = m.output_padding
         return y[:, :, top : y.shape[2] - top + below, left : y.shape[3] - left + beside]

@@ -32,12 +32,14 @@ GROUPS = (
     "matmul",
     "norm",  # normalisation that no convolution takes in
     "clamp",  # relu and the like, likewise
+    "leaky_relu",
     "hard_swish",  # and hard-sigmoid
     "sigmoid",  # and tanh
     "silu",
     "gelu",
     "add",
-    "trailing_hard_swish",  # these of what one convolution or linear layer wrote, whose kernel may do it as it writes
+    "trailing_leaky_relu",  # these of what one convolution or linear layer wrote, whose kernel may do it as it writes
+    "trailing_hard_swish",
     "trailing_sigmoid",
     "trailing_silu",
     "trailing_gelu",
@@ -74,26 +76,35 @@ COSTLIER = {
     ("resample", "values"): 6.0,
     ("transpose", "values"): 3.0,
 }
-QUANTITIES = ("kernels", "macs", "values", "params", "starts")
+# Beside the sizes of an operator, multiply-accumulates that some runtimes pay for and others do not: `starts` of the
+# innermost loop, those of the `idle` ends of vectors of channels, and those of depthwise windows too `wide` to unroll.
+QUANTITIES = ("kernels", "macs", "values", "params", "starts", "idle_outputs", "idle_inputs", "wide")
 COORDINATES = (
     "inputs", "outputs", "positions", "kernel", "stride", "input_multiple", "output_multiple", "parts",
 )  # fmt: skip
 
-# Convolutions compute whole vectors of output channels: of 16 with AVX-512 (ORT's NCHWc, OpenVINO's nChw16c).
+# Convolutions compute whole vectors of channels: of 16 with AVX-512 (ORT's NCHWc, OpenVINO's nChw16c).
 _VECTOR = 16
+# Images are read as they are, by kernels of their own.
+_IMAGE_CHANNELS = 3
+# XNNPACK has depthwise kernels for windows of up to 5 x 5; LiteRT takes 8 to 12 times as long for a tap of larger ones.
+_UNROLLED = 25
 # Million values, 1.2 and 12 MB in fp32: about a core's own cache, and its share of the common one.
 _NEAR, _FAR = 0.3, 3.0
 _TOUCHED = [QUANTITIES.index(name) for name in ("values", "params")]
+_PARAMS = QUANTITIES.index("params")
+_READ_ONCE = [GROUPS.index(name) for name in ("vector", "pixel")]
 
 _DEPTHWISE = {16: "depthwise", 8: "depthwise_8", 4: "depthwise_4", 2: "ragged", 1: "ragged"}
 _CONVOLUTIONS = frozenset({"conv2d", "depthwise_conv2d", "conv_transpose2d"})
 _PRODUCTS = _CONVOLUTIONS | {"linear"}
-_CLAMPS = frozenset({"relu", "relu6", "clamp", "leaky_relu"})
+_CLAMPS = frozenset({"relu", "relu6", "clamp"})
 _GROUP_OF = {
     "conv_transpose2d": "transposed",
     "matmul": "matmul",
     **dict.fromkeys(("batch_norm", "layer_norm", "group_norm"), "norm"),
     **dict.fromkeys(_CLAMPS, "clamp"),
+    "leaky_relu": "leaky_relu",
     **dict.fromkeys(("hard_swish", "hard_sigmoid"), "hard_swish"),
     **dict.fromkeys(("sigmoid", "tanh"), "sigmoid"),
     "silu": "silu",
@@ -194,7 +205,7 @@ def group_of(op: Operator) -> str:
 
 
 def describe(operators: Sequence[Operator]) -> tuple[NDArray[np.int64], Array, Array]:
-    """Groups `(n,)` as indices into `GROUPS`, `QUANTITIES` `(n, 5)` in millions, and `COORDINATES` `(n, 8)`.
+    """Groups `(n,)` as indices into `GROUPS`, `QUANTITIES` `(n, 8)` in millions, and `COORDINATES` `(n, 8)`.
 
     Coordinates are logarithms to base 2, so that a distance of one is a factor of two in one size. Those of a kernel's
     size count more, as code differs by it, and those of the power of two that divides the channels (16 at most: what
@@ -207,7 +218,7 @@ def describe(operators: Sequence[Operator]) -> tuple[NDArray[np.int64], Array, A
 
 
 def footprints(quantities: Array) -> Array:
-    """`(n,)` millions of values and parameters that operators of `QUANTITIES` `(n, 5)` touch."""
+    """`(n,)` millions of values and parameters that operators of `QUANTITIES` `(n, 8)` touch."""
     touched: Array = quantities[:, _TOUCHED].sum(1)
     return touched
 
@@ -224,6 +235,24 @@ def strained(footprint: Any) -> Any:
     return (1 + footprint / _NEAR) / (1 + footprint / _FAR)
 
 
+def weights_read_once(groups: NDArray[np.int64], quantities: Array) -> Array:
+    """`(n,)` millions of parameters of operators on single vectors, which use each of them once."""
+    once: Array = np.where(np.isin(groups, _READ_ONCE), quantities[:, _PARAMS], 0.0)
+    return once
+
+
+def streamed(footprint: Any) -> Any:
+    """Share of a network's parameters that comes from memory each time it runs: of a working set, what no cache holds.
+
+    Linear layers of one vector take three times as long for each of their weights in networks beyond a core's share of
+    the last cache as in small ones, whose weights stay there from run to run.
+
+    Args:
+        footprint: `(n,)` of networks, a numpy array or a torch tensor.
+    """
+    return 1 - _FAR / footprint.clip(_FAR)
+
+
 _INDEX = {name: i for i, name in enumerate(GROUPS)}
 
 
@@ -238,7 +267,10 @@ def _positions(shape: Sequence[int]) -> int:
 
 def _quantities(op: Operator) -> tuple[float, ...]:
     values = sum(t.size for t in op.inputs) + op.output.size
-    return 1.0, _computed(op) / 1e6, values / 1e6, op.params / 1e6, _computed(op) / _strip(op) / 1e6
+    macs, computed = op.macs, _computed(op)
+    wide = macs if op.kind == "depthwise_conv2d" and prod(op.kernel) > _UNROLLED else 0
+    sizes = macs, values, op.params, computed / _strip(op), computed - macs, computed * _idle_inputs(op), wide
+    return 1.0, *(size / 1e6 for size in sizes)
 
 
 def _strip(op: Operator) -> float:
@@ -251,11 +283,23 @@ def _strip(op: Operator) -> float:
 
 
 def _computed(op: Operator) -> float:
-    """Multiply-accumulates with those of the vectors' unused ends, as most kernels of convolutions run them."""
+    """Multiply-accumulates with those of the unused ends of vectors of output channels."""
     outputs = _channels(op.output.shape)
     if op.kind not in ("conv2d", "depthwise_conv2d") or group_of(op) in ("pixel", "narrow", "ragged"):
         return float(op.macs)
-    return op.macs * (-(-outputs // _VECTOR) * _VECTOR / outputs)
+    return op.macs * (1 + _idle(outputs))
+
+
+def _idle_inputs(op: Operator) -> float:
+    """Share that the unused ends of vectors of input channels add."""
+    if op.kind != "conv2d" or op.groups > 1:
+        return 0.0
+    inputs = _channels(op.inputs[0].shape)
+    return _idle(inputs) if inputs > _IMAGE_CHANNELS else 0.0
+
+
+def _idle(channels: int) -> float:
+    return -channels % _VECTOR / channels
 
 
 def _coordinates(op: Operator) -> tuple[float, ...]:

@@ -21,13 +21,18 @@ from predictors.operator_features import (
     footprints,
     kernels,
     strained,
+    streamed,
+    weights_read_once,
 )
 from search_spaces import Operator, Workload
 
 # Prior of the rates, ms per kernel and per million: a CPU core, but a network's worth of measurements moves all alike.
-_START = np.log([0.005, 0.05, 0.3, 0.3, 0.1])
+_START = np.log([0.005, 0.05, 0.3, 0.3, 0.1, 0.05, 0.05, 0.05])
 _RATES = len(QUANTITIES)
 _OFFSET = np.log(0.02)
+_STREAM = np.log(0.1)  # ms per million weights that come from memory
+# Parameters of whole networks, which end a point of the search: log stream, strain, log offset.
+_WHOLE = 3
 _RATE_STD = 3.0  # of the logarithms of the rates that all groups share
 _GROUP_STD = 1.0  # of a group's own rates around them
 # Of the slope of a group's log cost over a coordinate (per factor of two), and of the smooth rest. Of operators that
@@ -45,7 +50,6 @@ NOISES = (0.01, 0.02, 0.05)
 # Those of networks of many families, for others: chosen once, by how well made-up networks predicted those of a theme
 # left out (medleys in eighths) in two runtimes and in int8.
 _FOREIGN = BENDS[-1], 2.5, 0.03
-_FOREIGN_GROUP_STD = 0.5
 _MOST_INDUCING = 512
 _FEW = 600  # networks that hyper-parameters are chosen on
 _FOLDS = 8
@@ -143,10 +147,11 @@ class Parameters:
     """The maximum a posteriori, as numbers.
 
     Args:
-        rates: `(groups, 5)` logarithms of the cost per unit of each quantity.
+        rates: `(groups, 8)` logarithms of the cost per unit of each quantity.
         trends: `(groups, 8)` slopes over coordinates, from `centre` `(8,)`.
         rest: `(m,)` weights of the basis's covariances.
         offset: what every network costs.
+        stream: cost of a million weights that are used once and come from memory, see `streamed`.
         strain: power of a network's footprint that its cost grows by, beside what its operators cost each.
         doubt: `(groups,)` standard deviation of the log cost that rates and trends leave.
     """
@@ -156,6 +161,7 @@ class Parameters:
     centre: Array
     rest: Array
     offset: float
+    stream: float
     strain: float
     doubt: Array
 
@@ -246,11 +252,24 @@ class _Design:
         return centre
 
     @cached_property
+    def footprints(self) -> Array:
+        """`(n,)` of networks."""
+        touched: Array = self.observations.counts @ footprints(self.observations.quantities)
+        return touched
+
+    @cached_property
     def strained(self) -> Array:
         """`(n,)` of networks, see `strained`. Within one family costs stay sums, as exact limits of a search need."""
-        if not self.observations.foreign:
-            return np.ones(len(self.observations.values))
-        return strained(self.observations.counts @ footprints(self.observations.quantities))
+        return strained(self.footprints) if self.observations.foreign else np.ones(len(self.footprints))
+
+    @cached_property
+    def streamed(self) -> Array:
+        """`(n,)` millions of weights that networks read from memory, once; of one family none, likewise."""
+        o = self.observations
+        if not o.foreign:
+            return np.zeros(len(self.footprints))
+        weights: Array = o.counts @ weights_read_once(o.groups, o.quantities) * streamed(self.footprints)
+        return weights
 
     @cached_property
     def shares(self) -> csr_matrix:
@@ -295,13 +314,13 @@ class _Design:
     @cached_property
     def prior_mean(self) -> Array:
         free = _RATES * len(self.present) + self.bumps.shape[1]
-        return np.concatenate([_START, np.zeros(free), [0.0, _OFFSET]])
+        return np.concatenate([_START, np.zeros(free), [_STREAM, 0.0, _OFFSET]])
 
     @cached_property
     def precision(self) -> Array:
-        group_std = _FOREIGN_GROUP_STD if self.observations.foreign else _GROUP_STD
-        own = np.full(_RATES * len(self.present), group_std)
-        std = np.concatenate([np.full(_RATES, _RATE_STD), own, np.ones(self.bumps.shape[1]), [_STRAIN_STD, _RATE_STD]])
+        own = np.full(_RATES * len(self.present), _GROUP_STD)
+        whole = [_RATE_STD, _STRAIN_STD, _RATE_STD]
+        std = np.concatenate([np.full(_RATES, _RATE_STD), own, np.ones(self.bumps.shape[1]), whole])
         precision: Array = std**-2.0
         return precision
 
@@ -311,7 +330,8 @@ class _Problem:
     """Observations under given hyper-parameters, and the point that maximises their posterior once solved.
 
     The cost of operator o is exp(trend and rest of o) * sum over quantities q of rate(group of o, q) * q(o); a
-    network's value is the sum over its operators and an offset, times log-normal noise. All rates are logarithms with
+    network's value is the sum over its operators, its weights from memory and an offset, times a power of its strain
+    and log-normal noise. All rates are logarithms with
     normal priors, a group's own around those that all groups share, so that a group of few measurements leans on the
     others. Everything is positive by construction. Gauss-Newton with Levenberg's damping finds the maximum; its normal
     equations then give the posterior (Laplace), and nearly what networks left out would be predicted as.
@@ -333,7 +353,7 @@ class _Problem:
         if self.start is None:
             shift = float(np.median(self._evaluate(point).residual))
             point[:_RATES] += shift
-            point[-1] += shift
+            point[[-_WHOLE, -1]] += shift
         else:
             point = self.start.copy()
         here = self._evaluate(point)
@@ -429,9 +449,11 @@ class _Problem:
         o, first = self.observations, _RATES + _RATES * len(self.design.present)
         rates = point[:_RATES] + point[_RATES:first].reshape(-1, _RATES)[self.design.own] + _COSTLIER[o.groups]
         parts = np.exp(rates) * o.quantities
-        bend = self.design.bumps @ point[first:-2]
+        bend = self.design.bumps @ point[first:-_WHOLE]
         cost = parts.sum(1) * np.exp(np.clip(bend, -_LIMIT, _LIMIT))
-        total = (o.counts @ cost + np.exp(point[-1])) * self.design.strained ** point[-2]
+        stream, strain, offset = point[-_WHOLE:]
+        total = o.counts @ cost + np.exp(stream) * self.design.streamed + np.exp(offset)
+        total = total * self.design.strained**strain
         residual = np.log(o.values / total)
         loss = (self.trust * (residual / self.noise) ** 2).sum()
         loss += ((point - self.design.prior_mean) ** 2 * self.design.precision).sum()
@@ -440,13 +462,16 @@ class _Problem:
     def _jacobian(self, at: _State) -> Array:
         """`(n, p)` of the log predictions."""
         o = self.observations
-        factor = self.design.strained ** at.point[-2] / at.total
+        stream, strain, offset = at.point[-_WHOLE:]
+        factor = self.design.strained**strain / at.total
         weight = csr_matrix(diags_array(factor) @ o.counts @ diags_array(at.cost))
-        ends = np.column_stack([np.log(self.design.strained), factor * np.exp(at.point[-1])])
+        ends = np.column_stack(
+            [factor * np.exp(stream) * self.design.streamed, np.log(self.design.strained), factor * np.exp(offset)]
+        )
         return np.hstack([*(_dense(weight @ part) for part in self._operator_jacobian(at)), ends])
 
     def _operator_jacobian(self, at: _State) -> tuple[Array, csr_matrix, Array]:
-        """`(d, 5)`, `(d, 5 * groups)` and `(d, ...)` of the log costs of operators: by rates, groups' rates, bumps."""
+        """`(d, 8)`, `(d, 8 * groups)` and `(d, ...)` of the log costs of operators: by rates, groups' rates, bumps."""
         share = at.parts / at.parts.sum(1, keepdims=True)
         rows, columns = np.indices(share.shape)
         own = csr_matrix(
@@ -490,14 +515,20 @@ class _Problem:
         trends[self.design.present] = self.design.trend_std * point[first:second].reshape(-1, size)
         rest = np.zeros(0)
         if len(self.design.inducing):
-            rest = solve_triangular(self.design.basis.factor.T, self.design.bump_std * point[second:-2], lower=False)
+            rest = solve_triangular(
+                self.design.basis.factor.T, self.design.bump_std * point[second:-_WHOLE], lower=False
+            )
         doubt = np.full(len(GROUPS), _UNSEEN)
-        covariance, parts = self._covariance[:-2, :-2], self._operator_jacobian(self.solved)
+        covariance, parts = self._covariance[:-_WHOLE, :-_WHOLE], self._operator_jacobian(self.solved)
         for group in self.design.present:
             members = np.flatnonzero(self.observations.groups == group)[:200]
             jacobian = np.hstack([_dense(part[members]) for part in parts])
             doubt[group] = np.sqrt(np.mean((jacobian @ covariance * jacobian).sum(1)))
-        return Parameters(rates, trends, self.design.centre, rest, float(np.exp(point[-1])), float(point[-2]), doubt)
+        stream, strain, offset = point[-_WHOLE:]
+        stream = np.exp(stream) if self.observations.foreign else 0.0
+        return Parameters(
+            rates, trends, self.design.centre, rest, float(np.exp(offset)), float(stream), float(strain), doubt
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from predictors.operator_features import (
     group_of,
     kernels,
     strained,
+    streamed,
+    weights_read_once,
 )
 from predictors.quality import spread_around
 from search_spaces import Operator, UserError, Workload
@@ -45,6 +47,7 @@ class Fit(BaseModel):
         rest: their weights.
         length: scale of the rest, in factors of two of a size.
         offset: what every network costs.
+        stream: cost of a million weights that are used once and come from memory, see `streamed`.
         strain: power of a network's footprint that its cost grows by, as caches hold less and less of it.
         doubts: per group, standard deviation of the log cost; 1 for groups that no network had.
         noise: standard deviation of a log measurement.
@@ -67,6 +70,7 @@ class Fit(BaseModel):
     rest: tuple[float, ...]
     length: float
     offset: float
+    stream: float = 0.0
     strain: float = 0.0
     doubts: tuple[float, ...]
     noise: float
@@ -94,10 +98,11 @@ class OperatorModel(AdditivePredictor):
         fit: the fitted numbers.
     """
 
-    # Features: cost, cost times its log standard deviation, footprint, and cost in strange operators by group.
-    COST, DOUBT, FOOTPRINT, STRANGE_FROM = range(4)
+    # Features: cost, cost times its log standard deviation, footprint, weights that are used once, and cost in strange
+    # operators by group.
+    COST, DOUBT, FOOTPRINT, ONCE, STRANGE_FROM = range(5)
 
-    leading = 3
+    leading = STRANGE_FROM
 
     def __init__(self, fit: Fit) -> None:
         from predictors.operator_fitting import Basis, Parameters
@@ -113,7 +118,7 @@ class OperatorModel(AdditivePredictor):
         )
         self._parameters = Parameters(
             np.array(fit.rates), np.array(fit.trends), np.array(fit.centre), np.array(fit.rest), fit.offset,
-            fit.strain, np.array(fit.doubts),
+            fit.stream, fit.strain, np.array(fit.doubts),
         )  # fmt: skip
         self._rows: dict[Operator, Array] = {}
 
@@ -177,6 +182,7 @@ class OperatorModel(AdditivePredictor):
             rest=tuple(p.rest.tolist()),
             length=found.basis.length,
             offset=p.offset,
+            stream=p.stream,
             strain=p.strain,
             doubts=tuple(p.doubt.tolist()),
             noise=found.noise,
@@ -188,8 +194,8 @@ class OperatorModel(AdditivePredictor):
         return cls(numbers), found.residuals
 
     def block_features(self, workload: Workload) -> Array:
-        """`(3 + groups,)`: cost, cost times its doubt, footprint, and cost in operators of each group unlike all
-        measured ones."""
+        """`(4 + groups,)`: cost, cost times its doubt, footprint, weights that are used once, and cost in operators of
+        each group unlike all measured ones."""
         return self.block_rows([workload])[0]
 
     def block_rows(self, workloads: Sequence[Workload]) -> Array:
@@ -202,12 +208,14 @@ class OperatorModel(AdditivePredictor):
         return rows
 
     def head(self, totals: Any) -> Any:
-        cost = totals[:, self.COST] + self.numbers.offset
-        return cost * strained(totals[:, self.FOOTPRINT]) ** self.numbers.strain if self.numbers.strain else cost
+        cost, footprint = totals[:, self.COST] + self.numbers.offset, totals[:, self.FOOTPRINT]
+        if self.numbers.stream:
+            cost = cost + self.numbers.stream * totals[:, self.ONCE] * streamed(footprint)
+        return cost * strained(footprint) ** self.numbers.strain if self.numbers.strain else cost
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:
-        if self.numbers.strain:
+        if self.numbers.stream or self.numbers.strain:
             return None
         weights = np.zeros(self.STRANGE_FROM + len(GROUPS))
         weights[self.COST] = 1.0
@@ -266,6 +274,7 @@ class OperatorModel(AdditivePredictor):
             std, strange = doubts(self._parameters, self._basis, groups, coordinates)
             rows[:, self.DOUBT] = rows[:, self.COST] * std
             rows[:, self.FOOTPRINT] = footprints(quantities)
+            rows[:, self.ONCE] = weights_read_once(groups, quantities)
             rows[np.arange(len(some)), self.STRANGE_FROM + groups] = rows[:, self.COST] * strange
             self._rows.update(zip(some, rows, strict=True))
 

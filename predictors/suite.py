@@ -270,6 +270,20 @@ def _gated(d: _Dice) -> Iterator[Layer]:
     yield from _top(d)
 
 
+def _leaky(d: _Dice) -> Iterator[Layer]:
+    """As small detectors are: leaky ReLUs, which not every kernel of a convolution takes in."""
+    act = "leaky_relu"
+    yield _layer("conv", out=d.channels(0), kernel=3, stride=d.one(1, 2), act=act)
+    for stage, block, stride in d.each():
+        kind = d.one("conv", "residual", "split_bottlenecks")
+        if block == 0 or kind == "conv":
+            yield _layer("conv", out=d.channels(stage), kernel=d.one(1, 3, 3), stride=stride, act=act)
+        elif kind == "residual":
+            yield _layer("residual", out=d.channels(stage), stride=stride, act=act)
+        else:
+            yield _layer("split_bottlenecks", act=act)
+
+
 def _fused(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
     act = d.one("relu", "relu6", "silu", "hard_swish")
@@ -460,4 +474,5 @@ THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "mixed_attention": _mixed_attention,
     MEDLEY: _medley,
     "gated": _gated,
+    "leaky": _leaky,
 }

@@ -13,6 +13,7 @@ _ACTIVATIONS: dict[str, Any] = {
     "": nn.Identity,
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
     "hard_swish": nn.Hardswish,
     "silu": nn.SiLU,
     "gelu": nn.GELU,
@@ -111,13 +112,13 @@ class _Split(nn.Module):
 class _Stacked(nn.Module):
     """The unit of recent YOLOs: halves, and a bottleneck's result beside both."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, act: str = "silu") -> None:
         super().__init__()
         half = max(4, channels // 2)
         self.kept: int = half
-        self.first = _conv(channels, 2 * half, act="silu")
-        self.body = nn.Sequential(_conv(half, half, 3, act="silu"), _conv(half, half, 3, act="silu"))
-        self.last = _conv(3 * half, channels, act="silu")
+        self.first = _conv(channels, 2 * half, act=act)
+        self.body = nn.Sequential(_conv(half, half, 3, act=act), _conv(half, half, 3, act=act))
+        self.last = _conv(3 * half, channels, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
@@ -328,7 +329,7 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
     if kind == "split_unit":
         return _Split(c), c
     if kind == "split_bottlenecks":
-        return _Stacked(c), c
+        return _Stacked(c, **a), c
     if kind == "pooled_pyramid":
         return _Pooled(c), c
     if kind == "enlarged":
