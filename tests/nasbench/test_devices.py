@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from hardware_profiles import load_profile, load_target, user_data_dir
 from nasbench.cli import app
 from nasbench.measurements import read_measurements
-from nasbench.networks import named_network
+from nasbench.networks import named_network, suite_networks
 from predictors.calibration import Calibration, calibration_path, kept_calibration
 from search_spaces import UserError, load_space
 
@@ -439,7 +439,7 @@ def test_ones_own_predictor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_names_of_networks_lead_back_to_them() -> None:
-    for name in ("resnet18", "mobilenet_v2@96", "quickstart:smallest", "suite20:" + named_suite()):
+    for name in ("resnet18", "mobilenet_v2@96", "quickstart:smallest", suite_networks(24)[3].name):
         network = named_network(name)
         again = named_network(network.name)
         assert again.workload == network.workload
@@ -447,12 +447,6 @@ def test_names_of_networks_lead_back_to_them() -> None:
     space = load_space("quickstart")
     assert named_network("quickstart:largest").workload == space.workload(space.references["largest"])
     assert math.prod(named_network("mobilenet_v2@96").input_shape) == 3 * 96 * 96
-
-
-def named_suite() -> str:
-    from nasbench.networks import suite_networks
-
-    return suite_networks(20)[3].name.partition(":")[2]
 
 
 def test_tables_and_few_shot_transfer_predict_the_space_they_are_of(space: Path, tmp_path: Path) -> None:
