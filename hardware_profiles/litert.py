@@ -115,8 +115,7 @@ def _with_cropping(network: nn.Module) -> nn.Module:
 
     for name, child in list(network.named_modules()):
         if isinstance(child, nn.ConvTranspose2d) and CroppedConvTranspose2d.fits(child):
-            parent, _, attribute = name.rpartition(".")
-            setattr(network.get_submodule(parent), attribute, CroppedConvTranspose2d(child))
+            network.set_submodule(name, CroppedConvTranspose2d(child))
     return network
 
 

@@ -331,10 +331,10 @@ class _Problem:
 
     The cost of operator o is exp(trend and rest of o) * sum over quantities q of rate(group of o, q) * q(o); a
     network's value is the sum over its operators, its weights from memory and an offset, times a power of its strain
-    and log-normal noise. All rates are logarithms with
-    normal priors, a group's own around those that all groups share, so that a group of few measurements leans on the
-    others. Everything is positive by construction. Gauss-Newton with Levenberg's damping finds the maximum; its normal
-    equations then give the posterior (Laplace), and nearly what networks left out would be predicted as.
+    and log-normal noise. All rates are logarithms with normal priors, a group's own around those that all groups share,
+    so that a group of few measurements leans on the others. Everything is positive by construction. Gauss-Newton with
+    Levenberg's damping finds the maximum; its normal equations then give the posterior (Laplace), and nearly what
+    networks left out would be predicted as.
     """
 
     design: _Design
