@@ -56,6 +56,11 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def finished(directory: Path, pattern: str) -> list[Path]:
+    """The files of a directory whose names match, sorted, without what a process killed in `atomic` left behind."""
+    return sorted(p for p in directory.glob(pattern) if not p.name.startswith("."))
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold back other processes that add to the file `path` while it is read, changed and written; by a lock beside it.

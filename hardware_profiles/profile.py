@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hardware_profiles.meter_section import AdbSection, CommandSection, MeterSection, SshSection
-from hardware_profiles.paths import read_toml, user_data_dir
+from hardware_profiles.paths import finished, read_toml, user_data_dir
 from hardware_profiles.profile_sections import (
     ITEMSIZE,
     ChannelMultiple,
@@ -254,7 +254,7 @@ def _files() -> dict[str, Path]:
         UserError: a file of the user's has the name of a shipped profile: which one a result meant would be unclear.
     """
     shipped = shipped_files()
-    own = {p.stem: p for p in sorted((user_data_dir() / "devices").glob("*.toml"))}
+    own = {p.stem: p for p in finished(user_data_dir() / "devices", "*.toml")}
     for name in own.keys() & {*shipped, "host"}:
         raise UserError(f"{own[name]}: {name!r} is the name of a device that comes with the package; rename yours")
     return shipped | own

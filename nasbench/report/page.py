@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from hardware_profiles.paths import atomic, write_text
+from hardware_profiles.paths import atomic, finished, write_text
 from nasbench.config import dump_config
 from nasbench.cross_device import targets_of
 from nasbench.report.devices import cross_device_figure, fronts_figure
@@ -86,7 +86,7 @@ def _contents(view: RunView) -> dict[str, Any]:
     columns = ["name", *(c for c in values if c in front)]
     pareto = front[front["pareto"]].sort_values(objectives[-1].name) if searched else front
     quality_file = view.path / "predictors.json"
-    calibrations = [json.loads(f.read_text()) for f in sorted((view.path / "calibration").glob("*.json"))]
+    calibrations = [json.loads(f.read_text()) for f in finished(view.path / "calibration", "*.json")]
     protocols = sorted(set(measurements["protocol"])) if len(measurements) else []
     return {
         "name": view.config.name,

@@ -1,11 +1,12 @@
-"""How tables are read: every row with its line in the file, whoever wrote it."""
+"""How files are read: tables with the line of every row, whoever wrote them, and directories after a kill."""
 
 import gzip
 from pathlib import Path
 
 import pytest
 
-from hardware_profiles.paths import read_csv
+from hardware_profiles import list_profiles
+from hardware_profiles.paths import atomic, finished, read_csv
 from search_spaces import UserError
 
 TEXT = 'network, note\nresnet18,"two\nlines"\n\nvgg11,x\n'
@@ -35,3 +36,14 @@ def test_what_is_no_table_is_refused(name: str, data: bytes, message: str, tmp_p
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         read_csv(tmp_path / name)
+
+
+def test_what_a_process_wrote_when_it_was_killed_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NASBENCH_HOME", str(tmp_path))
+    before = list_profiles()
+    with atomic(tmp_path / "devices" / "mine.toml") as temporary:
+        assert temporary.match("*.toml")
+        assert list_profiles() == before
+        assert finished(tmp_path, "**/*.toml") == []
+    assert finished(tmp_path, "**/*.toml") == [tmp_path / "devices" / "mine.toml"]
+    assert list_profiles() == sorted([*before, "mine"], key=lambda name: (name != "host", name))

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 import nasbench as nb
+from hardware_profiles.paths import finished
 from nasbench.comparison.problems import make_problem
 from nasbench.comparison.settings import load_settings
 from nasbench.comparison.statistics import (
@@ -237,7 +238,7 @@ def file(tmp_path: Path) -> Path:
 
 def found(path: Path) -> dict[str, tuple[int, float]]:
     """When each result was written, and what it holds."""
-    return {p.name: (p.stat().st_mtime_ns, float(np.nansum(np.load(p)["a1"]))) for p in path.rglob("*.npz")}
+    return {p.name: (p.stat().st_mtime_ns, float(np.nansum(np.load(p)["a1"]))) for p in finished(path, "**/*.npz")}
 
 
 def same(first: nb.Comparison, second: nb.Comparison) -> bool:
@@ -301,7 +302,7 @@ def test_worker_processes_and_a_kill_change_nothing(file, tmp_path, unwritten):
     command = [sys.executable, "-m", "nasbench", "compare", str(file), "--output", str(tmp_path / "killed")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(found_names(tmp_path / "killed")) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(finished(tmp_path / "killed", "**/*.npz")) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -309,10 +310,6 @@ def test_worker_processes_and_a_kill_change_nothing(file, tmp_path, unwritten):
     resumed = nb.compare(file, output=tmp_path / "killed", jobs=2)
     assert {name: found(tmp_path / "killed")[name] for name in left} == left
     assert same(alone, resumed)
-
-
-def found_names(path: Path) -> list[str]:
-    return [p.name for p in path.rglob("*.npz") if not p.name.startswith(".")]
 
 
 def test_without_a_complete_table_all_runs_together_are_the_yardstick(file, tmp_path):
