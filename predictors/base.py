@@ -130,6 +130,10 @@ class AdditivePredictor(Predictor):
         """`(n, F)` `block_features` of many; a subclass may be faster at it."""
         return np.stack([self.block_features(w) for w in workloads])
 
+    def network_rows(self, workloads: Sequence[Workload]) -> Array:
+        """`(n, F)` features of whole networks: those of a block, unless the whole has costs that no block has."""
+        return self.block_rows(workloads)
+
     @abstractmethod
     def head(self, totals: Any) -> Any:
         """Expected metric `(n,)` from totals `(n, F)`; takes numpy arrays and torch tensors alike."""
@@ -154,7 +158,7 @@ class AdditivePredictor(Predictor):
     def predict(self, workloads: Sequence[Workload]) -> Estimate:
         if not workloads:
             return self.around(np.empty(0))
-        totals = self.block_rows(workloads)
+        totals = self.network_rows(workloads)
         return _doubted(self.estimate(totals), self.doubts(totals))
 
     def bind(self, space: SearchSpace) -> BoundAdditive:

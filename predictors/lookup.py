@@ -203,7 +203,9 @@ def _word(op: Operator) -> str:
     output = op.output.shape[:1] if op.kind == "global_avg_pool" else op.output.shape
     text = f"{op.kind} {shapes}->{'x'.join(map(str, output))}"
     if op.kernel:
-        text += f" k{'x'.join(map(str, op.kernel))} s{'x'.join(map(str, op.stride))}"
+        text += f" k{'x'.join(map(str, op.kernel))}"
+    if op.stride:
+        text += f" s{'x'.join(map(str, op.stride))}"
     return text + (f" g{op.groups}" if op.groups > 1 else "")
 
 

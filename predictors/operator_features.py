@@ -25,6 +25,7 @@ GROUPS = (
     "depthwise_8",  # of whole vectors of 8, which some int8 kernels take twice the time for
     "depthwise_4",
     "ragged",  # depthwise convolutions of a number of channels that no vector of four divides
+    "multiplied",  # and those of several outputs for each channel
     "transposed",
     "vector",  # linear layers of one vector
     "pixel",  # convolutions on single pixels, as gates of channels have them
@@ -54,6 +55,7 @@ GROUPS = (
     "resample",  # resizing by other than whole factors
     "slice",
     "transpose",
+    "result",  # a map that the network returns, in the order that the caller reads
     "other",
 )
 # What the quantities of a group cost to begin with, as multiples of a dense kernel's; measurements decide.
@@ -62,6 +64,7 @@ COSTLIER = {
     ("depthwise_8", "macs"): 4.0,
     ("depthwise_4", "macs"): 4.0,
     ("ragged", "macs"): 10.0,
+    ("multiplied", "macs"): 10.0,
     ("grouped", "macs"): 1.5,
     ("narrow", "macs"): 3.0,
     ("hard_swish", "values"): 2.0,
@@ -89,11 +92,13 @@ _VECTOR = 16
 _IMAGE_CHANNELS = 3
 # XNNPACK has depthwise kernels for windows of up to 5 x 5; LiteRT takes 8 to 12 times as long for a tap of larger ones.
 _UNROLLED = 25
-# Million values, 1.2 and 12 MB in fp32: about a core's own cache, and its share of the common one.
-_NEAR, _FAR = 0.3, 3.0
+# A core's own cache is this much smaller than the last one.
+_NEARER = 10.0
+# Positions that a weight is used at for the time that it takes to come from memory: of 3 to 10 GB/s, 50 GMAC/s.
+_USES = 16
 _TOUCHED = [QUANTITIES.index(name) for name in ("values", "params")]
 _PARAMS = QUANTITIES.index("params")
-_READ_ONCE = [GROUPS.index(name) for name in ("vector", "pixel")]
+_POSITIONS = COORDINATES.index("positions")
 
 _DEPTHWISE = {16: "depthwise", 8: "depthwise_8", 4: "depthwise_4", 2: "ragged", 1: "ragged"}
 _CONVOLUTIONS = frozenset({"conv2d", "depthwise_conv2d", "conv_transpose2d"})
@@ -118,6 +123,7 @@ _GROUP_OF = {
     "concat": "concat",
     "slice": "slice",
     "transpose": "transpose",
+    "result": "result",
 }
 # What a kernel may apply to its own result, and the kinds of what it then is.
 _TRAILING = {kind: f"trailing {kind}" for kind, group in _GROUP_OF.items() if f"trailing_{group}" in GROUPS}
@@ -127,11 +133,11 @@ _GROUP_OF |= {trailing: f"trailing_{_GROUP_OF[kind]}" for kind, trailing in _TRA
 def kernels(workload: Workload) -> Counter[Operator]:
     """The operators of a network (or block) that a runtime runs as kernels, each with how often it occurs.
 
-    Normalisation disappears into the convolution or linear layer whose result it alone reads, and a clamp into that,
-    into a sum or into normalisation that stayed. What has no parameters and was computed of the same tensors before is
-    not computed again. All runtimes do so (graph optimisations of ONNX Runtime, LiteRT, OpenVINO and TensorRT). Other
-    activations and sums stay, but as kinds of their own where they could be fused likewise: whether a runtime does, and
-    what it gains, measurements tell.
+    Normalisation and multiplication by a constant disappear into the convolution or linear layer whose result they
+    alone read, and a clamp into that, into a sum or into normalisation that stayed. What has no parameters and was
+    computed of the same tensors before is not computed again. All runtimes do so (graph optimisations of ONNX Runtime,
+    LiteRT, OpenVINO and TensorRT). Other activations and sums stay, but as kinds of their own where they could be fused
+    likewise: whether a runtime does, and what it gains, measurements tell.
     """
     steps = _once(workload)
     readers = Counter(t for _, reads, _ in steps for t in reads)
@@ -142,7 +148,7 @@ def kernels(workload: Workload) -> Counter[Operator]:
         found.update(_moved(moving))
         op = _still(moving)
         source = open_ends.get(reads[0], "") if reads and readers[reads[0]] == 1 else ""
-        if source in _PRODUCTS and op.kind == "batch_norm":
+        if source in _PRODUCTS and _scales(op):
             open_ends[write] = source
         elif source and op.kind in _CLAMPS:
             pass  # taken in, and closed
@@ -151,6 +157,15 @@ def kernels(workload: Workload) -> Counter[Operator]:
             found[replace(op, kind=_TRAILING[op.kind]) if trailing else op] += 1
             if op.kind in _PRODUCTS or op.kind in ("add", "batch_norm"):
                 open_ends[write] = op.kind
+    return found
+
+
+def network_kernels(workload: Workload) -> Counter[Operator]:
+    """Those of a whole network: with the maps that it returns, which a runtime may have to put into order."""
+    found = kernels(workload)
+    for tensor in (workload.tensors[t] for t in workload.outputs):
+        if len(tensor.shape) == 3 and _positions(tensor.shape) > 1:
+            found[Operator("result", (tensor,), tensor)] += 1
     return found
 
 
@@ -163,6 +178,11 @@ def _moved(op: Operator) -> list[Operator]:
 def _still(op: Operator) -> Operator:
     """The operator alone, as a kernel that moves nothing first."""
     return replace(op, moved=()) if op.moved else op
+
+
+def _scales(op: Operator) -> bool:
+    """Whether an operator does no more than what a product's weights can do: scale channels, and shift them."""
+    return op.kind == "batch_norm" or (op.kind == "mul" and len(op.inputs) == 1)
 
 
 def _swapped(move: Operator) -> bool:
@@ -195,6 +215,8 @@ def group_of(op: Operator) -> str:
             return "narrow" if any(size % _VECTOR for size in sizes) else "grouped"
         return "pointwise" if set(op.kernel) == {1} else "dense"
     if op.kind == "depthwise_conv2d":
+        if _channels(op.output.shape) > _channels(op.inputs[0].shape):
+            return "multiplied"
         return _DEPTHWISE[_multiple(_channels(op.output.shape))]
     if op.kind == "resize":
         sides = zip(op.inputs[0].shape[1:], op.output.shape[1:], strict=True)
@@ -223,7 +245,7 @@ def footprints(quantities: Array) -> Array:
     return touched
 
 
-def strained(footprint: Any) -> Any:
+def strained(footprint: Any, cache: float) -> Any:
     """What a network's cost grows by a power of: 1 where a near cache holds all that it touches, 10 where none does.
 
     The larger a network, the less of what an operator reads is in a near cache from before: equal convolutions were
@@ -231,26 +253,27 @@ def strained(footprint: Any) -> Any:
 
     Args:
         footprint: `(n,)` of networks, a numpy array or a torch tensor.
+        cache: what the last cache holds, likewise in million values.
     """
-    return (1 + footprint / _NEAR) / (1 + footprint / _FAR)
+    return (1 + footprint * (_NEARER / cache)) / (1 + footprint / cache)
 
 
-def weights_read_once(groups: NDArray[np.int64], quantities: Array) -> Array:
-    """`(n,)` millions of parameters of operators on single vectors, which use each of them once."""
-    once: Array = np.where(np.isin(groups, _READ_ONCE), quantities[:, _PARAMS], 0.0)
-    return once
+def weights_seldom_used(quantities: Array, coordinates: Array) -> Array:
+    """`(n,)` millions of parameters that operators use at too few positions to hide how long memory takes."""
+    seldom: Array = quantities[:, _PARAMS] * np.maximum(0.0, 1 - 2 ** coordinates[:, _POSITIONS] / _USES)
+    return seldom
 
 
-def streamed(footprint: Any) -> Any:
+def streamed(footprint: Any, cache: float) -> Any:
     """Share of a network's parameters that comes from memory each time it runs: of a working set, what no cache holds.
 
-    Linear layers of one vector take three times as long for each of their weights in networks beyond a core's share of
-    the last cache as in small ones, whose weights stay there from run to run.
+    Linear layers of one vector take three times as long for each of their weights in networks beyond the last cache as
+    in small ones, whose weights stay there from run to run.
 
     Args:
-        footprint: `(n,)` of networks, a numpy array or a torch tensor.
+        footprint, cache: see `strained`.
     """
-    return 1 - _FAR / footprint.clip(_FAR)
+    return 1 - cache / footprint.clip(cache)
 
 
 _INDEX = {name: i for i, name in enumerate(GROUPS)}
@@ -285,7 +308,7 @@ def _strip(op: Operator) -> float:
 def _computed(op: Operator) -> float:
     """Multiply-accumulates with those of the unused ends of vectors of output channels."""
     outputs = _channels(op.output.shape)
-    if op.kind not in ("conv2d", "depthwise_conv2d") or group_of(op) in ("pixel", "narrow", "ragged"):
+    if op.kind not in ("conv2d", "depthwise_conv2d") or group_of(op) in ("pixel", "narrow", "ragged", "multiplied"):
         return float(op.macs)
     return op.macs * (1 + _idle(outputs))
 

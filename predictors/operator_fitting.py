@@ -19,10 +19,10 @@ from predictors.operator_features import (
     QUANTITIES,
     describe,
     footprints,
-    kernels,
+    network_kernels,
     strained,
     streamed,
-    weights_read_once,
+    weights_seldom_used,
 )
 from search_spaces import Operator, Workload
 
@@ -31,8 +31,10 @@ _START = np.log([0.005, 0.05, 0.3, 0.3, 0.1, 0.05, 0.05, 0.05])
 _RATES = len(QUANTITIES)
 _OFFSET = np.log(0.02)
 _STREAM = np.log(0.1)  # ms per million weights that come from memory
-# Parameters of whole networks, which end a point of the search: log stream, strain, log offset.
-_WHOLE = 3
+_CACHE, _CACHE_STD = np.log(8.0), 1.0  # million values: 32 MB in fp32
+# Parameters of whole networks, which end a point of the search: log cache, log stream, strain, log offset.
+_WHOLE = 4
+_STEP = 1e-4  # of a difference that stands for a derivative
 _RATE_STD = 3.0  # of the logarithms of the rates that all groups share
 _GROUP_STD = 1.0  # of a group's own rates around them
 # Of the slope of a group's log cost over a coordinate (per factor of two), and of the smooth rest. Of operators that
@@ -80,7 +82,7 @@ class Observations:
         index: dict[Operator, int] = {}
         rows, columns, times = [], [], []
         for n, workload in enumerate(workloads):
-            for op, count in kernels(workload).items():
+            for op, count in network_kernels(workload).items():
                 rows.append(n)
                 columns.append(index.setdefault(op, len(index)))
                 times.append(float(count))
@@ -151,7 +153,8 @@ class Parameters:
         trends: `(groups, 8)` slopes over coordinates, from `centre` `(8,)`.
         rest: `(m,)` weights of the basis's covariances.
         offset: what every network costs.
-        stream: cost of a million weights that are used once and come from memory, see `streamed`.
+        cache: million values that the last cache holds, see `strained`.
+        stream: cost of a million weights that are seldom used and come from memory, see `streamed`.
         strain: power of a network's footprint that its cost grows by, beside what its operators cost each.
         doubt: `(groups,)` standard deviation of the log cost that rates and trends leave.
     """
@@ -161,6 +164,7 @@ class Parameters:
     centre: Array
     rest: Array
     offset: float
+    cache: float
     stream: float
     strain: float
     doubt: Array
@@ -258,18 +262,21 @@ class _Design:
         return touched
 
     @cached_property
-    def strained(self) -> Array:
-        """`(n,)` of networks, see `strained`. Within one family costs stay sums, as exact limits of a search need."""
-        return strained(self.footprints) if self.observations.foreign else np.ones(len(self.footprints))
-
-    @cached_property
-    def streamed(self) -> Array:
-        """`(n,)` millions of weights that networks read from memory, once; of one family none, likewise."""
+    def seldom(self) -> Array:
+        """`(n,)` millions of weights of networks that are seldom used, see `weights_seldom_used`."""
         o = self.observations
-        if not o.foreign:
-            return np.zeros(len(self.footprints))
-        weights: Array = o.counts @ weights_read_once(o.groups, o.quantities) * streamed(self.footprints)
+        weights: Array = o.counts @ weights_seldom_used(o.quantities, o.coordinates)
         return weights
+
+    def strained(self, cache: float) -> Array:
+        """`(n,)` of networks, see `strained`. Within one family costs stay sums, as exact limits of a search need."""
+        found: Array = strained(self.footprints, cache) if self.observations.foreign else np.ones(len(self.footprints))
+        return found
+
+    def streamed(self, cache: float) -> Array:
+        """`(n,)` millions of seldom used weights that networks read from memory; of one family none, likewise."""
+        found: Array = self.seldom * streamed(self.footprints, cache) if self.observations.foreign else 0 * self.seldom
+        return found
 
     @cached_property
     def shares(self) -> csr_matrix:
@@ -314,12 +321,12 @@ class _Design:
     @cached_property
     def prior_mean(self) -> Array:
         free = _RATES * len(self.present) + self.bumps.shape[1]
-        return np.concatenate([_START, np.zeros(free), [_STREAM, 0.0, _OFFSET]])
+        return np.concatenate([_START, np.zeros(free), [_CACHE, _STREAM, 0.0, _OFFSET]])
 
     @cached_property
     def precision(self) -> Array:
         own = np.full(_RATES * len(self.present), _GROUP_STD)
-        whole = [_RATE_STD, _STRAIN_STD, _RATE_STD]
+        whole = [_CACHE_STD, _RATE_STD, _STRAIN_STD, _RATE_STD]
         std = np.concatenate([np.full(_RATES, _RATE_STD), own, np.ones(self.bumps.shape[1]), whole])
         precision: Array = std**-2.0
         return precision
@@ -353,7 +360,7 @@ class _Problem:
         if self.start is None:
             shift = float(np.median(self._evaluate(point).residual))
             point[:_RATES] += shift
-            point[[-_WHOLE, -1]] += shift
+            point[[-3, -1]] += shift  # stream and offset
         else:
             point = self.start.copy()
         here = self._evaluate(point)
@@ -451,9 +458,9 @@ class _Problem:
         parts = np.exp(rates) * o.quantities
         bend = self.design.bumps @ point[first:-_WHOLE]
         cost = parts.sum(1) * np.exp(np.clip(bend, -_LIMIT, _LIMIT))
-        stream, strain, offset = point[-_WHOLE:]
-        total = o.counts @ cost + np.exp(stream) * self.design.streamed + np.exp(offset)
-        total = total * self.design.strained**strain
+        cache, stream, strain, offset = point[-_WHOLE:]
+        total = o.counts @ cost + np.exp(stream) * self.design.streamed(np.exp(cache)) + np.exp(offset)
+        total = total * self.design.strained(np.exp(cache)) ** strain
         residual = np.log(o.values / total)
         loss = (self.trust * (residual / self.noise) ** 2).sum()
         loss += ((point - self.design.prior_mean) ** 2 * self.design.precision).sum()
@@ -462,13 +469,19 @@ class _Problem:
     def _jacobian(self, at: _State) -> Array:
         """`(n, p)` of the log predictions."""
         o = self.observations
-        stream, strain, offset = at.point[-_WHOLE:]
-        factor = self.design.strained**strain / at.total
+        cache, stream, strain, offset = at.point[-_WHOLE:]
+        streamed, strained = self._by_cache(cache)
+        more_streamed, more_strained = self._by_cache(cache + _STEP)
+        factor = np.exp(strain * strained) / at.total
+        from_memory = factor * np.exp(stream)
+        by_cache = (from_memory * (more_streamed - streamed) + strain * (more_strained - strained)) / _STEP
+        ends = np.column_stack([by_cache, from_memory * streamed, strained, factor * np.exp(offset)])
         weight = csr_matrix(diags_array(factor) @ o.counts @ diags_array(at.cost))
-        ends = np.column_stack(
-            [factor * np.exp(stream) * self.design.streamed, np.log(self.design.strained), factor * np.exp(offset)]
-        )
         return np.hstack([*(_dense(weight @ part) for part in self._operator_jacobian(at)), ends])
+
+    def _by_cache(self, cache: float) -> tuple[Array, Array]:
+        """`(n,)` weights that come from memory and `(n,)` log strain, at a log cache."""
+        return self.design.streamed(np.exp(cache)), np.log(self.design.strained(np.exp(cache)))
 
     def _operator_jacobian(self, at: _State) -> tuple[Array, csr_matrix, Array]:
         """`(d, 8)`, `(d, 8 * groups)` and `(d, ...)` of the log costs of operators: by rates, groups' rates, bumps."""
@@ -482,7 +495,8 @@ class _Problem:
 
     @cached_property
     def _factor(self) -> Array:
-        factor: Array = self.design.strained ** self.point[-2]
+        cache, _, strain, _ = self.point[-_WHOLE:]
+        factor: Array = self.design.strained(np.exp(cache)) ** strain
         return factor
 
     @cached_property
@@ -524,11 +538,10 @@ class _Problem:
             members = np.flatnonzero(self.observations.groups == group)[:200]
             jacobian = np.hstack([_dense(part[members]) for part in parts])
             doubt[group] = np.sqrt(np.mean((jacobian @ covariance * jacobian).sum(1)))
-        stream, strain, offset = point[-_WHOLE:]
-        stream = np.exp(stream) if self.observations.foreign else 0.0
-        return Parameters(
-            rates, trends, self.design.centre, rest, float(np.exp(offset)), float(stream), float(strain), doubt
-        )
+        cache, stream, offset = (float(np.exp(point[i])) for i in (-4, -3, -1))
+        if not self.observations.foreign:
+            stream = 0.0
+        return Parameters(rates, trends, self.design.centre, rest, offset, cache, stream, float(point[-2]), doubt)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,9 +20,10 @@ from predictors.operator_features import (
     footprints,
     group_of,
     kernels,
+    network_kernels,
     strained,
     streamed,
-    weights_read_once,
+    weights_seldom_used,
 )
 from predictors.quality import spread_around
 from search_spaces import Operator, UserError, Workload
@@ -47,7 +49,8 @@ class Fit(BaseModel):
         rest: their weights.
         length: scale of the rest, in factors of two of a size.
         offset: what every network costs.
-        stream: cost of a million weights that are used once and come from memory, see `streamed`.
+        cache: million values that the last cache holds, see `strained`.
+        stream: cost of a million weights that are seldom used and come from memory, see `streamed`.
         strain: power of a network's footprint that its cost grows by, as caches hold less and less of it.
         doubts: per group, standard deviation of the log cost; 1 for groups that no network had.
         noise: standard deviation of a log measurement.
@@ -70,6 +73,7 @@ class Fit(BaseModel):
     rest: tuple[float, ...]
     length: float
     offset: float
+    cache: float = 1.0
     stream: float = 0.0
     strain: float = 0.0
     doubts: tuple[float, ...]
@@ -98,9 +102,9 @@ class OperatorModel(AdditivePredictor):
         fit: the fitted numbers.
     """
 
-    # Features: cost, cost times its log standard deviation, footprint, weights that are used once, and cost in strange
-    # operators by group.
-    COST, DOUBT, FOOTPRINT, ONCE, STRANGE_FROM = range(5)
+    # Features: cost, cost times its log standard deviation, footprint, weights that are seldom used, and cost in
+    # strange operators by group.
+    COST, DOUBT, FOOTPRINT, SELDOM, STRANGE_FROM = range(5)
 
     leading = STRANGE_FROM
 
@@ -118,7 +122,7 @@ class OperatorModel(AdditivePredictor):
         )
         self._parameters = Parameters(
             np.array(fit.rates), np.array(fit.trends), np.array(fit.centre), np.array(fit.rest), fit.offset,
-            fit.stream, fit.strain, np.array(fit.doubts),
+            fit.cache, fit.stream, fit.strain, np.array(fit.doubts),
         )  # fmt: skip
         self._rows: dict[Operator, Array] = {}
 
@@ -182,6 +186,7 @@ class OperatorModel(AdditivePredictor):
             rest=tuple(p.rest.tolist()),
             length=found.basis.length,
             offset=p.offset,
+            cache=p.cache,
             stream=p.stream,
             strain=p.strain,
             doubts=tuple(p.doubt.tolist()),
@@ -194,12 +199,17 @@ class OperatorModel(AdditivePredictor):
         return cls(numbers), found.residuals
 
     def block_features(self, workload: Workload) -> Array:
-        """`(4 + groups,)`: cost, cost times its doubt, footprint, weights that are used once, and cost in operators of
-        each group unlike all measured ones."""
+        """`(4 + groups,)`: cost, cost times its doubt, footprint, weights that are seldom used, and cost in
+        operators of each group unlike all measured ones."""
         return self.block_rows([workload])[0]
 
     def block_rows(self, workloads: Sequence[Workload]) -> Array:
-        found = [kernels(workload) for workload in workloads]
+        return self._totals([kernels(workload) for workload in workloads])
+
+    def network_rows(self, workloads: Sequence[Workload]) -> Array:
+        return self._totals([network_kernels(workload) for workload in workloads])
+
+    def _totals(self, found: Sequence[Counter[Operator]]) -> Array:
         self._describe(list(dict.fromkeys(op for counts in found for op in counts if op not in self._rows)))
         rows = np.zeros((len(found), self.STRANGE_FROM + len(GROUPS)))
         for row, counts in zip(rows, found, strict=True):
@@ -209,9 +219,10 @@ class OperatorModel(AdditivePredictor):
 
     def head(self, totals: Any) -> Any:
         cost, footprint = totals[:, self.COST] + self.numbers.offset, totals[:, self.FOOTPRINT]
+        cache = self.numbers.cache
         if self.numbers.stream:
-            cost = cost + self.numbers.stream * totals[:, self.ONCE] * streamed(footprint)
-        return cost * strained(footprint) ** self.numbers.strain if self.numbers.strain else cost
+            cost = cost + self.numbers.stream * totals[:, self.SELDOM] * streamed(footprint, cache)
+        return cost * strained(footprint, cache) ** self.numbers.strain if self.numbers.strain else cost
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:
@@ -274,7 +285,7 @@ class OperatorModel(AdditivePredictor):
             std, strange = doubts(self._parameters, self._basis, groups, coordinates)
             rows[:, self.DOUBT] = rows[:, self.COST] * std
             rows[:, self.FOOTPRINT] = footprints(quantities)
-            rows[:, self.ONCE] = weights_read_once(groups, quantities)
+            rows[:, self.SELDOM] = weights_seldom_used(quantities, coordinates)
             rows[np.arange(len(some)), self.STRANGE_FROM + groups] = rows[:, self.COST] * strange
             self._rows.update(zip(some, rows, strict=True))
 

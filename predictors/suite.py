@@ -51,7 +51,7 @@ class CalibrationNetwork(Protocol):
 
 @dataclass(frozen=True)
 class MadeUpNetwork:
-    """A network from a recipe: input, layers, global pooling (of maps), and a classifier."""
+    """A network from a recipe: input, layers, global pooling (of maps), and a classifier, unless it returns a map."""
 
     name: str
     family: str
@@ -239,6 +239,16 @@ def _separable(d: _Dice) -> Iterator[Layer]:
         yield _layer("separable", out=out, kernel=kernel, stride=stride, act=act)
 
 
+def _preactivated(d: _Dice) -> Iterator[Layer]:
+    """As Inceptions and Xceptions are: a first depthwise convolution of several outputs per channel, and ReLUs that no
+    convolution takes in, since a shortcut reads the same."""
+    yield _layer("separable", out=d.channels(0), kernel=d.one(3, 5, 7), stride=2, act="relu", times=d.one(4, 8, 16))
+    for stage, block, stride in d.each():
+        if block == 0:
+            out = d.channels(stage, 1.5)
+        yield _layer("preactivated", out=out, kernel=d.one(3, 3, 5), stride=stride, times=d.one(1, 1, 1, 2))
+
+
 def _inverted(d: _Dice) -> Iterator[Layer]:
     yield from _stem(d)
     gate = d.one("hard_sigmoid", "sigmoid")
@@ -372,6 +382,10 @@ def _upward(d: _Dice) -> Iterator[Layer]:
         yield _layer("grown", out=d.channels(stage - 1), kernel=d.one(2, 3, 4))
         if d.chance(0.5):
             yield _layer("conv", out=d.channels(stage - 1), kernel=3)
+    if d.chance(0.5):
+        yield _layer("map", out=d.one(1, 2, 8, 21))
+    else:
+        yield _layer("enlarged", out=d.one(2, 8, 19, 21), factor=d.one(1.9, 2, 3.7))
 
 
 def _attention(d: _Dice) -> Iterator[Layer]:
@@ -475,4 +489,5 @@ THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     MEDLEY: _medley,
     "gated": _gated,
     "leaky": _leaky,
+    "preactivated": _preactivated,
 }

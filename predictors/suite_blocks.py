@@ -276,9 +276,17 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
         side = nn.Identity() if c == out and stride == 1 else _conv(c, out, 1, stride, "")
         return _Sum(body, side, act), out
     if kind == "separable":
+        inner = c * a.get("times", 1)
         return nn.Sequential(
-            _conv(c, c, a["kernel"], a["stride"], a["act"], groups=c), _conv(c, a["out"], act=a["act"])
+            _conv(c, inner, a["kernel"], a["stride"], a["act"], groups=c), _conv(inner, a["out"], act=a["act"])
         ), a["out"]
+    if kind == "preactivated":
+        out, inner = a["out"], c * a["times"]
+        body = nn.Sequential(
+            nn.ReLU(), _conv(c, inner, a["kernel"], a["stride"], "", groups=c), _conv(inner, out, act=""),
+            nn.ReLU(), _conv(out, out, a["kernel"], act="", groups=out), _conv(out, out, act=""),
+        )  # fmt: skip
+        return _Sum(body, nn.Identity() if c == out and a["stride"] == 1 else _conv(c, out, 1, a["stride"], "")), out
     if kind in ("inverted", "fused"):
         out, stride, inner = a["out"], a["stride"], c * a["expansion"]
         layers = [_conv(c, inner, act=a["act"]), _conv(inner, inner, a["kernel"], stride, a["act"], groups=inner)] if (
@@ -332,6 +340,8 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
         return _Stacked(c, **a), c
     if kind == "pooled_pyramid":
         return _Pooled(c), c
+    if kind == "map":
+        return nn.Conv2d(c, a["out"], 1), a["out"]
     if kind == "enlarged":
         return _Enlarged(c, **a), a["out"]
     if kind == "ghost":
@@ -382,4 +392,6 @@ def network(input_shape: Sequence[int], layers: Sequence[tuple[str, Any]], class
         layer, channels = _layer(kind, channels, dict(arguments))
         made.append(layer)
         flat = flat or kind in ("flatten", "dense")
+    if layers[-1][0] in ("map", "enlarged"):
+        return nn.Sequential(*made)
     return nn.Sequential(*made, *([] if flat else [_Mean()]), nn.Linear(channels, classes))

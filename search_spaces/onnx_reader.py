@@ -44,8 +44,6 @@ _KINDS = {
     "Mul": "mul",
     "Div": "div",
     "Concat": "concat",
-    "Resize": "resize",
-    "Upsample": "resize",
     "Pad": "constant_pad_nd",
     "SpaceToDepth": "pixel_unshuffle",
     "DepthToSpace": "pixel_shuffle",
@@ -402,6 +400,11 @@ def _mean(node: _Node) -> _Read:
     return "global_avg_pool" if rank == 4 and dims == [2, 3] else "mean", {}
 
 
+def _resize(node: _Node) -> _Read:
+    edge = {b"nearest": 1, b"linear": 2, b"cubic": 4}[node.attributes.get("mode", b"nearest")]
+    return "resize", {"kernel": (edge,) * (len(node.shapes[node.inputs[0]]) - 2)}
+
+
 def _clip(node: _Node) -> _Read:
     low, high = node.array(1), node.array(2)
     return "relu6" if low is not None and high is not None and (low, high) == (0, 6) else "clip", {}
@@ -414,4 +417,5 @@ _READERS: dict[str, Callable[[_Node], _Read]] = {
     "Gather": _gather,
     "ReduceMean": _mean,
     "Clip": _clip,
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
 }

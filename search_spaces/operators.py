@@ -50,7 +50,7 @@ class Operator:
         inputs: the activation tensors it reads (weights are not among them), in the shape it sees them: a reshaped
             view is no operator of its own.
         output: the tensor it writes.
-        kernel, stride: spatial, for convolutions and pooling.
+        kernel, stride: spatial, for convolutions and pooling; of resizing the window that a value is computed of.
         groups: of a convolution.
         params: learned values, bias included.
         moved: how what it reads came to be where it is: operators of kind `slice` and `transpose`, of one input each,

@@ -35,11 +35,9 @@ _KINDS = {
     "cat": "concat",
     "max_pool2d_with_indices": "max_pool2d",
     "_adaptive_avg_pool2d": "avg_pool2d",
-    "upsample_nearest2d": "resize",
-    "upsample_bilinear2d": "resize",
-    "upsample_bicubic2d": "resize",
-    "_upsample_bilinear2d_aa": "resize",
 }
+# Resizing, and the edge of the window that each value is computed of.
+_RESIZES = {"upsample_nearest2d": 1, "upsample_bilinear2d": 2, "_upsample_bilinear2d_aa": 2, "upsample_bicubic2d": 4}
 # Copies and casts that change neither values nor their number: seen as the tensor they come from, like views.
 _ALIASES = frozenset({"clone", "contiguous", "detach", "_to_copy", "_unsafe_view", "lift_fresh", "copy"})
 # In place, these change a tensor's view of its data, and torch does not count them among the views.
@@ -303,6 +301,10 @@ def _pool(name: str, args: Any, activations: _Activations) -> _Read:
     return _KINDS.get(name, name), {"kernel": kernel, "stride": stride}
 
 
+def _resize(name: str, args: Any, activations: _Activations) -> _Read:
+    return "resize", {"kernel": 2 * (_RESIZES[name],)}
+
+
 def _adaptive_pool(name: str, args: Any, activations: _Activations) -> _Read:
     size = tuple(args[0].shape[2:])
     stride = tuple(s // o for s, o in zip(size, _fill(args[1], len(size)), strict=True))
@@ -337,4 +339,5 @@ _READERS: dict[str, Callable[[str, Any, _Activations], _Read]] = {
     "_adaptive_avg_pool2d": _adaptive_pool,
     "mean": _mean,
     **dict.fromkeys(("hardtanh", "clamp"), _clamp),
+    **dict.fromkeys(_RESIZES, _resize),
 }

@@ -9,7 +9,19 @@ import torch
 from hardware_profiles import load_target
 from hardware_profiles.onnx_runtime import OnnxConverter
 from predictors import OperatorModel, calibration_suite
-from predictors.operator_features import COORDINATES, GROUPS, QUANTITIES, describe, group_of, kernels, strained
+from predictors.operator_features import (
+    COORDINATES,
+    GROUPS,
+    QUANTITIES,
+    describe,
+    footprints,
+    group_of,
+    kernels,
+    network_kernels,
+    strained,
+    streamed,
+    weights_seldom_used,
+)
 from predictors.operator_model import Fit
 from predictors.suite_blocks import network
 from search_spaces import SearchSpace, Tensor, UserError, Workload, WorkloadBuilder, load_space, trace
@@ -75,6 +87,30 @@ def test_what_follows_one_convolution_alone_is_a_kind_of_its_own() -> None:
     last = net.add("silu", [joined], (8, 6, 6))
     found = {group_of(op): count for op, count in kernels(net.build([last])).items()}
     assert found == {"pointwise": 2, "trailing_silu": 1, "trailing_add": 1, "silu": 1}
+
+
+def test_a_convolution_takes_in_the_constant_that_its_result_alone_is_multiplied_by() -> None:
+    net = WorkloadBuilder()
+    x = net.input(Tensor((8, 6, 6)))
+    conv = net.add("conv2d", [x], (8, 6, 6), kernel=(1, 1), stride=(1, 1))
+    scaled = net.add("mul", [conv], (8, 6, 6))
+    joined = net.add("add", [x, scaled], (8, 6, 6))
+    gated = net.add("mul", [joined, x], (8, 6, 6))
+    last = net.add("mul", [gated], (8, 6, 6))
+    found = sorted(group_of(op) for op in kernels(net.build([last])).elements())
+    assert found == ["mul", "mul", "pointwise", "trailing_add"]
+
+
+def test_maps_that_a_network_returns_are_kernels_of_it_but_of_no_block() -> None:
+    net = WorkloadBuilder()
+    x = net.input(Tensor((8, 6, 6)))
+    maps = [net.add("conv2d", [x], (n, 6, 6), kernel=(1, 1), stride=(1, 1)) for n in (4, 4, 2)]
+    pooled = net.add("global_avg_pool", [maps[0]], (4, 1, 1))
+    whole = net.build([*maps, pooled])
+    more = network_kernels(whole) - kernels(whole)
+    assert {(op.kind, op.output.shape): n for op, n in more.items()} == {
+        ("result", (4, 6, 6)): 2, ("result", (2, 6, 6)): 1,
+    }  # fmt: skip
 
 
 def test_a_linear_truth_of_one_space_is_found_from_32_networks(workloads: list[Workload]) -> None:
@@ -234,6 +270,15 @@ def test_convolutions_cost_whole_vectors_of_channels(
     assert (macs + idle) * 1e6 == pytest.approx(computed * 36 * 9 * inputs / groups)
 
 
+def test_depthwise_convolutions_of_several_outputs_per_channel_are_a_group_of_their_own() -> None:
+    net = WorkloadBuilder()
+    x = net.input(Tensor((16, 6, 6)))
+    once, twice = (
+        net.add("depthwise_conv2d", [x], (n, 6, 6), kernel=(3, 3), stride=(1, 1), groups=16) for n in (16, 32)
+    )
+    assert [group_of(op) for op in net.build([once, twice]).operators] == ["depthwise", "multiplied"]
+
+
 def test_resizing_by_a_whole_factor_is_a_kernel_of_its_own() -> None:
     net = WorkloadBuilder()
     x = net.input(Tensor((8, 9, 9)))
@@ -309,13 +354,36 @@ def test_unused_ends_of_vectors_and_wide_windows_are_sizes_of_their_own() -> Non
 
 def test_large_networks_of_many_families_pay_for_what_no_cache_holds(suite: list[Workload]) -> None:
     families = [network.family for network in calibration_suite(45)]
-    values = np.array([sum(t.size for op in w.operators for t in (*op.inputs, op.output)) + w.params for w in suite])
-    y = truth(suite) * strained(values / 1e6) ** 0.2
+    y = truth(suite) * strained(_totals(suite)[0], 3.0) ** 0.2
     model = OperatorModel.fit(suite, y, families=families)
     assert model.numbers.strain > 0.02 > abs(OperatorModel.fit(suite, truth(suite), families=families).numbers.strain)
     assert model.coefficients is None  # no sum any more
     assert OperatorModel.fit(suite, y).numbers.strain == 0.0
-    assert strained(0.0) == 1.0 < strained(1.0) < strained(100.0) < 10.0  # beyond the last cache nothing gets worse
+    grown = [strained(footprint, 3.0) for footprint in (0.0, 1.0, 100.0)]
+    assert grown[0] == 1.0 < grown[1] < grown[2] < 10.0  # beyond the last cache nothing gets worse
+
+
+@pytest.mark.parametrize("cache", [2.0, 20.0])
+def test_what_the_last_cache_holds_is_learned_from_weights_that_come_from_memory(cache: float) -> None:
+    networks = calibration_suite(90)
+    suite = [network.workload() for network in networks]
+    footprint, seldom = _totals(suite)
+    y = truth(suite) + 0.4 * seldom * streamed(footprint, cache)
+    fit = OperatorModel.fit(suite, y, families=[network.family for network in networks]).numbers
+    assert fit.cache == pytest.approx(cache, rel=0.5)
+    assert fit.stream == pytest.approx(0.4, rel=0.3)
+
+
+def _totals(workloads: Sequence[Workload]) -> tuple[np.ndarray, np.ndarray]:
+    """Millions of values and parameters touched, and of weights that are seldom used, of networks."""
+    totals = []
+    for workload in workloads:
+        found = network_kernels(workload)
+        _, quantities, coordinates = describe(list(found))
+        counts = np.array(list(found.values()), dtype=float)
+        totals.append((counts @ footprints(quantities), counts @ weights_seldom_used(quantities, coordinates)))
+    footprint, seldom = np.transpose(totals)
+    return footprint, seldom
 
 
 def test_moves_are_kernels_of_their_own_but_for_swapped_sides_of_a_product() -> None:

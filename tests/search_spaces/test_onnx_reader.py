@@ -152,7 +152,8 @@ def test_shapes_that_are_computed_are_followed() -> None:
     "layer",
     [
         torch.nn.LeakyReLU(0.1), torch.nn.ELU(), torch.nn.Tanh(), torch.nn.ZeroPad2d(1), torch.nn.PixelShuffle(2),
-        torch.nn.Upsample(scale_factor=2), torch.nn.PReLU(4), torch.nn.Softmax(1),
+        *(torch.nn.Upsample(scale_factor=2, mode=mode) for mode in ("nearest", "bilinear", "bicubic")),
+        torch.nn.PReLU(4), torch.nn.Softmax(1),
     ],
     ids=lambda layer: type(layer).__name__,
 )  # fmt: skip
@@ -162,8 +163,8 @@ def test_operators_are_called_as_torch_calls_them(layer: torch.nn.Module) -> Non
         warnings.simplefilter("ignore")
         torch.onnx.export(layer, (torch.randn(1, 4, 6, 6),), buffer, dynamo=False)
     read, traced = read_onnx(onnx.load_from_string(buffer.getvalue())), trace(layer, (4, 6, 6))
-    assert [(op.kind, op.output, op.params) for op in read.operators] == [
-        (op.kind, op.output, op.params) for op in traced.operators
+    assert [(op.kind, op.output, op.kernel, op.params) for op in read.operators] == [
+        (op.kind, op.output, op.kernel, op.params) for op in traced.operators
     ]
 
 

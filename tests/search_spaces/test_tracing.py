@@ -58,6 +58,12 @@ def test_operators_of_a_convolutional_network() -> None:
     assert workload.tensors[workload.outputs[0]].shape == (5,)
 
 
+@pytest.mark.parametrize(("mode", "edge"), [("nearest", 1), ("bilinear", 2), ("bicubic", 4)])
+def test_resizing_says_what_window_each_value_is_computed_of(mode: str, edge: int) -> None:
+    (op,) = trace(nn.Upsample(scale_factor=2, mode=mode), (3, 8, 8)).operators
+    assert (op.kind, op.kernel) == ("resize", (edge, edge))
+
+
 def test_views_alias_the_tensor_that_they_come_from() -> None:
     workload = trace(Zoo(), (3, 16, 16))
     gate = next(i for i, op in enumerate(workload.operators) if op.kind == "hard_sigmoid")
