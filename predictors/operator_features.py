@@ -81,7 +81,8 @@ COSTLIER = {
 }
 # Beside the sizes of an operator, multiply-accumulates that some runtimes pay for and others do not: `starts` of the
 # innermost loop, those of the `idle` ends of vectors of channels, and those of depthwise windows too `wide` to unroll.
-QUANTITIES = ("kernels", "macs", "values", "params", "starts", "idle_outputs", "idle_inputs", "wide")
+# `values` are all that are read or written, and those `written` may cost more.
+QUANTITIES = ("kernels", "macs", "values", "params", "starts", "idle_outputs", "idle_inputs", "wide", "written")
 COORDINATES = (
     "inputs", "outputs", "positions", "kernel", "stride", "input_multiple", "output_multiple", "parts",
 )  # fmt: skip
@@ -227,7 +228,7 @@ def group_of(op: Operator) -> str:
 
 
 def describe(operators: Sequence[Operator]) -> tuple[NDArray[np.int64], Array, Array]:
-    """Groups `(n,)` as indices into `GROUPS`, `QUANTITIES` `(n, 8)` in millions, and `COORDINATES` `(n, 8)`.
+    """Groups `(n,)` as indices into `GROUPS`, `QUANTITIES` `(n, 9)` in millions, and `COORDINATES` `(n, 8)`.
 
     Coordinates are logarithms to base 2, so that a distance of one is a factor of two in one size. Those of a kernel's
     size count more, as code differs by it, and those of the power of two that divides the channels (16 at most: what
@@ -240,7 +241,7 @@ def describe(operators: Sequence[Operator]) -> tuple[NDArray[np.int64], Array, A
 
 
 def footprints(quantities: Array) -> Array:
-    """`(n,)` millions of values and parameters that operators of `QUANTITIES` `(n, 8)` touch."""
+    """`(n,)` millions of values and parameters that operators of `QUANTITIES` `(n, 9)` touch."""
     touched: Array = quantities[:, _TOUCHED].sum(1)
     return touched
 
@@ -292,7 +293,8 @@ def _quantities(op: Operator) -> tuple[float, ...]:
     values = sum(t.size for t in op.inputs) + op.output.size
     macs, computed = op.macs, _computed(op)
     wide = macs if op.kind == "depthwise_conv2d" and prod(op.kernel) > _UNROLLED else 0
-    sizes = macs, values, op.params, computed / _strip(op), computed - macs, computed * _idle_inputs(op), wide
+    idle = computed - macs, computed * _idle_inputs(op)
+    sizes = macs, values, op.params, computed / _strip(op), *idle, wide, op.output.size
     return 1.0, *(size / 1e6 for size in sizes)
 
 

@@ -27,7 +27,7 @@ from predictors.operator_features import (
 from search_spaces import Operator, Workload
 
 # Prior of the rates, ms per kernel and per million: a CPU core, but a network's worth of measurements moves all alike.
-_START = np.log([0.005, 0.05, 0.3, 0.3, 0.1, 0.05, 0.05, 0.05])
+_START = np.log([0.005, 0.05, 0.3, 0.3, 0.1, 0.05, 0.05, 0.05, 0.05])
 _RATES = len(QUANTITIES)
 _OFFSET = np.log(0.02)
 _STREAM = np.log(0.1)  # ms per million weights that come from memory
@@ -149,7 +149,7 @@ class Parameters:
     """The maximum a posteriori, as numbers.
 
     Args:
-        rates: `(groups, 8)` logarithms of the cost per unit of each quantity.
+        rates: `(groups, 9)` logarithms of the cost per unit of each quantity.
         trends: `(groups, 8)` slopes over coordinates, from `centre` `(8,)`.
         rest: `(m,)` weights of the basis's covariances.
         offset: what every network costs.
@@ -484,7 +484,7 @@ class _Problem:
         return self.design.streamed(np.exp(cache)), np.log(self.design.strained(np.exp(cache)))
 
     def _operator_jacobian(self, at: _State) -> tuple[Array, csr_matrix, Array]:
-        """`(d, 8)`, `(d, 8 * groups)` and `(d, ...)` of the log costs of operators: by rates, groups' rates, bumps."""
+        """`(d, 9)`, `(d, 9 * groups)` and `(d, ...)` of the log costs of operators: by rates, groups' rates, bumps."""
         share = at.parts / at.parts.sum(1, keepdims=True)
         rows, columns = np.indices(share.shape)
         own = csr_matrix(

@@ -326,13 +326,16 @@ def test_a_classifier_of_a_grid_becomes_a_file_at_any_size(side: int, tmp_path: 
     OnnxConverter().convert(network((2, side, side), layers, 5), load_target("host"), (2, side, side), tmp_path / "n")
 
 
-def test_a_row_of_a_convolution_is_started_once_for_all_that_it_computes() -> None:
+def test_sizes_are_values_and_rows_that_a_convolution_starts_for_all_that_it_computes() -> None:
     net = WorkloadBuilder()
     x = net.input(Tensor((16, 6, 5)))
     spatial = net.add("conv2d", [x], (16, 6, 5), kernel=(3, 3), stride=(1, 1))
     pointwise = net.add("conv2d", [spatial], (16, 6, 5), kernel=(1, 1), stride=(1, 1))
     pooled = net.add("max_pool2d", [pointwise], (16, 3, 2), kernel=(2, 2), stride=(2, 2))
     _, quantities, _ = describe(net.build([pooled]).operators)
+    values, written = quantities[:, QUANTITIES.index("values")], quantities[:, QUANTITIES.index("written")]
+    assert written * 1e6 == pytest.approx([480, 480, 96])
+    assert values * 1e6 == pytest.approx([960, 960, 576])
     macs, starts = quantities[:, QUANTITIES.index("macs")], quantities[:, QUANTITIES.index("starts")]
     assert starts == pytest.approx([macs[0] / 5, macs[1] / 30, 0.0])
 
