@@ -257,8 +257,9 @@ class _Design:
 
     @cached_property
     def footprints(self) -> Array:
-        """`(n,)` of networks."""
-        touched: Array = self.observations.counts @ footprints(self.observations.quantities)
+        """`(n,)` of networks; of one family as if none, so that costs stay sums, as exact limits of a search need."""
+        o = self.observations
+        touched: Array = o.counts @ (footprints(o.quantities) * o.foreign)
         return touched
 
     @cached_property
@@ -269,13 +270,13 @@ class _Design:
         return weights
 
     def strained(self, cache: float) -> Array:
-        """`(n,)` of networks, see `strained`. Within one family costs stay sums, as exact limits of a search need."""
-        found: Array = strained(self.footprints, cache) if self.observations.foreign else np.ones(len(self.footprints))
+        """`(n,)` of networks, see `strained`."""
+        found: Array = strained(self.footprints, cache)
         return found
 
     def streamed(self, cache: float) -> Array:
-        """`(n,)` millions of seldom used weights that networks read from memory; of one family none, likewise."""
-        found: Array = self.seldom * streamed(self.footprints, cache) if self.observations.foreign else 0 * self.seldom
+        """`(n,)` millions of seldom used weights that networks read from memory, see `streamed`."""
+        found: Array = self.seldom * streamed(self.footprints, cache)
         return found
 
     @cached_property
@@ -538,10 +539,11 @@ class _Problem:
             members = np.flatnonzero(self.observations.groups == group)[:200]
             jacobian = np.hstack([_dense(part[members]) for part in parts])
             doubt[group] = np.sqrt(np.mean((jacobian @ covariance * jacobian).sum(1)))
-        cache, stream, offset = (float(np.exp(point[i])) for i in (-4, -3, -1))
+        log_cache, log_stream, strain, log_offset = point[-_WHOLE:].tolist()
+        cache, stream, offset = np.exp([log_cache, log_stream, log_offset]).tolist()
         if not self.observations.foreign:
             stream = 0.0
-        return Parameters(rates, trends, self.design.centre, rest, offset, cache, stream, float(point[-2]), doubt)
+        return Parameters(rates, trends, self.design.centre, rest, offset, cache, stream, strain, doubt)
 
 
 @dataclass(frozen=True)

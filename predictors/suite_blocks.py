@@ -36,6 +36,11 @@ def _conv(
     return nn.Sequential(*layers)
 
 
+def _shortcut(channels: int, out: int, stride: int) -> nn.Module:
+    """What a residual sum adds: its input, projected where the shape changes."""
+    return nn.Identity() if channels == out and stride == 1 else _conv(channels, out, 1, stride, "")
+
+
 def _doubled(channels: int, out: int, kernel: int) -> nn.ConvTranspose2d:
     """A map of twice the size, by a kernel of 2, 3 or 4."""
     return nn.ConvTranspose2d(channels, out, kernel, 2, (kernel - 1) // 2, 1 if kernel == 3 else 0)
@@ -273,8 +278,7 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
             body = nn.Sequential(
                 _conv(c, inner), _conv(inner, inner, 3, stride, groups=groups), _conv(inner, out, act="")
             )
-        side = nn.Identity() if c == out and stride == 1 else _conv(c, out, 1, stride, "")
-        return _Sum(body, side, act), out
+        return _Sum(body, _shortcut(c, out, stride), act), out
     if kind == "separable":
         inner = c * a.get("times", 1)
         return nn.Sequential(
@@ -286,7 +290,7 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
             nn.ReLU(), _conv(c, inner, a["kernel"], a["stride"], "", groups=c), _conv(inner, out, act=""),
             nn.ReLU(), _conv(out, out, a["kernel"], act="", groups=out), _conv(out, out, act=""),
         )  # fmt: skip
-        return _Sum(body, nn.Identity() if c == out and a["stride"] == 1 else _conv(c, out, 1, a["stride"], "")), out
+        return _Sum(body, _shortcut(c, out, a["stride"])), out
     if kind in ("inverted", "fused"):
         out, stride, inner = a["out"], a["stride"], c * a["expansion"]
         layers = [_conv(c, inner, act=a["act"]), _conv(inner, inner, a["kernel"], stride, a["act"], groups=inner)] if (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasbench.stages.structure import Skip, replace_module
+from nasbench.stages.structure import Skip
 
 
 def find_blocks(network: nn.Module, input_shape: Sequence[int]) -> list[str]:
@@ -57,7 +57,7 @@ def without(network: nn.Module, blocks: Sequence[str]) -> nn.Module:
     """A copy of the network that skips the named blocks."""
     network = copy.deepcopy(network)
     for name in blocks:
-        replace_module(network, name, Skip())
+        network.set_submodule(name, Skip())
     return network
 
 

@@ -94,13 +94,13 @@ def rebuild(
     for name, shapes in structure.get("residuals", {}).items():
         if name not in dict(original.named_modules()):
             raise UserError(f"{where}: of another network: this one has no module {name!r}")
-        replace_module(original, name, LiteResidual(original.get_submodule(name), *shapes))
+        original.set_submodule(name, LiteResidual(original.get_submodule(name), *shapes))
     modules = dict(original.named_modules())
     for name in [*structure.get("skipped", ()), *structure.get("attributes", {})]:
         if name not in modules:
             raise UserError(f"{where}: of another network: this one has no module {name!r}")
     for name in structure.get("skipped", ()):
-        replace_module(original, name, Skip())
+        original.set_submodule(name, Skip())
     for name, attributes in structure.get("attributes", {}).items():
         for key, value in attributes.items():
             setattr(modules[name], key, _like(getattr(modules[name], key, None), value))
@@ -130,15 +130,9 @@ def _with_same_residuals(original: nn.Module, network: nn.Module) -> tuple[nn.Mo
             original = copy.deepcopy(original)
         former = dict(original.named_modules()).get(name)
         if former is not None and not isinstance(former, LiteResidual):
-            replace_module(original, name, LiteResidual(former, module.given, module.made))
+            original.set_submodule(name, LiteResidual(former, module.given, module.made))
             added[name] = [module.given, module.made]
     return original, added
-
-
-def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where the submodule `name` stands."""
-    parent, _, key = name.rpartition(".")
-    setattr(network.get_submodule(parent), key, module)
 
 
 def _changed(module: nn.Module, before: nn.Module) -> dict[str, Any]:

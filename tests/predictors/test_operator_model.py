@@ -14,13 +14,11 @@ from predictors.operator_features import (
     GROUPS,
     QUANTITIES,
     describe,
-    footprints,
     group_of,
     kernels,
     network_kernels,
     strained,
     streamed,
-    weights_seldom_used,
 )
 from predictors.operator_model import Fit
 from predictors.suite_blocks import network
@@ -359,7 +357,7 @@ def test_large_networks_of_many_families_pay_for_what_no_cache_holds(suite: list
     families = [network.family for network in calibration_suite(45)]
     y = truth(suite) * strained(_totals(suite)[0], 3.0) ** 0.2
     model = OperatorModel.fit(suite, y, families=families)
-    assert model.numbers.strain > 0.02 > abs(OperatorModel.fit(suite, truth(suite), families=families).numbers.strain)
+    assert model.numbers.strain > 0.03 > abs(OperatorModel.fit(suite, truth(suite), families=families).numbers.strain)
     assert model.coefficients is None  # no sum any more
     assert OperatorModel.fit(suite, y).numbers.strain == 0.0
     grown = [strained(footprint, 3.0) for footprint in (0.0, 1.0, 100.0)]
@@ -378,15 +376,9 @@ def test_what_the_last_cache_holds_is_learned_from_weights_that_come_from_memory
 
 
 def _totals(workloads: Sequence[Workload]) -> tuple[np.ndarray, np.ndarray]:
-    """Millions of values and parameters touched, and of weights that are seldom used, of networks."""
-    totals = []
-    for workload in workloads:
-        found = network_kernels(workload)
-        _, quantities, coordinates = describe(list(found))
-        counts = np.array(list(found.values()), dtype=float)
-        totals.append((counts @ footprints(quantities), counts @ weights_seldom_used(quantities, coordinates)))
-    footprint, seldom = np.transpose(totals)
-    return footprint, seldom
+    """Millions of values and parameters touched, and of weights that are seldom used: the same by every model."""
+    rows = OperatorModel.fit(workloads[:8], truth(workloads[:8])).network_rows(workloads)
+    return rows[:, OperatorModel.FOOTPRINT], rows[:, OperatorModel.SELDOM]
 
 
 def test_moves_are_kernels_of_their_own_but_for_swapped_sides_of_a_product() -> None:
