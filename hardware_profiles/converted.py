@@ -63,7 +63,8 @@ class ConvertedFiles:
             else:
                 artifact = converter.convert(build(), self.target, input_shape, path)
         except UserError as error:
-            write_text(note, json.dumps({"error": str(error), "precision": "", "note": ""}))
+            if not isinstance(error.__cause__, OSError):  # a full disk, say, is not the network's fault
+                write_text(note, json.dumps({"error": str(error), "precision": "", "note": ""}))
             raise
         write_text(note, json.dumps({"error": "", "precision": artifact.precision, "note": artifact.note}))
         return artifact

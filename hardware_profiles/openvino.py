@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.conversion import Array
-from hardware_profiles.extras import load
+from hardware_profiles.extras import load, reason
 from hardware_profiles.meter import Artifact, OperatorTime
 from hardware_profiles.onnx_runtime import FromOnnxConverter
 from hardware_profiles.passes import PROFILED_RUNS, InProcessMeter, Session
@@ -119,7 +119,12 @@ class OpenVINOConverter(FromOnnxConverter):
         if target.precision == "int8":
             nncf = _load("nncf")
             model = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
-        openvino.save_model(model, str(path), compress_to_fp16=target.precision == "fp16")
+        try:
+            openvino.save_model(model, str(path), compress_to_fp16=target.precision == "fp16")
+        except RuntimeError as error:
+            if "iostream error" in str(error):  # all that C++ says of a full disk
+                raise OSError(reason(error)) from error
+            raise
 
     def _beside(self, path: Path) -> list[Path]:
         return [path.with_suffix(".bin")]

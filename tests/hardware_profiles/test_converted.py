@@ -1,5 +1,6 @@
 """Converted networks that are kept."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,22 @@ def test_a_refusal_is_kept_with_its_reason(tmp_path: Path) -> None:
             ConvertedFiles(tmp_path, load_target("host:fp32")).convert("a", build, (1, 6, 6))
     assert len(tries) == 1
     assert [p.suffix for p in tmp_path.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("target", ["host:fp32", "host:openvino-int8"])
+def test_a_full_disk_is_not_kept_as_a_refusal(tmp_path: Path, target: str) -> None:
+    build = Counted()
+    if "openvino" in target:
+        pytest.importorskip("openvino")
+        artifact(tmp_path, build, target="host:fp32")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))  # more than a note has, less than a network
+    try:
+        with pytest.raises(UserError, match=r"(onnx|xml): cannot write it"):
+            artifact(tmp_path, build, target=target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert artifact(tmp_path, build, target=target).path.stat().st_size > 400
 
 
 def test_a_runtime_that_reads_onnx_shares_its_files(tmp_path: Path) -> None:
