@@ -32,6 +32,7 @@ GROUPS = (
     "linear",  # linear layers of many rows
     "matmul",
     "norm",  # normalisation that no convolution takes in
+    "layer_norm",  # and that by statistics of its input
     "clamp",  # relu and the like, likewise
     "leaky_relu",
     "hard_swish",  # and hard-sigmoid
@@ -45,6 +46,7 @@ GROUPS = (
     "trailing_silu",
     "trailing_gelu",
     "trailing_add",
+    "trailing_transpose",
     "mul",
     "softmax",
     "pool",
@@ -56,6 +58,7 @@ GROUPS = (
     "slice",
     "transpose",
     "result",  # a map that the network returns, in the order that the caller reads
+    "crowded_result",  # one whose channels fall on the same lines of the cache
     "other",
 )
 # What the quantities of a group cost to begin with, as multiples of a dense kernel's; measurements decide.
@@ -73,11 +76,13 @@ COSTLIER = {
     ("gelu", "values"): 2.0,
     ("softmax", "values"): 5.0,
     ("norm", "values"): 2.0,
+    ("layer_norm", "values"): 4.0,
     ("pool", "values"): 2.0,
     ("average_pool", "values"): 2.0,
     ("resize", "values"): 3.0,
     ("resample", "values"): 6.0,
     ("transpose", "values"): 3.0,
+    ("trailing_transpose", "values"): 3.0,
 }
 # Beside the sizes of an operator, multiply-accumulates that some runtimes pay for and others do not: `starts` of the
 # innermost loop, those of the `idle` ends of vectors of channels, and those of depthwise windows too `wide` to unroll.
@@ -93,6 +98,10 @@ _VECTOR = 16
 _IMAGE_CHANNELS = 3
 # XNNPACK has depthwise kernels for windows of up to 5 x 5; LiteRT takes 8 to 12 times as long for a tap of larger ones.
 _UNROLLED = 25
+# Bytes this far apart compete for the same lines of a core's first cache, of which it has as many as ways. OpenVINO
+# puts a map of 21 x 320 x 320 values (channels 100 times as far apart) into order at 3.8 ns a value, one of
+# 19 x 444 x 444 at .6 ns.
+_PAGE_BYTES, _WAYS = 4096, 8
 # A core's own cache is this much smaller than the last one.
 _NEARER = 10.0
 # Positions that a weight is used at, at 50 GMAC/s, in the time that its 4 bytes take to come from memory at 12 GB/s.
@@ -108,7 +117,8 @@ _CLAMPS = frozenset({"relu", "relu6", "clamp"})
 _GROUP_OF = {
     "conv_transpose2d": "transposed",
     "matmul": "matmul",
-    **dict.fromkeys(("batch_norm", "layer_norm", "group_norm"), "norm"),
+    "batch_norm": "norm",
+    **dict.fromkeys(("layer_norm", "group_norm"), "layer_norm"),
     **dict.fromkeys(_CLAMPS, "clamp"),
     "leaky_relu": "leaky_relu",
     **dict.fromkeys(("hard_swish", "hard_sigmoid"), "hard_swish"),
@@ -142,22 +152,25 @@ def kernels(workload: Workload) -> Counter[Operator]:
     """
     steps = _once(workload)
     readers = Counter(t for _, reads, _ in steps for t in reads)
-    # Tensors that a kernel writes last and could still apply something to -> the kernel's kind.
-    open_ends: dict[int, str] = {}
+    # Tensors -> kinds of the kernels that write them last, and those that these can apply nothing more to.
+    writers: dict[int, str] = {}
+    closed: set[int] = set()
     found: Counter[Operator] = Counter()
     for moving, reads, write in steps:
-        found.update(_moved(moving))
+        found.update(_moved(moving, any(writers.get(t) in _PRODUCTS for t in reads)))
         op = _still(moving)
-        source = open_ends.get(reads[0], "") if reads and readers[reads[0]] == 1 else ""
+        open_ends = [writers.get(t, "") if readers[t] == 1 and t not in closed else "" for t in reads]
+        source = open_ends[0] if reads else ""
         if source in _PRODUCTS and _scales(op):
-            open_ends[write] = source
+            writers[write] = source
         elif source and op.kind in _CLAMPS:
-            pass  # taken in, and closed
+            writers[write] = source
+            closed.add(write)
         else:
-            trailing = op.kind in _TRAILING and any(readers[t] == 1 and open_ends.get(t) in _PRODUCTS for t in reads)
+            trailing = op.kind in _TRAILING and any(end in _PRODUCTS for end in open_ends)
             found[replace(op, kind=_TRAILING[op.kind]) if trailing else op] += 1
             if op.kind in _PRODUCTS or op.kind in ("add", "batch_norm"):
-                open_ends[write] = op.kind
+                writers[write] = op.kind
     return found
 
 
@@ -170,10 +183,11 @@ def network_kernels(workload: Workload) -> Counter[Operator]:
     return found
 
 
-def _moved(op: Operator) -> list[Operator]:
+def _moved(op: Operator, of_product: bool) -> list[Operator]:
     """The copies before an operator. A product reads matrices whose sides are swapped as they are."""
     swaps = op.kind == "matmul"
-    return [m for m in op.moved if not (swaps and m.kind == "transpose" and _swapped(m))]
+    moves = [m for m in op.moved if not (swaps and m.kind == "transpose" and _swapped(m))]
+    return [replace(m, kind=_TRAILING[m.kind]) if of_product and m.kind in _TRAILING else m for m in moves]
 
 
 def _still(op: Operator) -> Operator:
@@ -222,6 +236,10 @@ def group_of(op: Operator) -> str:
     if op.kind == "resize":
         sides = zip(op.inputs[0].shape[1:], op.output.shape[1:], strict=True)
         return "resample" if any(large % small for small, large in sides) else "resize"
+    if op.kind == "result":
+        plane = _positions(op.output.shape) * op.output.itemsize
+        crowded = plane % _PAGE_BYTES == 0 and _channels(op.output.shape) > _WAYS
+        return "crowded_result" if crowded else "result"
     if op.kind == "linear":
         return "vector" if _positions(op.output.shape) == 1 else "linear"
     return _GROUP_OF.get(op.kind, "other")
@@ -346,7 +364,7 @@ def _coordinates(op: Operator) -> tuple[float, ...]:
 
 def _together(op: Operator) -> int:
     """Values in a row that a transposition leaves next to each other; 1 for all else."""
-    if op.kind != "transpose":
+    if not op.kind.endswith("transpose"):
         return 1
     run = 1
     for before, after in zip(reversed(op.inputs[0].shape), reversed(op.output.shape), strict=False):

@@ -51,7 +51,7 @@ class CalibrationNetwork(Protocol):
 
 @dataclass(frozen=True)
 class MadeUpNetwork:
-    """A network from a recipe: input, layers, global pooling (of maps), and a classifier, unless it returns a map."""
+    """A network from a recipe: layers, global pooling (of maps) and a classifier; or it returns maps or boxes."""
 
     name: str
     family: str
@@ -242,7 +242,8 @@ def _separable(d: _Dice) -> Iterator[Layer]:
 def _preactivated(d: _Dice) -> Iterator[Layer]:
     """As Inceptions and Xceptions are: a first depthwise convolution of several outputs per channel, and ReLUs that no
     convolution takes in, since a shortcut reads the same."""
-    yield _layer("separable", out=d.channels(0), kernel=d.one(3, 5, 7), stride=2, act="relu", times=d.one(4, 8, 16))
+    kernel, times = d.one(3, 5, 7), d.one(1, 4, 8, 16)
+    yield _layer("separable", out=d.channels(0), kernel=kernel, stride=2, act="relu", times=times)
     for stage, block, stride in d.each():
         if block == 0:
             out = d.channels(stage, 1.5)
@@ -369,8 +370,8 @@ def _decoder(d: _Dice) -> Iterator[Layer]:
         yield _layer("pyramid", out=d.channels(d.stages), dilation=d.one(2, 4))
     yield _layer("pooled_pyramid")
     if d.chance(0.5):
-        # Back to about the input's size, by what no whole factor gives, as segmenters do.
-        yield _layer("enlarged", out=d.one(4, 19, 21, 32), factor=d.one(3.7, 7.8, 8.3))
+        # Back to about the input's size, as segmenters do, whose last factor need not be whole.
+        yield _layer("enlarged", out=d.one(4, 19, 21, 32), factor=d.one(3.7, 4, 7.8, 8, 8.3))
 
 
 def _upward(d: _Dice) -> Iterator[Layer]:
@@ -383,9 +384,22 @@ def _upward(d: _Dice) -> Iterator[Layer]:
         if d.chance(0.5):
             yield _layer("conv", out=d.channels(stage - 1), kernel=3)
     if d.chance(0.5):
-        yield _layer("map", out=d.one(1, 2, 8, 21))
+        yield _layer("map", out=d.one(1, 2, 21, 64))
     else:
-        yield _layer("enlarged", out=d.one(2, 8, 19, 21), factor=d.one(1.9, 2, 3.7))
+        yield _layer("enlarged", out=d.one(2, 8, 19, 21), factor=d.one(1.9, 2, 3.7, 4))
+
+
+def _detector(d: _Dice) -> Iterator[Layer]:
+    yield from _stem(d)
+    act = d.one("relu", "relu6", "hard_swish")
+    for stage, block, stride in d.each():
+        if block == 0:
+            out = d.channels(stage)
+        yield _layer("separable", out=out, kernel=3, stride=stride, act=act)
+    yield _layer(
+        "detector", width=2 * d.channels(2), maps=d.count(2, 6), anchors=d.one(3, 6), outputs=d.one(4, 21, 91),
+        kernel=d.one(1, 1, 3),
+    )  # fmt: skip
 
 
 def _attention(d: _Dice) -> Iterator[Layer]:
@@ -490,4 +504,5 @@ THEMES: dict[str, Callable[[_Dice], Iterator[Layer]]] = {
     "gated": _gated,
     "leaky": _leaky,
     "preactivated": _preactivated,
+    "detector": _detector,
 }

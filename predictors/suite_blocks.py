@@ -102,15 +102,14 @@ class _Split(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        half = channels - channels // 2
-        self.first = channels // 2
-        self.body = nn.Sequential(
-            _conv(half, half), _conv(half, half, 3, act="", groups=half), _conv(half, channels - self.first)
-        )
+        self.halves = [channels // 2, channels - channels // 2]
+        half = self.halves[1]
+        self.body = nn.Sequential(_conv(half, half), _conv(half, half, 3, act="", groups=half), _conv(half, half))
         self.shuffle = _Shuffle(2 if channels % 2 == 0 else 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.shuffle(torch.cat([x[:, : self.first], self.body(x[:, self.first :])], 1))
+        kept, convolved = x.split(self.halves, 1)
+        y: Tensor = self.shuffle(torch.cat([kept, self.body(convolved)], 1))
         return y
 
 
@@ -120,15 +119,13 @@ class _Stacked(nn.Module):
     def __init__(self, channels: int, act: str = "silu") -> None:
         super().__init__()
         half = max(4, channels // 2)
-        self.kept: int = half
         self.first = _conv(channels, 2 * half, act=act)
         self.body = nn.Sequential(_conv(half, half, 3, act=act), _conv(half, half, 3, act=act))
         self.last = _conv(3 * half, channels, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        inner = y[:, self.kept :]
-        z: Tensor = self.last(torch.cat([y, inner + self.body(inner)], 1))
+        kept, inner = self.first(x).chunk(2, 1)
+        z: Tensor = self.last(torch.cat([kept, inner, inner + self.body(inner)], 1))
         return z
 
 
@@ -193,6 +190,26 @@ class _Enlarged(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = [round(side * self.factor) for side in x.shape[2:]]
         return F.interpolate(self.narrow(x), size=size, mode="bilinear", align_corners=False)
+
+
+class _Detector(nn.Module):
+    """Boxes at a map and at ever smaller ones: what is predicted at each pixel, in a row."""
+
+    def __init__(self, channels: int, width: int, maps: int, anchors: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        widths = [channels] + [width] * (maps - 1)
+        self.smaller = nn.ModuleList(
+            nn.Sequential(_conv(c, width // 2), _conv(width // 2, width, 3, 2)) for c in widths[:-1]
+        )
+        self.heads = nn.ModuleList(nn.Conv2d(c, anchors * outputs, kernel, padding=kernel // 2) for c in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for smaller, head in zip([nn.Identity(), *self.smaller], self.heads, strict=True):
+            x = smaller(x)
+            found.append(head(x).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.outputs)))
+        return torch.cat(found, 1)
 
 
 class _Encoder(nn.Module):
@@ -348,6 +365,8 @@ def _layer(kind: str, c: int, a: dict[str, Any]) -> tuple[nn.Module, int]:
         return nn.Conv2d(c, a["out"], 1), a["out"]
     if kind == "enlarged":
         return _Enlarged(c, **a), a["out"]
+    if kind == "detector":
+        return _Detector(c, **a), a["outputs"]
     if kind == "ghost":
         return _Ghost(c, a["out"], a["kernel"], a["stride"]), a["out"]
     if kind == "grown":
@@ -396,6 +415,6 @@ def network(input_shape: Sequence[int], layers: Sequence[tuple[str, Any]], class
         layer, channels = _layer(kind, channels, dict(arguments))
         made.append(layer)
         flat = flat or kind in ("flatten", "dense")
-    if layers[-1][0] in ("map", "enlarged"):
+    if layers[-1][0] in ("map", "enlarged", "detector"):
         return nn.Sequential(*made)
     return nn.Sequential(*made, *([] if flat else [_Mean()]), nn.Linear(channels, classes))

@@ -67,7 +67,7 @@ def workloads(space: SearchSpace) -> list[Workload]:
 
 @pytest.fixture(scope="module")
 def suite() -> list[Workload]:
-    return [network.workload() for network in calibration_suite(45)]
+    return [network.workload() for network in calibration_suite(60)]
 
 
 def within(model: OperatorModel, workloads: Sequence[Workload], measured: np.ndarray, share: float) -> float:
@@ -111,6 +111,30 @@ def test_maps_that_a_network_returns_are_kernels_of_it_but_of_no_block() -> None
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("shape", "group"),
+    [
+        ((21, 64, 64), "crowded_result"),
+        ((8, 64, 64), "result"),
+        ((21, 63, 64), "result"),
+        ((21, 32, 32), "crowded_result"),
+    ],
+)
+def test_returned_maps_whose_channels_share_cache_lines_are_a_group_of_their_own(
+    shape: tuple[int, int, int], group: str
+) -> None:
+    net = WorkloadBuilder()
+    conv = net.add("conv2d", [net.input(Tensor((4, *shape[1:])))], shape, kernel=(1, 1), stride=(1, 1))
+    assert {group_of(op) for op in network_kernels(net.build([conv]))} == {"pointwise", group}
+
+
+def test_normalisation_by_statistics_is_no_scaling_of_channels() -> None:
+    net = WorkloadBuilder()
+    scaled = net.add("batch_norm", [net.input(Tensor((10, 16)))], (10, 16))
+    last = net.add("layer_norm", [scaled], (10, 16))
+    assert [group_of(op) for op in kernels(net.build([last]))] == ["norm", "layer_norm"]
+
+
 def test_a_linear_truth_of_one_space_is_found_from_32_networks(workloads: list[Workload]) -> None:
     y = truth(workloads)
     model = OperatorModel.fit(workloads[:32], y[:32])
@@ -132,7 +156,7 @@ def test_a_truth_with_curves_is_found_on_spaces_that_no_network_was_of(
         )
     )  # fmt: skip
     y = curved.predict(suite).mean * np.exp(rng.normal(0, 0.01, len(suite)))
-    model = OperatorModel.fit(suite, y, families=[n.family for n in calibration_suite(45)])
+    model = OperatorModel.fit(suite, y, families=[n.family for n in calibration_suite(60)])
     new = curved.predict(workloads).mean
     assert within(model, workloads, new, 0.1) > 0.9
     estimate = model.predict(workloads)
@@ -318,6 +342,12 @@ def test_every_made_up_network_of_a_suite_runs_at_its_resolution() -> None:
         calibration_suite(3)
 
 
+def test_made_up_detectors_give_the_boxes_of_all_maps() -> None:
+    layers = (("detector", (("width", 8), ("maps", 3), ("anchors", 3), ("outputs", 7), ("kernel", 3))),)
+    found = network((4, 9, 9), layers, 10)(torch.zeros(2, 4, 9, 9))
+    assert found.shape == (2, 3 * (9 * 9 + 5 * 5 + 3 * 3), 7)
+
+
 @pytest.mark.parametrize("side", [3, 4, 7, 11])
 def test_a_classifier_of_a_grid_becomes_a_file_at_any_size(side: int, tmp_path: Path) -> None:
     layers = (("flatten", (("pool", 4),)), ("dense", (("out", 6), ("act", "relu"))))
@@ -354,7 +384,7 @@ def test_unused_ends_of_vectors_and_wide_windows_are_sizes_of_their_own() -> Non
 
 
 def test_large_networks_of_many_families_pay_for_what_no_cache_holds(suite: list[Workload]) -> None:
-    families = [network.family for network in calibration_suite(45)]
+    families = [network.family for network in calibration_suite(60)]
     y = truth(suite) * strained(_totals(suite)[0], 3.0) ** 0.2
     model = OperatorModel.fit(suite, y, families=families)
     assert model.numbers.strain > 0.03 > abs(OperatorModel.fit(suite, truth(suite), families=families).numbers.strain)
@@ -389,3 +419,20 @@ def test_moves_are_kernels_of_their_own_but_for_swapped_sides_of_a_product() -> 
 
     found = {group_of(op): count for op, count in kernels(trace(Attention(), (10, 16))).items()}
     assert found == {"slice": 2, "matmul": 1}
+
+
+def test_transpositions_of_what_a_convolution_wrote_are_a_group_of_their_own() -> None:
+    class Shuffles(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+
+        def shuffle(self, x: torch.Tensor) -> torch.Tensor:
+            return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.shuffle(self.body(x))  # of a convolution, with what it takes in
+            return torch.nn.functional.silu(self.shuffle(torch.cat([y, torch.sigmoid(y)], 1)))
+
+    found = {group_of(op): count for op, count in kernels(trace(Shuffles(), (4, 6, 6))).items()}
+    assert found["trailing_transpose"] == found["transpose"] == 1
