@@ -29,6 +29,7 @@ class ConvertedFiles:
     What a file holds follows from its name: a digest of what the caller says identifies the network, of its input
     shape, of the target's precision and batch, and of the versions of torch and the runtime. Networks that cannot be
     converted are kept too, with the reason. Files of other versions stay; delete the directory to be rid of them.
+    A file that could not be written, on a full disk say, is no refusal and is tried again.
     All runtimes that read ONNX share its fp32 files, and int8 files are made from fp32 files where there is a way.
 
     Args:

@@ -364,7 +364,7 @@ def _coordinates(op: Operator) -> tuple[float, ...]:
 
 def _together(op: Operator) -> int:
     """Values in a row that a transposition leaves next to each other; 1 for all else."""
-    if not op.kind.endswith("transpose"):
+    if op.kind not in ("transpose", _TRAILING["transpose"]):
         return 1
     run = 1
     for before, after in zip(reversed(op.inputs[0].shape), reversed(op.output.shape), strict=False):
