@@ -114,7 +114,7 @@ class CheckedConverter(Converter):
                 raise
             except Exception as error:  # converters raise whatever the layers below them raise
                 raise UserError(f"{name}: cannot be written as {self.title}: {reason(error)}") from error
-            found = self.meter().opened(replace(artifact, path=temporary), target, batches[0]).run()
+            found = self.meter().opened(replace(artifact, path=temporary, name=name), target, batches[0]).run()
             difference = _difference(found, wanted, precision)
             if not difference <= TOLERANCE[precision]:
                 raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import io
@@ -30,6 +31,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "prune": ("torch_pruning",),
     "cmaes": ("cmaes",),
 }
+
+_STANDARD = (1, 2)  # file descriptors of output and error
 
 
 def require(extra: str, *modules: str) -> None:
@@ -64,9 +67,9 @@ def load(extra: str, module: str) -> ModuleType:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallow what converters print: on standard output, as warnings, as log lines, and from C++ on standard error.
+    """Swallow what converters print: as warnings, as log lines, and on standard output and error, from C++ too.
 
-    What goes wrong comes as an exception. Standard error is redirected for the whole process meanwhile.
+    What goes wrong comes as an exception. Both are redirected for the whole process meanwhile.
     """
     root = logging.getLogger()
     disabled, handlers = root.manager.disable, root.handlers[:]
@@ -78,15 +81,24 @@ def quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
-        saved = os.dup(2)
+        _flush_c()
+        saved = [os.dup(stream) for stream in _STANDARD]
         try:
-            os.dup2(sink.fileno(), 2)
+            for stream in _STANDARD:
+                os.dup2(sink.fileno(), stream)
             yield
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            _flush_c()
+            for stream, before in zip(_STANDARD, saved, strict=True):
+                os.dup2(before, stream)
+                os.close(before)
             logging.disable(disabled)
             root.handlers[:] = handlers  # a first log line installs one, which would hold on to the sink
+
+
+def _flush_c() -> None:
+    """Write out what C and C++ hold back of their standard output."""
+    ctypes.CDLL(None).fflush(None)
 
 
 def reason(error: BaseException) -> str:
