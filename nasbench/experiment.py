@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hardware_profiles.paths import write_text
+from hardware_profiles.paths import sha256_of, write_text
 from nasbench.archive import arch_row
 from nasbench.config import Config
 from nasbench.costs import bind_costs, check_feasible
@@ -84,7 +84,10 @@ def run_experiment(
     else:
         run = Run.create(path or new_directory(config.name), plan.config)
     try:
-        run.freeze({name: file for part in plan.evaluators for name, file in part.files.items()})
+        data = {name: sha256_of(file) for part in plan.evaluators for name, file in part.files.items()}
+        if images := plan.task.fingerprint():
+            data["task"] = images
+        run.freeze(data)
     except UserError:
         run.close()
         raise

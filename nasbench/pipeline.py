@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hardware_profiles import Artifact, Target, converter_for, load_target
+from hardware_profiles.measuring import exclusive
 from nasbench.plan import Plan
 from nasbench.progress import Reporter
 from nasbench.run import Run
@@ -65,7 +66,9 @@ def measure_artifacts(
 ) -> dict[str, float]:
     """Measure all artifacts in interleaved passes and record them; latency in ms by name, NaN where it failed."""
     latencies: dict[str, float] = {}
-    for name, result in zip(artifacts, plan.meter_for(target).measure(list(artifacts.values()), target), strict=True):
+    with exclusive(target):
+        measured = plan.meter_for(target).measure(list(artifacts.values()), target)
+    for name, result in zip(artifacts, measured, strict=True):
         latencies[name] = result.latency_ms
         note = "; ".join(n for n in ("throttled" if result.throttled else "", result.note, result.error) if n)
         good = not result.error

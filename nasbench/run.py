@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hardware_profiles.paths import atomic, sha256_of, write_text
+from hardware_profiles.paths import atomic, write_text
 from nasbench.archive import Archive
 from nasbench.config import Config, dump_config, parse_config
 from nasbench.objectives import Objective, make_objective
@@ -131,24 +131,23 @@ class Run:
         self.archive.close()
         _LOCKS.pop(self.path.resolve()).close()
 
-    def freeze(self, files: Mapping[str, Path]) -> None:
-        """Keep the hashes of files that all results depend on; where the run has them, the files must be unchanged.
+    def freeze(self, hashes: Mapping[str, str]) -> None:
+        """Keep the hashes of data that all results depend on; where the run has them, they must be the same.
 
         Args:
-            files: by the names that they have in the configuration.
+            hashes: by the names that the data have in the configuration.
 
         Raises:
             UserError: one has changed since the run began.
         """
-        hashes = {name: sha256_of(path) for name, path in files.items()}
         frozen = self.state.get("inputs", {})
         for name in frozen.keys() & hashes.keys():
             if frozen[name] != hashes[name]:
                 raise UserError(
-                    f"{name}: has changed since {self.path} began, whose results so far are of the file as it was; put "
-                    "that back, or begin a new run"
+                    f"{name}: has changed since {self.path} began, whose results so far are of the data as they were; "
+                    "put those back, or begin a new run"
                 )
-        self.mark(inputs=hashes | frozen)
+        self.mark(inputs={**hashes, **frozen})
 
     def mark(self, **entries: Any) -> None:
         """Update `run.json`."""

@@ -16,8 +16,8 @@ import numpy as np
 
 from hardware_profiles.converted import ConvertedFiles
 from hardware_profiles.host import host_fingerprint
-from hardware_profiles.measuring import Progress, convert_and_measure, measuring_progress
-from hardware_profiles.meter import Artifact, Converter
+from hardware_profiles.measuring import Progress, conditions, convert_and_measure, measuring_progress
+from hardware_profiles.meter import Artifact, Converter, Meter
 from hardware_profiles.profile import Target
 from hardware_profiles.runtimes import converter_for, meter_for
 from predictors.calibration import Calibration, MeasuredRow, calibrations_dir, file_stem, fit_target
@@ -102,7 +102,7 @@ def calibrate(
     meter = meter_for(target, measuring_progress(progress))
     converter = converter_for(target)
     chosen = _chosen(target, spaces, networks, seed)
-    key = _key(target, chosen, meter.runtime_version(), method)
+    key = _key(target, meter, chosen, method)
     path = (cache or calibrations_dir()) / f"{file_stem(target)}-{key[:16]}.json"
     found = _cached(path, key, max_age_days)
     if found:
@@ -233,15 +233,12 @@ def _extreme(space: SearchSpace, arch: Archs, sign: float, roofline: Any) -> Arc
         arch = archs[best]
 
 
-def _key(target: Target, chosen: Sequence[CalibrationNetwork], runtime_version: str, method: str) -> str:
+def _key(target: Target, meter: Meter, chosen: Sequence[CalibrationNetwork], method: str) -> str:
     """A digest of everything that the measured latencies depend on."""
     what = {
         "format": Calibration.model_fields["format"].default,
         "method": method,
-        "host": host_fingerprint(),
-        "target": target.name,
-        "point": [target.precision, target.runtime, target.threads, target.batch, target.point.power_mode],
-        "runtime": runtime_version,
+        "conditions": conditions(target, meter),
         "features": [GROUPS, QUANTITIES, COORDINATES],
         "networks": [(network.name, *_operators(network.workload())) for network in chosen],
     }

@@ -17,6 +17,7 @@ from nasbench.costs import bound_cost
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.evaluators.table import TableEvaluator
+from nasbench.execution.choice import own_code
 from nasbench.objectives import Objective, given_as, minimised, violations
 from nasbench.plan import Plan, make_plan
 from search_spaces import SearchSpace, UserError, nearest
@@ -96,13 +97,18 @@ class Problem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the results of a search depend on, as a hash: objectives, space, evaluator, and a table's values."""
+        """What the results of a search depend on, as a hash: objectives, space, evaluator, a table's values,
+        the task's data, and the code of what is the user's own."""
         config = self.plan.config
         digest = hashlib.sha256()
         sections = config.model_dump(include={"space", "objectives", "targets", "evaluator", "task"})
         sections["evaluator"].pop("path", None)  # the content counts, wherever it lies
         digest.update(repr(sorted(sections.items())).encode())
         digest.update(repr([(k.name, k.choices) for k in self.space.knobs]).encode())
+        named = (config.task, config.space, config.evaluator, *config.evaluator.also)
+        more = [self.plan.task.fingerprint(), *(own_code(section.name) for section in named)]
+        if any(more):
+            digest.update(repr(more).encode())
         source = self.evaluator.evaluator
         if isinstance(source, TableEvaluator):
             digest.update(np.ascontiguousarray(source.table.archs).tobytes())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces import UserError
 from search_spaces.base import Archs
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Evaluation:
         values: `(n, M)` float64 in the metrics' own units, NaN where the status is not OK.
         status: `(n,)` uint8, see `Status`.
         limit_values: `(n, M)` the values that limits apply to (a chosen quantile of a prediction); None: `values`.
+            A run records none, and refuses an evaluator that gives them; `search` takes them.
         seconds: `(n,)` cost of each row, for the ledger; None where it is nothing to speak of.
         messages: why rows failed, by row.
     """
@@ -184,6 +186,20 @@ class Wrapped(Evaluator):
 
     def close(self) -> None:
         self.evaluator.close()
+
+
+def without_limits(result: Evaluation) -> Evaluation:
+    """The result, which is one of an evaluator in a run.
+
+    Raises:
+        UserError: it has `limit_values`, which nothing records.
+    """
+    if result.limit_values is not None:
+        raise UserError(
+            "evaluator: gave limit_values, which a run does not record; give them as a metric of their own, and set "
+            "limits on that"
+        )
+    return result
 
 
 def joined(proposals: Proposals, results: Iterable[tuple[Proposals, Evaluation]], metrics: int) -> Evaluation:

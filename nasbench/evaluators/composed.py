@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
+from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status, without_limits
 from search_spaces.base import Archs
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ComposedEvaluator(Evaluator):
                 if part.fidelities is not None:
                     kept = {name: column for name, column in asked.fidelity.items() if name in part.fidelities}
                     asked = Proposals(asked.ids, asked.archs, kept, asked.known)
-                result = part.evaluate(asked)
+                result = without_limits(part.evaluate(asked))
                 values[rows], status[rows] = result.values, result.status
                 seconds[rows] += 0.0 if result.seconds is None else result.seconds
                 messages |= {int(rows[row]): message for row, message in result.messages.items()}

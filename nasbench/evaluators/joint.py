@@ -5,16 +5,15 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from hardware_profiles import Artifact, Meter, OnnxConverter, Target, converter_for, load_target
+from hardware_profiles.measuring import exclusive
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.supernet import SupernetEvaluator
 from nasbench.joint.space import JointSpace
@@ -45,7 +44,6 @@ class JointEvaluator(Evaluator):
         supernet: trained, of that space.
         targets: of the experiment; the first, which reads ONNX, is measured.
         meter_for: what measures on it.
-        directory: of the run, for the lock of the device; None for none.
         calibration_images: training images for the statistics.
         quantisation_images: training images for the ranges of activations.
         validation_images: 0 for all.
@@ -67,7 +65,6 @@ class JointEvaluator(Evaluator):
         supernet: Supernet,
         targets: Mapping[str, Target],
         meter_for: Callable[[Target], Meter],
-        directory: Path | None,
         *,
         calibration_images: int = 256,
         quantisation_images: int = 64,
@@ -84,7 +81,7 @@ class JointEvaluator(Evaluator):
             space, task, supernet, calibration_images=calibration_images, validation_images=validation_images, seed=seed
         )
         self.space, self.task, self.network, self.seed = space, task, supernet, seed
-        self.meter, self.directory = meter_for(self.target), directory
+        self.meter = meter_for(self.target)
         self.stage = Quantize(images=quantisation_images)
 
     @classmethod
@@ -96,7 +93,7 @@ class JointEvaluator(Evaluator):
         values = np.full((n, len(self.metrics)), np.nan)
         messages: dict[int, str] = {}
         files: dict[int, Artifact] = {}
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        with tempfile.TemporaryDirectory() as folder:
             for row, arch in enumerate(self.space.canonical(proposals.archs)):
                 try:
                     files[row] = self._file(arch, Path(folder) / str(row))
@@ -104,10 +101,8 @@ class JointEvaluator(Evaluator):
                     values[row, 2] = files[row].file_bytes
                 except (UserError, RuntimeError, ValueError) as error:
                     messages[row] = f"{type(error).__name__}: {error}"
-            if self.directory is not None:
-                name = self.target.name.replace(":", "-")
-                stack.enter_context(FileLock(self.directory / f".{name}.lock"))
-            taken = self.meter.measure(list(files.values()), self.target) if files else []
+            with exclusive(self.target):
+                taken = self.meter.measure(list(files.values()), self.target) if files else []
         for row, measurement in zip(files, taken, strict=True):
             if measurement.error:
                 messages[row] = measurement.error

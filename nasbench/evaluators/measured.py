@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from hardware_profiles import Artifact, Meter, Target, converter_for, load_target
 from hardware_profiles.measuring import convert_and_measure
@@ -25,14 +23,13 @@ _METRICS = ("latency_ms", "energy_mj", "peak_memory_bytes")
 class MeasureEvaluator(Evaluator):
     """Builds each architecture, converts it for a target, and measures it there with the target's meter.
 
-    Networks are freshly initialised. Several are measured together, so that passes over them are interleaved. Workers
-    take turns at a device. A network that cannot be converted or run is `FAILED`.
+    Networks are freshly initialised. Several are measured together, so that passes over them are interleaved. Workers,
+    and other runs, take turns at a device. A network that cannot be converted or run is `FAILED`.
 
     Args:
         space: that the architectures come from.
         targets: of the experiment.
         meter_for: what measures on a target.
-        directory: of the run, for locks of devices; None for none.
         metrics: `latency_ms`, `energy_mj` or `peak_memory_bytes`, as far as the meter gives them, of the first target,
             or as `latency_ms@TARGET`.
 
@@ -49,7 +46,6 @@ class MeasureEvaluator(Evaluator):
         space: SearchSpace,
         targets: Mapping[str, Target],
         meter_for: Callable[[Target], Meter],
-        directory: Path | None,
         *,
         metrics: Sequence[str] = ("latency_ms",),
     ) -> None:
@@ -57,7 +53,6 @@ class MeasureEvaluator(Evaluator):
         self.metrics = self.columns({"metrics": metrics}, targets)
         self.targets = {name: targets[name] for name in dict.fromkeys(m.partition("@")[2] for m in self.metrics)}
         self.meters = {name: meter_for(target) for name, target in self.targets.items()}
-        self.directory = directory
 
     @classmethod
     def columns(cls, options: Mapping[str, Any], targets: Mapping[str, Target]) -> tuple[str, ...]:
@@ -83,11 +78,8 @@ class MeasureEvaluator(Evaluator):
         start = time.perf_counter()
         archs = {str(row): arch for row, arch in enumerate(self.space.canonical(proposals.archs))}
         for name, target in self.targets.items():
-            with ExitStack() as stack:
-                if self.directory is not None:
-                    stack.enter_context(FileLock(self.directory / f".{name.replace(':', '-')}.lock"))
-                convert = {row: partial(self._convert, arch, target) for row, arch in archs.items()}
-                taken = convert_and_measure(target, convert, self.meters[name])
+            convert = {row: partial(self._convert, arch, target) for row, arch in archs.items()}
+            taken = convert_and_measure(target, convert, self.meters[name])
             for row, error in taken.failures.items():
                 messages[int(row)] = f"{name}: {error}"
             for column, metric in enumerate(self.metrics):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nasbench.archive import Archive, arch_text
-from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
+from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status, without_limits
 from nasbench.evaluators.predicted import PredictedEvaluator
 from nasbench.objectives import Objective, given_as
 from search_spaces import UserError
@@ -152,6 +152,7 @@ class RecordedEvaluator(Evaluator):
         began = time.perf_counter()
         for part, result in self.evaluator.stream(parts()):
             share = (time.perf_counter() - began) / len(part)
+            without_limits(result)
             found, states = result.values[:, self._sources].tolist(), result.status.tolist()
             seconds = [share] * len(part) if result.seconds is None else result.seconds.tolist()
             self.evaluated += len(part)

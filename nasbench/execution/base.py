@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status, Wrapped
+from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status, Wrapped, without_limits
 from search_spaces import UserError
 
 # An evaluation whose worker died so often is given up.
@@ -230,7 +230,7 @@ def failed(metrics: int, message: str, status: Status = Status.FAILED) -> Evalua
 def guarded(evaluator: Evaluator, proposals: Proposals) -> Evaluation:
     """Evaluate one proposal; whatever it raises is its failure, bar what a person can mend."""
     try:
-        return evaluator.evaluate(proposals)
+        return without_limits(evaluator.evaluate(proposals))
     except UserError:
         raise
     except Exception as error:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hardware_profiles.measuring import conditions
 from nasbench.config import Component
 from nasbench.evaluators.base import Evaluator
 from nasbench.evaluators.cached import Cache, CachedEvaluator, file_key, settings_key
 from nasbench.execution.base import Backend, Spread
 from nasbench.execution.worker import SUPERNET, Recipe
 from nasbench.plan import Plan
+from nasbench.planning.evaluators import EvaluatorPart
 
 
 def executed(plan: Plan, evaluator: Evaluator, directory: Path, where: Path | None = None) -> Evaluator:
@@ -39,18 +41,25 @@ def _parts(plan: Plan, directory: Path) -> list[tuple[Callable[[], str], tuple[s
     config = plan.config
     sections: list[Component] = [config.evaluator, *config.evaluator.also]
     basis = {"task": config.task.model_dump(), "space": [config.space.model_dump(), repr(plan.space.knobs)]}
-    basis |= {"code": [own_code(config.task.name), own_code(config.space.name)]}
+    basis |= {"code": [own_code(config.task.name), own_code(config.space.name)], "data": plan.task.fingerprint()}
 
-    def settings(name: str, options: dict[str, Any], trained: bool, files: Sequence[Path]) -> str:
-        weights = file_key(directory / SUPERNET) if trained else ""
-        targets = config.targets.model_dump() if name == "measure" else {}
-        code = [own_code(name)] if ":" in name else []
-        code += map(file_key, files)
-        return settings_key(basis, name, options, targets, weights, *code)
+    def settings(section: Component, part: EvaluatorPart) -> str:
+        weights = file_key(directory / SUPERNET) if part.needs_supernet else ""
+        devices = _devices(plan, part) if part.measures else []
+        code = [own_code(section.name), *map(file_key, part.files.values())]
+        return settings_key(basis, section.name, section.options, devices, weights, *code)
 
+    return [(partial(settings, *both), both[1].metrics) for both in zip(sections, plan.evaluators, strict=True)]
+
+
+def _devices(plan: Plan, part: EvaluatorPart) -> list[Any]:
+    """What figures measured on devices depend on: how, and the files and code that meters name."""
+    named = {metric.partition("@")[2] for metric in part.metrics} & plan.targets.keys()
+    targets = [plan.targets[name] for name in sorted(named) or list(plan.targets)[:1]]
+    meters = [plan.config.targets.meters.get(target.name, "") for target in targets]
     return [
-        (partial(settings, section.name, section.options, part.needs_supernet, [*part.files.values()]), part.metrics)
-        for section, part in zip(sections, plan.evaluators, strict=True)
+        [conditions(target, plan.meter_for(target)) for target in targets],
+        [[meter, own_code(meter), file_key(Path(meter.partition(":")[2]))] for meter in meters],
     ]
 
 

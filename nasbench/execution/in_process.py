@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -53,4 +54,4 @@ def _with_rows(result: Evaluation, rows: np.ndarray, again: Evaluation) -> Evalu
     redone = set(rows.tolist())
     messages = {row: text for row, text in result.messages.items() if row not in redone}
     messages |= {int(rows[row]): text for row, text in again.messages.items()}
-    return Evaluation(values, status, seconds=seconds, messages=messages)
+    return replace(result, values=values, status=status, seconds=seconds, messages=messages)

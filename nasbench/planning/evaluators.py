@@ -41,6 +41,7 @@ class EvaluatorPart:
 
     Args:
         alone: whether other work on this machine would spoil its values.
+        measures: whether they come from a device.
         files: that its values come from, by the names that messages give them.
         built: the evaluator itself, where it reads no task's data.
     """
@@ -52,6 +53,7 @@ class EvaluatorPart:
     fidelities: tuple[str, ...] | None
     check_fidelity: Callable[[str, Sequence[float]], None] = lambda *_: None
     alone: bool = False
+    measures: bool = False
     files: Mapping[str, Path] = field(default_factory=dict)
     built: Evaluator | None = None
 
@@ -143,6 +145,7 @@ def _evaluator(
         raise UserError(f"{place}: {section.name!r} needs a task's data, and task.name is 'none'")
     available = {"space": space, "task": task, "targets": targets, "meter_for": partial(meter_of, config)}
     later = ("supernet", "directory")
+    measures = "meter_for" in positional
     if unknown := [n for n in positional if n not in (*available, *later)]:
         raise UserError(
             f"{place}: {section.name!r}: its positional parameter {unknown[0]!r} is unknown; the runner gives "
@@ -163,6 +166,7 @@ def _evaluator(
             getattr(built, "space", space),
             built.fidelities,
             alone=component.alone(complete, targets),
+            measures=measures,
             files=component.files(complete),
             built=built,
         )
@@ -174,5 +178,6 @@ def _evaluator(
         component.fidelities,
         partial(component.check_fidelity, complete),
         component.alone(complete, targets),
+        measures,
         component.files(complete),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,6 +69,21 @@ class Task(ABC):
 
         The result lies on the device of the images.
         """
+
+    def fingerprint(self) -> str:
+        """A hash of what networks are trained and judged on: class names, and the splits `train` and `val`.
+
+        Empty where there is nothing to read.
+        """
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        splits: tuple[SplitName, ...] = ("train", "val")
+        for name in splits:
+            split = self.split(name)
+            for tensor in (split.images, split.labels):
+                array = tensor.contiguous().numpy()
+                digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+                digest.update(array.data)
+        return digest.hexdigest()
 
     def preprocessing(self) -> dict[str, Any]:
         """What `prepare` does, as JSON-able values, for the manifest beside an exported network."""

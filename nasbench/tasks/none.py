@@ -30,5 +30,8 @@ class NoTask(Task):
     def prepare(self, images: Any) -> Any:
         raise self._error()
 
+    def fingerprint(self) -> str:
+        return ""
+
     def _error(self) -> UserError:
         return UserError("task.name is 'none': there are no data; name a task for what trains or judges networks")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from nasbench.archive import Archive, arch_row, arch_text
 from nasbench.config import parse_config
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.recorded import RecordedEvaluator
+from nasbench.execution.in_process import InProcess
 from nasbench.objectives import make_objective
 from nasbench.run import Run, load_run, load_state, save_state
 from search_spaces import UserError
@@ -174,3 +176,17 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path) -> None:
     assert "File too large" in result.stderr
     assert load_state(run.path / "search.npz") == {"a": 1}
     assert not list(run.path.glob("*.tmp"))
+
+
+def test_limit_values_of_an_evaluator_are_refused_since_nothing_records_them(tmp_path: Path) -> None:
+    class Cautious(Counting):
+        def evaluate(self, proposals: Proposals) -> Evaluation:
+            found = super().evaluate(proposals)
+            return replace(found, limit_values=found.values + 45)
+
+    archive = Archive(tmp_path / "a.sqlite")
+    for evaluator in (Cautious(), InProcess(Cautious())):
+        recorded = RecordedEvaluator([make_objective("accuracy")], evaluator, None, archive, "search")
+        with pytest.raises(UserError, match="limit_values, which a run does not record"):
+            recorded.evaluate(proposals([0, 1]))
+    archive.close()

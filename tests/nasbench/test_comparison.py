@@ -152,6 +152,20 @@ def test_costs_of_every_kind_are_predicted_as_in_an_experiment():
     np.testing.assert_allclose(values[:, 1] * values[:, 2], 1000)
 
 
+def test_results_are_of_the_code_of_a_users_function(tmp_path):
+    code = tmp_path / "mine_compared.py"
+    code.write_text("def f(choices): return 0.25\n")
+    sections = {
+        "space": {"name": "nasbench201"},
+        "evaluator": {"name": "mine_compared:f", "metrics": ["accuracy"]},
+        "objectives": ["accuracy", "params"],
+    }
+    before = make_problem("p", sections, tmp_path).fingerprint
+    assert make_problem("p", sections, tmp_path).fingerprint == before
+    code.write_text("def f(choices): return 0.75\n")
+    assert make_problem("p", sections, tmp_path).fingerprint != before
+
+
 def test_limits_on_both_sides_count(space):
     objectives = [make_objective("cost", direction="minimise", at_least=3, at_most=5)]
     trial = run_trial(RandomSearch(space, 0), Counting(), objectives, evaluations=50, batch=7)

@@ -84,7 +84,7 @@ def test_files_are_judged_at_their_own_bits(joint: JointSpace, tmp_path: Path) -
     torch.manual_seed(0)
     targets = {"host": load_target("host:fp32")}
     evaluator = JointEvaluator(
-        joint, Few(flip=False), joint.supernet(), targets, lambda _: Ruler(), tmp_path,  # type: ignore[arg-type,return-value]
+        joint, Few(flip=False), joint.supernet(), targets, lambda _: Ruler(),  # type: ignore[arg-type,return-value]
         calibration_images=64, quantisation_images=16, validation_images=50,
     )  # fmt: skip
     whole, narrow = joint.references["largest"], joint.references["largest"].copy()
@@ -133,4 +133,4 @@ def test_impossible_choices_are_refused(key: str, value: object, told: str) -> N
 def test_the_evaluator_wants_a_joint_space(tmp_path: Path) -> None:
     space = load_space("resnet28", 1, 10)
     with pytest.raises(UserError, match="space.name = 'joint'"):
-        JointEvaluator(space, Few(), space.supernet(), {"host": load_target("host:fp32")}, lambda _: Ruler(), None)  # type: ignore[arg-type,return-value]
+        JointEvaluator(space, Few(), space.supernet(), {"host": load_target("host:fp32")}, lambda _: Ruler())  # type: ignore[arg-type,return-value]

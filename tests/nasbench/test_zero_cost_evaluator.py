@@ -12,6 +12,7 @@ from nasbench.evaluators.base import Proposals, Status
 from nasbench.evaluators.zero_cost import ZeroCostEvaluator
 from nasbench.experiment import run_experiment
 from nasbench.plan import make_plan
+from nasbench.run import RunView
 from nasbench.tasks.fashion_mnist import FashionMNIST
 from predictors import score_architecture
 from search_spaces import UserError, load_space
@@ -98,3 +99,36 @@ def test_an_objective_that_the_evaluator_does_not_give_is_refused() -> None:
     config = parse_config(EXPERIMENT | {"objectives": {"zen": {"direction": "maximise"}}})
     with pytest.raises(UserError, match=r"objectives\.zen.*synflow"):
         make_plan(config)
+
+
+def test_values_of_other_data_are_neither_resumed_nor_taken_from_the_cache(tmp_path: Path):
+    config = parse_config({
+        "task": {"name": "npz", "path": str(tmp_path / "d.npz"), "layout": "nchw"},
+        "space": {"name": "nasbench201"},
+        "evaluator": {
+            "name": "zero_cost", "metrics": ["grad_norm"], "images": 8, "samples": 0, "verify": 1,
+            "cache": str(tmp_path / "cache.sqlite"),
+        },
+        "objectives": {"grad_norm": {"direction": "maximise"}, "macs": {}},
+        "strategy": {"name": "random", "evaluations": 2},
+    })  # fmt: skip
+
+    def write(seed: int) -> None:
+        images = np.random.default_rng(seed).integers(0, 255, (60, 3, 32, 32), dtype=np.uint8)
+        np.savez(tmp_path / "d.npz", images=images, labels=np.arange(60) % 3)
+
+    def searched(run: RunView) -> list[float]:
+        rows = run.evaluations()
+        return rows[rows.phase == "search"].grad_norm.tolist()
+
+    write(0)
+    first = run_experiment(config, tmp_path / "a")
+    same = run_experiment(config, tmp_path / "b")
+    assert searched(same) == searched(first)
+    write(1)
+    other = run_experiment(config, tmp_path / "c")
+    assert not set(searched(other)) & set(searched(first))
+    with pytest.raises(UserError, match="task: has changed since .*begin a new run"):
+        run_experiment(config, tmp_path / "a", resume=True)
+    write(0)
+    assert searched(run_experiment(config, tmp_path / "a", resume=True)) == searched(first)

@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from hardware_profiles import Artifact, Converter, Measurement, Meter, Protocol, Target, load_target
+from hardware_profiles import Artifact, Converter, Measurement, Meter, Protocol, Target, load_target, measuring
+from hardware_profiles.meter_section import AdbSection
 from predictors import Calibration, calibrate, fit_target, predictor_for
 from predictors import measuring as module
 from search_spaces import MobileNetV3Space, UserError, load_space
@@ -82,9 +83,13 @@ def test_a_calibration_is_reused_until_something_changes(
     monkeypatch.setattr(FakeMeter, "version", "999")
     calibrate(host, small_space, 12, cache=tmp_path)
     assert fake.calls == 6
-    monkeypatch.setattr(module, "host_fingerprint", lambda: "another machine")
+    elsewhere = [host.profile.model_copy(update={"meter": AdbSection(kind="adb", serial=s)}) for s in ("one", "two")]
+    for profile in elsewhere * 2:
+        calibrate(profile.target("fp32"), small_space, 12, cache=tmp_path)
+    assert fake.calls == 8
+    monkeypatch.setattr(measuring, "host_fingerprint", lambda: "another machine")
     calibrate(host, small_space, 12, cache=tmp_path)
-    assert fake.calls == 7
+    assert fake.calls == 9
 
 
 def test_an_old_calibration_is_made_again(
