@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -32,7 +33,8 @@ CREATE TABLE IF NOT EXISTS evaluations (
 class Cache:
     """Values by settings, canonical architecture and fidelity, in a SQLite file that many processes may use at a time.
 
-    The file must lie on a disk of this machine: SQLite's write-ahead log needs shared memory.
+    The file must lie on a disk of this machine: SQLite's write-ahead log needs shared memory. Once open, a file that
+    cannot be read or written (a full disk) costs no run: there is one warning, and values are evaluated anew.
 
     Raises:
         UserError: the file is no cache, or cannot be opened.
@@ -40,6 +42,7 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._warned = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
@@ -51,17 +54,34 @@ class Cache:
             raise UserError(f"evaluator.cache = {str(path)!r}: cannot be used as a cache: {error}") from error
 
     def get(self, settings: str, arch: str, fidelity: str) -> dict[str, float]:
-        """Known values by metric; empty where there are none."""
-        row = self._db.execute(
-            "SELECT vals FROM evaluations WHERE settings = ? AND arch = ? AND fidelity = ?", (settings, arch, fidelity)
-        ).fetchone()
+        """Known values by metric; empty where there are none, or the file cannot be read."""
+        try:
+            row = self._db.execute(
+                "SELECT vals FROM evaluations WHERE settings = ? AND arch = ? AND fidelity = ?",
+                (settings, arch, fidelity),
+            ).fetchone()
+        except sqlite3.DatabaseError as error:
+            self._warn(error)
+            return {}
         return json.loads(row[0]) if row else {}
 
     def put(self, settings: str, arch: str, fidelity: str, values: Mapping[str, float]) -> None:
-        """Keep values; where another process was first, its own stay."""
-        self._db.execute(
-            "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?)", (settings, arch, fidelity, json.dumps(values))
-        )
+        """Keep values if the file can be written; where another process was first, its own stay."""
+        try:
+            self._db.execute(
+                "INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?)", (settings, arch, fidelity, json.dumps(values))
+            )
+        except sqlite3.DatabaseError as error:
+            self._warn(error)
+
+    def _warn(self, error: sqlite3.DatabaseError) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"evaluator.cache = {str(self.path)!r}: cannot be read or written ({error}). The run goes on, but what "
+                "it evaluates may not be kept for other runs.",
+                stacklevel=3,
+            )
 
     def close(self) -> None:
         """Close the file."""

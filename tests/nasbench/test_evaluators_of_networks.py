@@ -159,6 +159,26 @@ def test_processes_may_fill_one_cache_at_a_time(tmp_path: Path) -> None:
     assert [cache.get("s", str(i), "{}") for i in range(350)] == [{"a": float(i)} for i in range(350)]
 
 
+def test_a_cache_that_cannot_be_written_loses_no_evaluation(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache.sqlite")
+    cache._db.execute("PRAGMA max_page_count = 1")  # SQLite takes the pages there are, and gives no more
+    counting = Counting("a")
+    evaluator = CachedEvaluator(AnySpace(), counting, cache, [(lambda: "x" * 100_000, ("a",))])  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"cache\.sqlite.*disk is full.*may not be kept") as caught:
+        result = evaluator.evaluate(Proposals(np.arange(3), np.array([[1], [2], [3]])))
+    assert result.values[:, 0].tolist() == [1.0, 2.0, 3.0]
+    assert len(caught) == 1
+
+
+def test_a_cache_that_cannot_be_read_is_done_without(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache.sqlite")
+    cache._db.execute("DROP TABLE evaluations")
+    evaluator = CachedEvaluator(AnySpace(), Counting("a"), cache, [(lambda: "A", ("a",))])  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"cache\.sqlite.*no such table"):
+        result = evaluator.evaluate(Proposals(np.arange(1), np.array([[4]])))
+    assert result.values.tolist() == [[4.0]]
+
+
 def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not a database, but long enough to be taken for one" * 20)
     with pytest.raises(UserError, match=r"evaluator\.cache = .*notes\.txt"):
