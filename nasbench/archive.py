@@ -218,7 +218,7 @@ class Archive:
 
     def record_event(self, network: str, step: int, stage: str, kind: str, keeps: int, message: str) -> None:
         """Commit what a person should know of a stage: a note, or why a network takes part in no later one."""
-        self._db.execute(
+        self._commit(
             "INSERT OR REPLACE INTO stage_events VALUES (?, ?, ?, ?, ?, ?)",
             (network, step, stage, kind, keeps, message),
         )
@@ -244,7 +244,7 @@ class Archive:
 
     def spend(self, phase: str, wall_s: float, cpu_s: float, work: int, unit: str) -> None:
         """Add an entry to the cost ledger."""
-        self._db.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", (phase, wall_s, cpu_s, work, unit))
+        self._commit("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", (phase, wall_s, cpu_s, work, unit))
 
     def ledger(self) -> pd.DataFrame:
         """Cost per phase, summed over interruptions: seconds of wall and processor time, and what was done."""

@@ -180,7 +180,7 @@ class Run:
             yield done
         except BaseException:
             # On a full disk the ledger entry fails as well; the first error is the one to tell.
-            with suppress(sqlite3.Error):
+            with suppress(UserError, sqlite3.Error):
                 spend()
             raise
         spend()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,24 @@ def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
         Archive(tmp_path / "none.sqlite", readonly=True)
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda archive: archive.record_stage("net", 1, "x" * 100_000, "float", "net.onnx", {}),
+        lambda archive: archive.record_event("net", 1, "prune", "note", 1, "x" * 100_000),
+        lambda archive: archive.spend("x" * 100_000, 1.0, 1.0, 1, "things"),
+    ],
+)
+def test_a_full_disk_is_said_whatever_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Archive], None]
+) -> None:
+    monkeypatch.setattr("nasbench.archive._WAITS_S", (0.0,))
+    archive = Archive(tmp_path / "a.sqlite")
+    archive._db.execute("PRAGMA max_page_count = 1")  # SQLite takes the pages there are, and gives no more
+    with pytest.raises(UserError, match=r"a\.sqlite: cannot be written \(database or disk is full\)"):
+        write(archive)
+
+
 def test_state_round_trips_without_pickles(tmp_path: Path) -> None:
     state = {"a": np.arange(6, dtype=np.uint8).reshape(2, 3), "b": [1, 2.5, None, {"c": np.float32(3)}], "d": "text"}
     save_state(tmp_path / "s.npz", state)
@@ -107,6 +126,16 @@ def test_an_interrupted_phase_is_still_paid_for(tmp_path: Path) -> None:
     ledger = run.archive.ledger()
     assert ledger["work"].tolist() == [3]
     assert ledger["wall_s"][0] >= 0.01
+
+
+def test_what_ended_a_phase_is_told_though_its_ledger_entry_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nasbench.archive._WAITS_S", (0.0,))
+    run = Run.create(tmp_path / "run", parse_config({}))
+    run.archive._db.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(ValueError, match="the first"), run.phase("x" * 100_000, "things"):
+        raise ValueError("the first")
 
 
 class Counting(Evaluator):
