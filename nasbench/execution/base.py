@@ -129,12 +129,14 @@ class Spread(Wrapped):
                     busy[worker] = attempt
                     self.backend.send(worker, attempt.proposals)
                     continue
-                for worker, reply in self._replies(busy):
-                    if worker in busy:
-                        attempt = busy.pop(worker)
-                        result = self._settle(attempt, reply, again)
-                        if result is not None:
-                            yield attempt.proposals, result
+                replies, error = self._replies(busy)
+                for worker, reply in replies:
+                    attempt = busy.pop(worker)
+                    result = self._settle(attempt, reply, again)
+                    if result is not None:
+                        yield attempt.proposals, result
+                if error is not None:
+                    raise error
         finally:
             for worker in busy:  # somebody lost interest, or an error ends the run
                 self._idle = [w for w in self._idle if w is not worker]
@@ -157,30 +159,38 @@ class Spread(Wrapped):
     def _first_worker(self) -> None:
         deadline = time.monotonic() + _START_S
         while not self._idle and self._starting:
-            for _ in self._replies({}):
-                raise AssertionError("no worker was asked for anything")
+            replies, error = self._replies({})
+            assert not replies, "no worker was asked for anything"
+            if error is not None:
+                raise error
             if time.monotonic() > deadline:
                 raise UserError(
                     f"execution: no worker got ready within {_START_S:.0f} s; there may be no room for one. What was "
                     "finished is kept, go on with nasbench run --resume"
                 )
 
-    def _replies(self, busy: dict[Any, _Attempt]) -> list[tuple[Any, Reply]]:
-        """What busy workers have to say, timeouts included; workers that got ready, or died, are taken note of."""
+    def _replies(self, busy: dict[Any, _Attempt]) -> tuple[list[tuple[Any, Reply]], UserError | None]:
+        """What busy workers have to say, timeouts included; workers that got ready, or died, are taken note of.
+
+        Returns:
+            The replies; and what ends the run once they are taken in, then evaluations only.
+        """
         now = time.monotonic()
         limit = self.timeout_s or math.inf
         until = min((a.began + limit for a in busy.values()), default=math.inf)
         found: list[tuple[Any, Reply]] = []
+        error: UserError | None = None
         for worker, reply in self.backend.wait([*busy, *self._starting], min(max(until - now, 0.0), 60.0)):
             self._starting.discard(worker)
             if isinstance(reply, Refused):
                 busy.pop(worker, None)
                 self.backend.stop(worker)
-                raise UserError(reply.message)
+                error = UserError(reply.message)
+                continue
             if isinstance(reply, Died):
                 self._deaths += 1
                 if self._deaths > 3 + 2 * self.backend.workers:
-                    raise UserError(
+                    error = error or UserError(
                         f"execution: {self._deaths} workers died one after the other without finishing an evaluation; "
                         f"the last: {reply.reason}. What was finished is kept; with that mended, go on with nasbench "
                         "run --resume"
@@ -189,12 +199,14 @@ class Spread(Wrapped):
                 self._idle.append(worker)
             if worker in busy:
                 found.append((worker, reply))
+        if error is not None:
+            return [(worker, reply) for worker, reply in found if isinstance(reply, Evaluation)], error
         for worker, attempt in busy.items():
             if time.monotonic() - attempt.began > limit and all(worker is not w for w, _ in found):
                 self.backend.stop(worker)
                 message = f"took longer than {self.timeout_s:g} s"
                 found.append((worker, failed(len(self.metrics), message, Status.TIMEOUT)))
-        return found
+        return found, None
 
     def _settle(self, attempt: _Attempt, reply: Reply, again: deque[_Attempt]) -> Evaluation | None:
         """The result of an attempt; None where it is to be repeated."""

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from nasbench.archive import Archive
 from nasbench.config import load_config, parse_config
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
+from nasbench.execution.base import Backend, Died, Ready, Refused, Reply, Spread
 from nasbench.execution.choice import _parts, executed
 from nasbench.execution.in_process import InProcess
 from nasbench.experiment import run_experiment
@@ -236,3 +237,39 @@ def test_what_an_evaluator_raises_is_the_failure_of_one_row() -> None:
     assert result.status.tolist() == [Status.OK, Status.OK, Status.FAILED, Status.OK, Status.OK]
     assert result.messages == {2: "KeyError: 13"}
     assert np.array_equal(result.values[:, 0], [0.11, 0.12, np.nan, 0.14, 0.15], equal_nan=True)
+
+
+class AtOnce(Backend):
+    """Workers 1, 2, ..., of which the first answers at the moment at which the second ends the run."""
+
+    def __init__(self, last: Reply, workers: int) -> None:
+        super().__init__(workers)
+        self.last, self.started, self.rounds = last, 0, 0
+
+    def start(self) -> int:
+        self.started += 1
+        return self.started
+
+    def send(self, worker: int, proposals: Proposals) -> None: ...
+
+    def wait(self, workers: Collection[int], timeout_s: float) -> list[tuple[int, Reply]]:
+        self.rounds += 1
+        if self.rounds == 1:
+            return [(worker, Ready()) for worker in workers]
+        others: list[tuple[int, Reply]] = [(worker, self.last) for worker in sorted(workers) if worker != 1]
+        return [*others, (1, Evaluation(np.ones((1, 1)), np.zeros(1, dtype=np.uint8)))]
+
+    def stop(self, worker: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("last", "workers", "words"), [(Refused("licence expired"), 2, "licence"), (Died("no power"), 9, "no power")]
+)
+def test_results_that_come_with_the_end_of_a_run_are_handed_on(last: Reply, workers: int, words: str) -> None:
+    spread = Spread(Breaking(), AtOnce(last, workers))
+    spread._deaths = 3 + 2 * workers - 1
+    results = spread.stream([Proposals(np.arange(workers), np.zeros((workers, 1)))])
+    _, result = next(results)
+    assert result.values.tolist() == [[1.0]]
+    with pytest.raises(UserError, match=words):
+        next(results)
