@@ -161,6 +161,7 @@ def run_stages(
         return  # freshly initialised networks are nobody's result
     at = _Progress()
     predictor = _predictors(plan, run, at, report)
+    failed = _failed(run)
     for step, (stage_name, stage) in enumerate([(first, None), *plan.stages]):
         title = f"stage {stage_name}" if stage else "take networks"
         with report.phase(title) as phase, run.phase(title, "networks") as done:
@@ -169,6 +170,8 @@ def run_stages(
             refused: dict[str, UserError] = {}
             for index, (name, start) in enumerate(starts.items()):
                 progress(index + 1, len(starts))
+                if (name, step) in failed:
+                    at.done.add(name)
                 if name in at.done:
                     continue
                 folder = run.directory("stages") / name
@@ -309,6 +312,13 @@ def _figures(plan: Plan, candidate: Candidate, artifact: Artifact, trained: bool
 def _finished(run: Run, step: int) -> dict[str, Any]:
     rows = run.archive.stages()
     return {row["network"]: row for _, row in rows[rows["step"] == step].iterrows()}
+
+
+def _failed(run: Run) -> set[tuple[str, int]]:
+    """Networks, and the steps at which an earlier process saw them fail."""
+    events = run.archive.stage_events()
+    events = events[events["kind"] == "failed"]
+    return set(zip(events["network"], events["step"], strict=True))
 
 
 def _restore(run: Run, name: str, start: Start, row: Any, weights: Path) -> tuple[Candidate, Artifact, float | None]:

@@ -170,6 +170,21 @@ def test_a_stage_that_cannot_take_one_network_takes_the_others(place: Path, tiny
         run_experiment(config(tiny_experiment, stages, heavy1=mine, heavy2=mine), place / "none", where=place)
 
 
+def test_a_stage_that_failed_is_not_run_again_on_resuming(
+    place: Path, tiny_experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = {"source": "own_networks:network"}
+    stages = [TRAIN | {"epochs": 1}, DIVERGE]
+    view = run_experiment(config(tiny_experiment, stages, a=mine, b=mine), place / "run", where=place)
+
+    def again(*_: Any) -> None:
+        raise AssertionError("run again")
+
+    monkeypatch.setattr("tests_compress_parts.Diverge.run", again)
+    resumed = run_experiment(view.config, place / "run", where=place, resume=True)
+    pd.testing.assert_frame_equal(resumed.stages(), view.stages())
+
+
 class Killed(BaseException):
     """As if the process had ended."""
 
