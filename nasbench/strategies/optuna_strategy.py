@@ -54,10 +54,11 @@ class OptunaStrategy(Strategy):
     others are drawn at random. Limits reach samplers that know constraints (TPE, NSGA-II, NSGA-III, GP). Failed rows
     become failed trials.
 
-    The study lives in memory. With `storage` every told trial is also written there, for optuna-dashboard and the like;
-    that takes 0.1 to 0.5 s a trial with SQLite. A storage that fails is tried three times more over some seconds, then
-    the search stops; resumed, it goes on and writes what is missing. The sampler is made anew for every ask, its seed
-    drawn from `seed` and the number of proposals so far, so that a restored strategy continues identically.
+    The study lives in memory. With `storage` every told trial is also written there, once all proposed before it are
+    told, for optuna-dashboard and the like; that takes 0.1 to 0.5 s a trial with SQLite. A storage that fails is tried
+    three times more over some seconds, then the search stops; resumed, it goes on and writes what is missing. The
+    sampler is made anew for every ask, its seed drawn from `seed` and the number of proposals so far, so that a
+    restored strategy continues identically.
 
     Args:
         sampler: class name of a sampler in `optuna.samplers` that takes categorical parameters.
@@ -253,11 +254,14 @@ class OptunaStrategy(Strategy):
                     self._study.tell(number, state=TrialState.FAIL)
                 else:
                     self._study.tell(number, values[row].tolist())
-        if self._storage_url and numbers:
-            self._write(numbers[-1] + 1)
+        if self._storage_url:
+            self._write()
 
-    def _write(self, count: int) -> None:
-        """Add the first `count` trials to the named storage; those there from before an interruption are only compared.
+    def _write(self) -> None:
+        """Add proposals that are told to the named storage; those there from before an interruption are only compared.
+
+        In the order in which they were proposed, up to the first that is not told yet: in a storage no trial can be
+        put in between later, and a resumed asynchronous search proposes in this order what was recorded.
 
         Raises:
             UserError: the storage cannot be used, or its study holds another search.
@@ -265,7 +269,7 @@ class OptunaStrategy(Strategy):
         where = f"strategy.storage: study {self._study_name!r} in {self._storage_url!r}"
         for wait in (*_WAITS, None):
             try:
-                self._write_once(count, where)
+                self._write_once(where)
                 return
             except UserError:
                 raise
@@ -278,7 +282,7 @@ class OptunaStrategy(Strategy):
                 self._mirror = None  # connects again
                 time.sleep(wait)
 
-    def _write_once(self, count: int, where: str) -> None:
+    def _write_once(self, where: str) -> None:
         if self._mirror is None:
             self._mirror = optuna.create_study(
                 storage=self._storage_url, study_name=self._study_name, load_if_exists=True,
@@ -286,12 +290,15 @@ class OptunaStrategy(Strategy):
             )  # fmt: skip
         there = self._mirror.get_trials(deepcopy=False)
         trials = self._study.get_trials(deepcopy=False)
-        for number in range(self._written, count):
-            if number >= len(there):
-                self._mirror.add_trial(trials[number])
-            elif there[number].params != trials[number].params:
+        for index in range(self._written, len(self._numbers)):
+            trial = trials[self._numbers[index]]
+            if not trial.state.is_finished():
+                break
+            if index >= len(there):
+                self._mirror.add_trial(trial)
+            elif there[index].params != trial.params:
                 raise UserError(f"{where} holds another search; give another study_name")
-        self._written = count
+            self._written = index + 1
 
     def state_dict(self) -> dict[str, Any]:
         trials = [

@@ -527,6 +527,37 @@ def test_cma_es_refuses_a_space_of_categories():
         OptunaStrategy(NASBench201Space(), 0, sampler="CmaEsSampler")
 
 
+def test_optuna_storage_holds_finished_trials_only_whatever_order_they_finish_in(space, tmp_path):
+    url, problem = f"sqlite:///{tmp_path}/study.db", Problem(space)
+    restricted = space.without_blocks(blocked_pair(space))
+
+    def trials():
+        return optuna.load_study(study_name="nasbench", storage=url).trials
+
+    def tell(strategy, proposals):
+        strategy.tell(proposals, *problem(proposals))
+
+    strategy = OptunaStrategy(restricted, 0, sampler="RandomSampler", storage=url)
+    asked = [strategy.ask(1) for _ in range(12)]
+    assert len(strategy._study.trials) > 12, "the sampler suggested nothing that is not permitted"
+    tell(strategy, asked[1])
+    tell(strategy, asked[0])
+    for i in range(3, 12):
+        tell(strategy, asked[i])
+    assert [t.state.name for t in trials()] == ["COMPLETE"] * 2
+
+    # The third was still under way when the run was killed: resumed, the others are proposed first.
+    initial = np.concatenate([a.archs for i, a in enumerate(asked) if i != 2])
+    resumed = OptunaStrategy(restricted, 0, initial, sampler="RandomSampler", storage=url)
+    tell(resumed, resumed.ask(11))
+    later = [resumed.ask(1), resumed.ask(1)]
+    tell(resumed, later[1])
+    tell(resumed, later[0])
+    assert [t.state.name for t in trials()] == ["COMPLETE"] * 13
+    archs = np.stack([space.encode(t.params) for t in trials()])
+    np.testing.assert_array_equal(archs, np.concatenate([initial, later[0].archs, later[1].archs]))
+
+
 def test_optuna_storage_that_comes_back_is_written_as_if_nothing_was(space, tmp_path, monkeypatch):
     url, problem = f"sqlite:///{tmp_path}/study.db", Problem(space)
     monkeypatch.setattr(optuna_strategy, "_WAITS", (0.0, 0.0))
