@@ -15,7 +15,7 @@ from typing import IO
 
 from search_spaces.errors import UserError
 
-# No meter prints more; a program that does has gone wrong, and its output must not fill the disk.
+# No meter or evaluation prints more; a program that does has gone wrong, and its output must not fill the disk.
 OUTPUT_LIMIT = 16 * 2**20
 # How much of a program's complaint an error repeats.
 _QUOTED = 300
@@ -57,7 +57,7 @@ class ToolError(UserError):
 Runner = Callable[[Sequence[str], float], Finished]
 
 
-def run(command: Sequence[str], timeout_s: float, output_limit: int = OUTPUT_LIMIT) -> Finished:
+def run(command: Sequence[str], timeout_s: float, output_limit: int = OUTPUT_LIMIT, stdin: str = "") -> Finished:
     """Run a program without a shell and wait for it. Nothing that it started outlives this call.
 
     Its output goes to files and not through pipes, so that a child that keeps a pipe open cannot hold us.
@@ -66,6 +66,7 @@ def run(command: Sequence[str], timeout_s: float, output_limit: int = OUTPUT_LIM
         command: program and arguments.
         timeout_s: seconds after which it is killed, with everything it started.
         output_limit: bytes of output after which likewise.
+        stdin: what it reads on standard input.
 
     Returns:
         What it printed, whatever its exit code.
@@ -75,11 +76,11 @@ def run(command: Sequence[str], timeout_s: float, output_limit: int = OUTPUT_LIM
     """
     shown = shlex.join(command)
     start = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given.write(stdin.encode())
+        given.seek(0)
         try:
-            process = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-            )
+            process = subprocess.Popen(list(command), stdin=given, stdout=out, stderr=err, start_new_session=True)
         except OSError as error:
             raise ToolError(f"cannot run {command[0]!r}: {error.strerror or error}; is it installed?") from error
         wait = 0.002

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shlex
 import shutil
-import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from hardware_profiles.subprocesses import ToolError, run
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.function import metric_row
 from search_spaces import SearchSpace, UserError
-
-_TAIL_BYTES = 65536  # of an output file that is read: a command may print without end
 
 
 class CommandEvaluator(Evaluator):
@@ -28,7 +22,7 @@ class CommandEvaluator(Evaluator):
 
     On standard input the command gets `{"id": 7, "architecture": {knob: choice, ...}, "fidelity": {...}}`. The last
     line that it prints must be JSON: a number, or `{metric: number}`; what it prints before is ignored. It is started
-    without a shell and must end with exit code 0.
+    without a shell, must end with exit code 0, and may print 16 MB.
 
     A run that fails or takes too long is repeated `retries` times; then its row is `FAILED` or `TIMEOUT`, with the end
     of what it printed on standard error as its message. The command's whole process group is killed at the end.
@@ -86,10 +80,10 @@ class CommandEvaluator(Evaluator):
             for _ in range(1 + self.retries):
                 try:
                     values[row] = self._run(request)
-                except (ValueError, OSError, subprocess.TimeoutExpired) as error:
-                    timeout = isinstance(error, subprocess.TimeoutExpired)
+                except (ValueError, OSError, ToolError) as error:
+                    timeout = isinstance(error, ToolError) and error.transient
                     status[row] = Status.TIMEOUT if timeout else Status.FAILED
-                    messages[row] = f"took longer than {self.timeout_s:g} s" if timeout else str(error)
+                    messages[row] = str(error)
                 else:
                     status[row] = Status.OK
                     messages.pop(row, None)
@@ -98,25 +92,11 @@ class CommandEvaluator(Evaluator):
         return Evaluation(values, status, seconds=seconds, messages=messages)
 
     def _run(self, request: str) -> list[float]:
-        # Files instead of pipes: nothing blocks, and endless output does not fill the memory.
-        with (
-            tempfile.TemporaryFile() as stdin,
-            tempfile.TemporaryFile() as stdout,
-            tempfile.TemporaryFile() as stderr,
-        ):
-            stdin.write(request.encode() + b"\n")
-            stdin.seek(0)
-            process = subprocess.Popen(
-                self.command, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=os.name == "posix"
-            )
-            try:
-                code = process.wait(self.timeout_s)
-            finally:
-                _kill(process)
-            complaint = _tail(stderr).strip()[-2000:]
-            if code != 0:
-                raise ValueError(f"exit code {code}" + (f": {complaint}" if complaint else ""))
-            lines = _tail(stdout).strip().splitlines()
+        finished = run(self.command, self.timeout_s, stdin=request + "\n")
+        if finished.returncode != 0:
+            complaint = finished.stderr.strip()[-2000:]
+            raise ValueError(f"exit code {finished.returncode}" + (f": {complaint}" if complaint else ""))
+        lines = finished.stdout.strip().splitlines()
         if not lines:
             raise ValueError("printed nothing; the last line must be JSON")
         try:
@@ -124,19 +104,3 @@ class CommandEvaluator(Evaluator):
         except json.JSONDecodeError:
             raise ValueError(f"the last line printed is not JSON: {lines[-1][:80]!r}") from None
         return metric_row(result, self.metrics)
-
-
-def _tail(file: IO[bytes]) -> str:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(size - _TAIL_BYTES, 0))
-    return file.read().decode(errors="replace")
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the process, and on POSIX whatever it has started and left behind."""
-    if os.name == "posix":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
