@@ -88,10 +88,11 @@ def run_experiment(
         if images := plan.task.fingerprint():
             data["task"] = images
         run.freeze(data)
-    except UserError:
+        where_text = str(where.resolve()) if where else ""
+        run.mark(status="running", where=where_text, threads=torch.get_num_threads(), error="")
+    except BaseException:
         run.close()
         raise
-    run.mark(status="running", where=str(where.resolve()) if where else "", threads=torch.get_num_threads(), error="")
     try:
         _procedure(plan, run, where, report)
     except KeyboardInterrupt:

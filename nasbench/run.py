@@ -14,10 +14,10 @@ import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -83,6 +83,7 @@ class Run:
     path: Path
     config: Config
     archive: Archive
+    lock: IO[str] = field(repr=False)
 
     @classmethod
     def create(cls, path: Path, config: Config) -> Run:
@@ -102,34 +103,34 @@ class Run:
             started = {STATE, ".lock", *(ARCHIVE + end for end in ("", "-wal", "-shm"))}
             if any(p.name not in started and not p.name.startswith(f".{CONFIG}") for p in path.iterdir()):
                 raise UserError(f"{path}: the directory is not empty; name a new one with --output")
-            _lock(path)
-            state = {"status": "started", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions()}
-            write_text(path / STATE, json.dumps(state, indent=2))
-            archive = Archive(path / ARCHIVE)
-            # The configuration is written last: a directory with one is a run that can be resumed.
-            write_text(path / CONFIG, dump_config(config))
+            with _locked(path) as lock:
+                state = {"status": "started", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions()}
+                write_text(path / STATE, json.dumps(state, indent=2))
+                archive = Archive(path / ARCHIVE)
+                # The configuration is written last: a directory with one is a run that can be resumed.
+                write_text(path / CONFIG, dump_config(config))
+                return cls(path, config, archive, lock)
         except OSError as error:
             raise UserError(f"{path}: cannot write the run there: {error.strerror}") from error
-        return cls(path, config, archive)
 
     @classmethod
     def resume(cls, path: Path) -> Run:
         """An existing run, to be continued.
 
         Raises:
-            UserError: no run there, or another process is running it.
+            UserError: no run there, its archive is damaged, or another process is running it.
         """
         config = load_run_config(path)
         try:
-            _lock(path)
+            with _locked(path) as lock:
+                return cls(path, config, Archive(path / ARCHIVE), lock)
         except OSError as error:
             raise UserError(f"{path}: cannot write to this run: {error.strerror}") from error
-        return cls(path, config, Archive(path / ARCHIVE))
 
     def close(self) -> None:
         """Close the archive and let other processes run this run."""
         self.archive.close()
-        _LOCKS.pop(self.path.resolve()).close()
+        self.lock.close()
 
     def freeze(self, hashes: Mapping[str, str]) -> None:
         """Keep the hashes of data that all results depend on; where the run has them, they must be the same.
@@ -358,27 +359,30 @@ def _cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
-_LOCKS: dict[Path, Any] = {}
+@contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    """Hold the directory for this process until the handle is closed, which it is here if the block fails.
 
-
-def _lock(path: Path) -> None:
-    """Hold the directory for this process; the system lets go when the process ends, however it ends.
+    The system lets go when the process ends, however it ends.
 
     Raises:
         UserError: another one holds it; says which, and where.
     """
     handle = (path / ".lock").open("a+")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip()
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip()
+            raise UserError(
+                f"{path}: another process is running this run" + (f" ({holder})" if holder else "") + "; "
+                "wait for it or stop it"
+            ) from None
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        handle.flush()
+        yield handle
+    except BaseException:
         handle.close()
-        raise UserError(
-            f"{path}: another process is running this run" + (f" ({holder})" if holder else "") + "; "
-            "wait for it or stop it"
-        ) from None
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    handle.flush()
-    _LOCKS[path.resolve()] = handle
+        raise

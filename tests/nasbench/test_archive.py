@@ -110,11 +110,43 @@ def test_a_run_directory_is_never_taken_twice(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    Run.create(tmp_path / "run", parse_config({}))
+    run = Run.create(tmp_path / "run", parse_config({}))
     code = "import sys; from pathlib import Path; from nasbench.run import Run; Run.resume(Path(sys.argv[1]))"
     result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True)
     assert result.returncode != 0
     assert "another process is running this run" in result.stderr
+    run.close()
+
+
+def test_a_run_that_cannot_be_opened_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run"
+    Run.create(path, parse_config({})).close()
+    good = (path / "archive.sqlite").read_bytes()
+    (path / "archive.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(UserError, match="cannot be used as an archive"):
+        Run.resume(path)
+    (path / "archive.sqlite").write_bytes(good)
+    Run.resume(path).close()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no room"):
+        patch.setattr("nasbench.run.dump_config", raising(UserError("no room")))
+        Run.create(tmp_path / "new", parse_config({}))
+    Run.create(tmp_path / "new", parse_config({})).close()
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+def test_a_run_is_closed_wherever_the_process_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Run.create(Path("run"), parse_config({}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run.close()
+    Run.resume(tmp_path / "run").close()
 
 
 def test_an_interrupted_phase_is_still_paid_for(tmp_path: Path) -> None:
