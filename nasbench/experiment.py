@@ -32,7 +32,7 @@ from nasbench.pareto import hypervolume, hypervolume_box
 from nasbench.pipeline import run_stages
 from nasbench.plan import Plan, make_plan
 from nasbench.progress import Reporter
-from nasbench.run import Run, RunView, load_run, peak_memory_mb
+from nasbench.run import Run, RunView, load_run, now, peak_memory_mb
 from nasbench.searches import Front, evaluated_search, fit_predictors, gradient_search, predicted_fronts
 from nasbench.selection import named_networks, select
 from nasbench.starts import given_networks, searched
@@ -136,7 +136,7 @@ def _procedure(plan: Plan, run: Run, where: Path | None, report: Reporter) -> No
     else:
         _search(plan, run, where, report)
     run.mark(peak_memory_mb=max(peak_memory_mb(), run.state.get("peak_memory_mb", 0.0)))
-    run.mark(status="finished", finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    run.mark(status="finished", finished=now())
     with report.phase("report"):
         write_report(run.path)
 

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,7 @@ from nasbench.objectives import Objective, make_objective
 from search_spaces.errors import UserError
 
 CONFIG, STATE, ARCHIVE = "config.toml", "run.json", "archive.sqlite"
+_TIME = "%Y-%m-%dT%H:%M:%S%z"  # in `run.json`
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -104,7 +106,7 @@ class Run:
             if any(p.name not in started and not p.name.startswith(f".{CONFIG}") for p in path.iterdir()):
                 raise UserError(f"{path}: the directory is not empty; name a new one with --output")
             with _locked(path) as lock:
-                state = {"status": "started", "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions()}
+                state = {"status": "started", "created": now(), "versions": versions()}
                 write_text(path / STATE, json.dumps(state, indent=2))
                 archive = Archive(path / ARCHIVE)
                 # The configuration is written last: a directory with one is a run that can be resumed.
@@ -315,10 +317,19 @@ def latest_run(below: str | Path = "runs") -> RunView:
     Raises:
         UserError: none there.
     """
-    reports = sorted(Path(below).glob("*/report.html"), key=lambda p: p.stat().st_mtime)
-    if not reports:
+    finished = [p.parent for p in Path(below).glob("*/report.html") if (p.parent / STATE).is_file()]
+    if not finished:
         raise UserError(f"{below}: no finished run there; make one with `nasbench run quickstart`")
-    return RunView(reports[-1].parent)
+    return RunView(max(finished, key=_finished_at))
+
+
+def _finished_at(path: Path) -> tuple[float, float]:
+    """When a run was finished, as far as `run.json` says so, and when its report was written, in seconds."""
+    written = (path / "report.html").stat().st_mtime
+    try:
+        return datetime.strptime(json.loads((path / STATE).read_text())["finished"], _TIME).timestamp(), written
+    except (ValueError, KeyError):
+        return written, written
 
 
 def load_run_config(path: Path) -> Config:
@@ -340,6 +351,11 @@ def run_origin(path: Path) -> Path | None:
     """The directory of the experiment file that a run was started from, for user modules and relative paths."""
     where = json.loads((path / STATE).read_text()).get("where")
     return Path(where) if where else None
+
+
+def now() -> str:
+    """The time as `run.json` has it."""
+    return time.strftime(_TIME)
 
 
 def versions() -> dict[str, str]:

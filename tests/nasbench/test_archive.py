@@ -18,7 +18,7 @@ from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.recorded import RecordedEvaluator
 from nasbench.execution.in_process import InProcess
 from nasbench.objectives import make_objective
-from nasbench.run import Run, load_run, load_state, save_state
+from nasbench.run import Run, latest_run, load_run, load_state, save_state
 from search_spaces import UserError
 
 
@@ -131,6 +131,22 @@ def test_a_run_that_cannot_be_opened_is_not_held(tmp_path: Path, monkeypatch: py
         patch.setattr("nasbench.run.dump_config", raising(UserError("no room")))
         Run.create(tmp_path / "new", parse_config({}))
     Run.create(tmp_path / "new", parse_config({})).close()
+
+
+def test_the_latest_run_is_the_one_that_finished_last(tmp_path: Path) -> None:
+    for name, finished in (
+        ("early", "2026-01-01T12:00:00+0000"),
+        ("late", "2026-01-01T12:30:00-0100"),
+        ("middle", "2026-01-01T13:00:00+0000"),
+    ):
+        run = Run.create(tmp_path / name, parse_config({}))
+        run.mark(finished=finished)
+        run.close()
+        (run.path / "report.html").touch()  # the report of the first is written again last
+    (tmp_path / "early" / "report.html").write_text("again")
+    (tmp_path / "compare-strategies").mkdir()
+    (tmp_path / "compare-strategies" / "report.html").touch()  # the report of a comparison, which is no run
+    assert latest_run(tmp_path).path.name == "late"
 
 
 def raising(error: Exception) -> Callable[..., None]:
