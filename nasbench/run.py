@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import sys
 import time
-import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from hardware_profiles.paths import atomic, write_text
+from hardware_profiles.paths import atomic, read_toml, write_text
 from nasbench.archive import Archive
 from nasbench.config import Config, dump_config, parse_config
 from nasbench.objectives import Objective, make_objective
@@ -336,15 +335,12 @@ def load_run_config(path: Path) -> Config:
     """The resolved configuration of a run.
 
     Raises:
-        UserError: no run there.
+        UserError: no run there, or its configuration is damaged.
     """
     file = path / CONFIG
     if not file.is_file():
         raise UserError(f"{path}: no run there (no {CONFIG}); `nasbench runs` lists those below ./runs")
-    try:
-        return parse_config(tomllib.loads(file.read_text()), str(file))
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{file}: not valid TOML: {error}") from error
+    return parse_config(read_toml(file), str(file))
 
 
 def run_origin(path: Path) -> Path | None:

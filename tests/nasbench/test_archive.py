@@ -149,6 +149,14 @@ def test_the_latest_run_is_the_one_that_finished_last(tmp_path: Path) -> None:
     assert latest_run(tmp_path).path.name == "late"
 
 
+def test_a_configuration_that_is_damaged_is_named(tmp_path: Path) -> None:
+    Run.create(tmp_path / "run", parse_config({})).close()
+    file = tmp_path / "run" / "config.toml"
+    file.write_bytes(file.read_bytes() + "# caf\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"run/config\.toml: not valid TOML"):
+        load_run(tmp_path / "run")
+
+
 def raising(error: Exception) -> Callable[..., None]:
     def call(*_: object) -> None:
         raise error
