@@ -169,7 +169,10 @@ def runs(
     run: Annotated[Path | None, typer.Argument(help="Show this run; all below --below when left out.")] = None,
     below: Annotated[Path, typer.Option(help="Where to look for runs.")] = Path("runs"),
 ) -> None:
-    """List runs, or show the front of one."""
+    """List runs, or show the front of one.
+
+    A run is stopped where its process was killed; nasbench run --resume goes on with it.
+    """
     from nasbench.run import load_run
 
     if run is not None:
@@ -184,7 +187,7 @@ def runs(
     for path in sorted(p.parent for p in below.glob("*/config.toml")):
         try:
             view = load_run(path)
-            found.append((str(path), view.state["status"], view.state["created"], len(view.evaluations())))
+            found.append((str(path), view.status, view.state["created"], len(view.evaluations())))
         except (UserError, OSError, ValueError) as error:
             found.append((str(path), f"unreadable: {error}", "", ""))
     table(("run", "status", "created", "evaluations"), found)

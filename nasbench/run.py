@@ -227,6 +227,13 @@ class RunView:
         return front_of(frame, of_target(self.objectives, target))
 
     @property
+    def status(self) -> str:
+        """Now: started, running, interrupted, failed or finished; stopped where a process ended without a last word."""
+        held = _held(self.path)  # asked first: a process writes its last word before it lets go
+        said: str = json.loads((self.path / STATE).read_text())["status"]
+        return "stopped" if said in ("started", "running") and not held else said
+
+    @property
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives of the run, as its resolved configuration has them."""
         return tuple(make_objective(name, **section.model_dump()) for name, section in self.config.objectives.items())
@@ -369,6 +376,18 @@ def _cpu_seconds() -> float:
     """Processor time of this process and of its ended children."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usage)
+
+
+def _held(path: Path) -> bool:
+    """Whether a process runs this run; also where nobody can tell."""
+    try:
+        with (path / ".lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from nasbench.archive import Archive, arch_row, arch_text
+from nasbench.cli import app
 from nasbench.config import parse_config
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.recorded import RecordedEvaluator
@@ -155,6 +157,26 @@ def test_a_configuration_that_is_damaged_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes() + "# caf\xe9\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"run/config\.toml: not valid TOML"):
         load_run(tmp_path / "run")
+
+
+def test_a_run_whose_process_was_killed_is_stopped(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from nasbench.config import parse_config; from nasbench.run import Run\n"
+        "run = Run.create(Path(sys.argv[1]), parse_config({}))\n"
+        "run.mark(status='running')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")])
+    listed = CliRunner().invoke(app, ["runs", "--below", str(tmp_path)], env={"COLUMNS": "300"})
+    assert "stopped" in listed.stdout
+    (tmp_path / "run" / ".lock").unlink()  # as in a copy of it
+    assert load_run(tmp_path / "run").status == "stopped"
+    run = Run.resume(tmp_path / "run")
+    assert load_run(run.path).status == "running"
+    run.mark(status="failed")
+    run.close()
+    assert load_run(run.path).status == "failed"
 
 
 def raising(error: Exception) -> Callable[..., None]:
