@@ -21,6 +21,7 @@ from torch import Tensor
 from hardware_profiles.paths import atomic
 from predictors.base import Array, BoundPredictor, Estimate
 from predictors.counts import Count
+from predictors.quality import covered
 from search_spaces import SearchSpace, UserError
 from search_spaces.base import Archs
 
@@ -101,13 +102,12 @@ class AccuracyPredictor(BoundPredictor):
         self._process = _Process.fit(knobs, totals, values)
         ratio = np.abs(values - mean) / std
         self._stretch = _stretch(ratio)
-        covered = [ratio[fold == k] <= _Z90 * _stretch(ratio[fold != k]) for k in np.unique(fold)]
         self.report = {
             "samples": len(rows),
             "kendall_tau": _rank(kendalltau, mean, values),
             "spearman": _rank(spearmanr, mean, values),
             "mae": float(np.abs(values - mean).mean()),
-            "coverage_90": float(np.concatenate(covered).mean()),
+            "coverage_90": covered(ratio, fold, lambda others: _Z90 * _stretch(ratio[others])),
         }
         return self
 

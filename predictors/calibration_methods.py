@@ -16,7 +16,7 @@ from hardware_profiles.profile_sections import RooflineFit
 from hardware_profiles.records import Record
 from predictors.base import AdditivePredictor, Array, Estimate, Predictor
 from predictors.operator_model import LEAST_NETWORKS, OperatorModel
-from predictors.quality import figures, spread_around
+from predictors.quality import covered, figures, spread_around
 from predictors.roofline import Roofline
 from search_spaces import UserError, Workload
 
@@ -113,9 +113,10 @@ def fit_metric(sample: Sample, method: Method | Literal["auto"] = "auto") -> Fit
         return model
     errors = _chosen_errors([fits[n].logs for n in names])
     stated = _log_spread(model.predictor(sample.target, sample.metric).predict(sample.workloads))
-    factor = interval_factor(np.abs(errors) / stated, len(set(_left_out_together(sample.families).tolist())))
-    model = _widened(model, max(1.0, factor))
-    inside = float(np.mean(np.abs(errors) <= 1.645 * stated * max(1.0, factor)))
+    ratios, groups = np.abs(errors) / stated, _left_out_together(sample.families)
+    count = len(np.unique(groups))
+    model = _widened(model, max(1.0, interval_factor(ratios, count)))
+    inside = covered(ratios, groups, lambda others: 1.645 * max(1.0, interval_factor(ratios[others], count - 1)))
     return model.model_copy(update={"quality": {**model.quality, **figures(errors, y, inside)}})
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from predictors.base import Array, Estimate
 
@@ -20,6 +22,21 @@ def relative_errors(logs: Array) -> Array:
 def share_within(logs: Array, relative: float) -> float:
     """Share of predictions whose error is at most `relative` of the measurement, from ln(measured / predicted)."""
     return float(np.mean(relative_errors(logs) <= relative))
+
+
+def covered(sizes: Array, groups: NDArray[np.intp], limit: Callable[[NDArray[np.bool_]], float]) -> float:
+    """Share of errors inside their intervals, none of which the errors of its own group have a say in.
+
+    Args:
+        sizes: `(m,)` of errors of networks left out.
+        groups: `(m,)` numbers; errors of one group were left out together.
+        limit: half the width of the intervals, in the unit of `sizes`, by the errors that a mask `(m,)` marks.
+    """
+    inside = np.zeros(len(sizes), dtype=bool)
+    for group in np.unique(groups):
+        own = groups == group
+        inside[own] = sizes[own] <= limit(~own)
+    return float(inside.mean())
 
 
 def figures(logs: Array, measured: Array, inside: float = np.nan) -> dict[str, float]:

@@ -21,7 +21,7 @@ from scipy.special import ndtri
 from hardware_profiles.profile import Profile, Target, load_profile, shipped_files
 from hardware_profiles.profile_sections import FitErrors, Reference, RooflineFit, RooflineParameters
 from predictors.base import Array
-from predictors.quality import figures, share_within
+from predictors.quality import covered, figures, share_within
 from predictors.roofline import ARITHMETIC, COSTS, FIXED, LINK, crossing_bytes, over_link, working_power, workload_work
 from search_spaces import UserError, Workload
 from search_spaces.reference import reference_network
@@ -298,11 +298,7 @@ def _interval_scale(relative: Array) -> float:
 def _covered(left: LeftOut, both: Sequence[LeftOut], groups: NDArray[np.intp]) -> float:
     """Share of errors inside their 90 % intervals, each scaled by the errors of other groups."""
     pool = np.stack([part.relative for part in both])
-    inside = [
-        value <= ndtri(0.95) * _interval_scale(pool[:, groups != group].ravel())
-        for value, group in zip(left.relative, groups, strict=True)
-    ]
-    return float(np.mean(inside))
+    return covered(left.relative, groups, lambda others: ndtri(0.95) * _interval_scale(pool[:, others].ravel()))
 
 
 def evaluate(data: Sample, prior: Prior) -> tuple[FitErrors, float]:

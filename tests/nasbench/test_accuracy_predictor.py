@@ -53,6 +53,16 @@ def test_ranks_unseen_architectures_and_knows_how_well(quickstart, fitted):
     json.dumps(fitted.report)
 
 
+def test_residuals_of_a_fold_do_not_set_the_interval_that_it_is_counted_with(quickstart):
+    archs = quickstart.sample(20, np.random.default_rng(0))
+    rows = np.random.default_rng(0).permutation(20)
+    values = np.zeros(20)
+    # A fold without any spread expects the other to have none either, and is far off.
+    values[rows[1::2]] = np.random.default_rng(1).normal(size=10)
+    report = AccuracyPredictor(quickstart, folds=2).fit(archs, values).report
+    assert report["coverage_90"] == 0.5
+
+
 def test_more_samples_rank_better(quickstart, fitted):
     archs = quickstart.sample(600, np.random.default_rng(2))
     more = AccuracyPredictor(quickstart).fit(archs, accuracy_of(quickstart, archs))

@@ -9,7 +9,7 @@ from hardware_profiles import Target, load_profile, load_target
 from predictors import Roofline
 from predictors.base import Array
 from predictors.calibration import Calibration, MeasuredRow, fit_target
-from predictors.calibration_methods import _chosen_errors, interval_factor
+from predictors.calibration_methods import Sample, _chosen_errors, fit_metric, interval_factor
 from predictors.roofline_fitting import sample
 from search_spaces import UserError, Workload, load_space
 from search_spaces.reference import reference_network
@@ -170,6 +170,16 @@ def test_choosing_among_methods_by_luck_does_not_narrow_the_interval() -> None:
     expected = np.sqrt(2 / np.pi)  # of the absolute value of a standard normal
     assert np.mean(best) < 0.9 * expected
     assert np.mean(honest) > 0.98 * expected
+
+
+def test_errors_of_a_family_do_not_set_the_interval_that_it_is_counted_with() -> None:
+    target, space = bare(), load_space("quickstart")
+    workloads = [space.workload(a) for a in space.sample(7, np.random.default_rng(0))]
+    families = ("a", "a", "a", "b", "b", "b", "odd")
+    off = np.exp([0.0, 0, 0, 0, 0, 0, 1.5])
+    measured = Roofline(target).predict(workloads).mean * off
+    data = Sample(target, "latency_ms", tuple("1234567"), families, workloads, measured)
+    assert fit_metric(data, "scale").quality["interval_90_coverage"] == pytest.approx(6 / 7)
 
 
 def test_eight_published_networks_give_intervals_that_hold_the_others() -> None:
