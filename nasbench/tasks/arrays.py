@@ -25,6 +25,7 @@ class ImageFolder(ArrayTask):
 
     Without such folders, and for `val/` or `test/` where only `train/` exists, splits are cut off by a hash of the file
     names, stratified by class. Every image is scaled so that its shorter side fits, and cropped to the central square.
+    Grey images of 16 bits are scaled to 8.
 
     Args:
         path: the folder.
@@ -91,7 +92,7 @@ class ImageFolder(ArrayTask):
                 try:
                     with Image.open(file) as image:
                         small = ImageOps.fit(
-                            image.convert("RGB" if self.channels == 3 else "L"),
+                            _eight_bits(image).convert("RGB" if self.channels == 3 else "L"),
                             (self.size, self.size),
                             Image.Resampling.BILINEAR,
                         )
@@ -105,6 +106,16 @@ class ImageFolder(ArrayTask):
             more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
             raise UserError(f"unreadable images: {'; '.join(bad[:3])}{more}; repair or remove them")
         return splits
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel, since Pillow's `convert` cuts off what is brighter. Raises ValueError."""
+    # Pillow before 11 reads PNGs of 16 bits as "I".
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits (mode {image.mode}), whose range is unknown; save them with 8 or 16")
+    return image
 
 
 def _folders(path: Path) -> tuple[str, ...]:

@@ -67,6 +67,26 @@ def test_grey_images_and_mixed_modes(folder):
     assert ImageFolder(path=str(folder), size=8, channels=3).split("train").images.shape[1] == 3
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_images_of_16_bits_are_scaled_not_clipped(tmp_path, channels):
+    for name, suffix in (("a", "png"), ("b", "tif")):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            pixels = np.full((8, 8), 257 * 100, np.uint16)
+            pixels[:4] = 65535
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.{suffix}")
+    images = ImageFolder(path=str(tmp_path), size=8, channels=channels).split("train").images
+    assert (images[:, :, :4] == 255).all()
+    assert (images[:, :, 4:] == 100).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_images_whose_range_is_not_known_are_named(folder, dtype):
+    Image.fromarray(np.ones((8, 8), dtype)).save(folder / "dark" / "deep.tif")
+    with pytest.raises(UserError, match=r"deep\.tif \(pixels of 32 bits \(mode [FI]\)"):
+        ImageFolder(path=str(folder), size=8).split("train")
+
+
 def test_images_are_cropped_at_the_centre_not_squeezed(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
