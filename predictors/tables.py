@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hardware_profiles.paths import atomic, read_csv
 from predictors.base import Array, BoundPredictor, Estimate, Predictor
 from search_spaces import SearchSpace, UserError, Workload, nearest
-from search_spaces.base import Archs, Knob
+from search_spaces.base import Archs, Knob, no_choice
 from search_spaces.nasbench201 import KNOBS as NASBENCH201_KNOBS
 
 MS_PER_UNIT = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
@@ -58,7 +58,8 @@ class MeasuredTable:
         input_shape: (channels, height, width) that the networks were measured with; empty where that is not known.
 
     Raises:
-        UserError: a latency that is not a positive number, too few rows, or a network twice.
+        UserError: a latency that is not a positive number, a choice that a knob does not have, too few rows, or a
+            network twice.
     """
 
     space: str
@@ -90,13 +91,12 @@ class MeasuredTable:
             )
         if n < LEAST_ROWS:
             raise UserError(f"{where}: {n} measured networks; a table needs at least {LEAST_ROWS}")
-        limits = [len(k.choices) for k in self.knobs]
-        bad = np.argwhere(self.archs >= np.array(limits, dtype=np.int64)) if limits else bad
+        bad = np.argwhere(no_choice(self.archs, np.array([len(k.choices) for k in self.knobs], dtype=np.int64)))
         if len(bad):
             row, column = bad[0]
             knob = self.knobs[column]
             raise UserError(
-                f"{where}: {self._name(row)}, knob {knob.name!r}: choice {self.archs[row, column]} is outside "
+                f"{where}: {self._name(row)}, knob {knob.name!r}: choice {self.archs[row, column]} is none of "
                 f"0..{len(knob.choices) - 1} ({', '.join(map(str, knob.choices))})"
             )
         if not self.knobs and self.totals is None:

@@ -98,6 +98,12 @@ class Catalog(Sequence[Block]):
         return self._made[index]
 
 
+def no_choice(archs: NDArray[Any], cardinalities: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where `archs` `(n, K)` are not the index of one of `(K,)` so many choices: too low, too high, broken or NaN."""
+    bad = (archs < 0) | (archs >= cardinalities)
+    return bad | (archs != np.trunc(archs)) if archs.dtype.kind == "f" else bad
+
+
 @dataclass(frozen=True)
 class Menu:
     """The choices that a space offers per knob: all, or fewer where blocks were taken out of it.
@@ -352,12 +358,12 @@ class SearchSpace(ABC):
         archs = np.atleast_2d(np.asarray(archs))
         if archs.ndim != 2 or archs.shape[1] != len(self.knobs):
             raise UserError(f"{self.name}: an architecture has {len(self.knobs)} knobs, got shape {archs.shape}")
-        bad = np.argwhere((archs < 0) | (archs >= self.cardinalities))
+        bad = np.argwhere(no_choice(archs, self.cardinalities))
         if len(bad):
             row, column = bad[0]
             knob = self.knobs[column]
             raise UserError(
-                f"{self.name}: row {row}, knob {knob.name!r}: index {archs[row, column]} is outside "
+                f"{self.name}: row {row}, knob {knob.name!r}: index {archs[row, column]} is none of "
                 f"0..{len(knob.choices) - 1} ({len(knob.choices)} choices: {knob.choices})"
             )
         return archs.astype(self.dtype)

@@ -8,6 +8,7 @@ import pytest
 
 from predictors import MeasuredTable, TableLookup
 from predictors.table_features import table_features, workload_totals
+from predictors.tables import nasbench201_knobs
 from search_spaces import MobileNetV3Space, NASBench201Space, UserError, load_space
 
 
@@ -59,6 +60,14 @@ def test_bad_rows_are_named(tmp_path: Path, rows: list[str], words: list[str]) -
         MeasuredTable.from_help(path)
     for word in [str(path), *words]:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("choice", [-1, 5, 0.5, np.nan])
+def test_choices_that_a_knob_does_not_have_are_named(choice: float) -> None:
+    knobs = nasbench201_knobs()
+    archs = np.array([[0] * 6, [0, 0, choice, 0, 0, 0]])
+    with pytest.raises(UserError, match=rf"x: row 1, knob '{knobs[2].name}': choice {choice} is none of 0\.\.4"):
+        MeasuredTable("x", knobs, archs, ("d",), np.array([[1.0], [2.0]]))
 
 
 def test_csv_of_architectures_in_any_unit(tmp_path: Path, space: MobileNetV3Space) -> None:

@@ -195,6 +195,12 @@ def test_check_refuses_foreign_rows(space: SearchSpace) -> None:
         space.check(archs[:, 1:])
     with pytest.raises(UserError, match="index -1"):
         space.check(np.full((1, len(space.knobs)), -1))
+    for broken in (0.5, np.nan, np.inf):
+        archs = sample(space, 2).astype(float)
+        archs[1, 0] = broken
+        with pytest.raises(UserError, match=f"row 1, knob '{space.knobs[0].name}': index {broken} is none of"):
+            space.check(archs)
+    np.testing.assert_array_equal(space.check(sample(space, 2).astype(float)), sample(space, 2))
 
 
 def test_features_are_one_hot_and_tell_architectures_apart(space: SearchSpace) -> None:
