@@ -27,7 +27,7 @@ from nasbench.comparison.statistics import (
 )
 from nasbench.comparison.trial import Trial
 from nasbench.evaluators.table import TableEvaluator
-from nasbench.pareto import hypervolume_box
+from nasbench.pareto import hypervolume, hypervolume_box
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +51,15 @@ class Yardstick:
     worst: Floats
     front: Floats
     basis: str
+
+    def scaled(self, values: Floats) -> Floats:
+        """`(n, M)` values with 0 for the best and 1 for the worst, so that volumes are shares of the box between."""
+        return (values - self.best) / (self.worst - self.best)
+
+    @cached_property
+    def volume(self) -> float:
+        """Hypervolume of the scaled front."""
+        return hypervolume(self.scaled(self.front), np.ones(len(self.best)))
 
 
 class Comparison:
@@ -101,12 +110,8 @@ class Comparison:
         key = (problem, strategy, seed)
         if (key, "hypervolume") not in self._curves:
             stick = self.yardsticks[problem]
-            # Scaled, so that a volume is a share of the box between the best and the worst.
-            scale = stick.worst - stick.best
-            whole = hypervolume_curve((stick.front - stick.best) / scale, np.ones(len(scale)))[-1]
-            found = (self.trials[key].found - stick.best) / scale
-            curve = hypervolume_curve(found, np.ones(len(scale)))
-            self._curves[key, "hypervolume"] = curve / whole if whole > 0 else np.ones_like(curve)
+            curve = hypervolume_curve(stick.scaled(self.trials[key].found), np.ones(len(stick.best)))
+            self._curves[key, "hypervolume"] = curve / stick.volume if stick.volume > 0 else np.ones_like(curve)
         return self._curves[key, "hypervolume"]
 
     def regret(self, problem: str, strategy: str, seed: int) -> Floats:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from scipy import stats
 import nasbench as nb
 from hardware_profiles.paths import finished
 from nasbench.comparison.problems import make_problem
+from nasbench.comparison.result import Comparison, Yardstick
 from nasbench.comparison.settings import load_settings
 from nasbench.comparison.statistics import (
     at_times,
@@ -67,6 +69,21 @@ def test_shapes_that_do_not_fit_are_refused():
         rank_test({"one": np.zeros(3)})
     with pytest.raises(ValueError, match="every block"):
         rank_test({"one": np.zeros(3), "two": np.zeros(4)})
+
+
+def test_the_whole_front_is_measured_once_for_all_searches(tmp_path):
+    points = np.random.default_rng(0).random((300, 3))
+    front = 1 - points / np.linalg.norm(points, axis=1, keepdims=True)
+    stick = Yardstick(front.min(axis=0), np.full(3, 1.5), front, "made up")
+    trials = {("p", "s", seed): SimpleNamespace(found=front[seed : seed + 3]) for seed in range(20)}
+    comparison = Comparison(tmp_path, SimpleNamespace(strategies=("s",)), {}, trials)
+    comparison.yardsticks = {"p": stick}
+    start = time.perf_counter()
+    curves = [comparison.hypervolume("p", "s", seed) for seed in range(20)]
+    assert time.perf_counter() - start < 5
+    for seed, curve in enumerate(curves):
+        volume, whole = (hypervolume(rows, stick.worst) for rows in (front[seed : seed + 3], front))
+        assert curve[-1] == pytest.approx(volume / whole)
 
 
 def test_bands_times_and_thresholds():
