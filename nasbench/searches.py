@@ -23,6 +23,7 @@ from nasbench.progress import Reporter
 from nasbench.run import Run, load_state, save_state
 from nasbench.sampling import limited_space
 from nasbench.search import search
+from nasbench.selection import nearest_each
 from nasbench.strategies.base import Costs, GradientStrategy, Strategy
 from predictors import BoundPredictor, predictor_for
 from search_spaces import SearchSpace, UserError
@@ -74,14 +75,12 @@ def spread_sample(
         return rng.permutation(pool)
     predictor = next(iter(costs.values()), None) or predictor_for("", "macs").bind(space)
     log_cost = np.log(np.maximum(predictor.predict(pool).mean, 1e-12))
-    chosen = set(rng.choice(len(pool), n // 2, replace=False).tolist())
+    chosen = np.zeros(len(pool), dtype=bool)
+    chosen[rng.choice(len(pool), n // 2, replace=False)] = True
     order = np.argsort(log_cost, kind="stable")
-    for position in np.linspace(log_cost.min(), log_cost.max(), n - len(chosen)):
-        for candidate in order[np.argsort(np.abs(log_cost[order] - position), kind="stable")]:
-            if int(candidate) not in chosen:
-                chosen.add(int(candidate))
-                break
-    return pool[rng.permutation(sorted(chosen))]
+    positions = np.linspace(log_cost.min(), log_cost.max(), n - n // 2)
+    chosen[order[nearest_each(log_cost[order], positions, chosen[order])]] = True
+    return pool[rng.permutation(np.flatnonzero(chosen))]
 
 
 def make_strategy(plan: Plan, space: SearchSpace | None = None, first: Sequence[Archs] = ()) -> Strategy:

@@ -53,11 +53,24 @@ def select(
     if rule == "knee":
         here = along[np.flatnonzero(order == knee(costs))[0]]
         return order[np.argsort(np.abs(along - here), kind="stable")[:count]].tolist()
-    chosen: list[int] = []
-    for position in np.linspace(0.0, along[-1], count) if count > 1 else [along[-1] / 2]:
-        free = [i for i in range(len(order)) if i not in chosen]
-        chosen.append(min(free, key=lambda i: abs(along[i] - position)))
-    return order[chosen].tolist()
+    positions = np.linspace(0.0, along[-1], count) if count > 1 else along[-1:] / 2
+    return order[nearest_each(along, positions, np.zeros(len(along), dtype=bool))].tolist()
+
+
+def nearest_each(
+    places: NDArray[np.float64], positions: NDArray[np.float64], taken: NDArray[np.bool_]
+) -> NDArray[np.intp]:
+    """`(m,)` rows of `places` `(n,)`: for each of `(m,)` positions in turn, the first of the nearest that are free.
+
+    Args:
+        taken: `(n,)` rows that are not free; of the others there are at least `m`.
+    """
+    taken = taken.copy()
+    rows = np.empty(len(positions), dtype=np.intp)
+    for i, position in enumerate(positions):
+        rows[i] = np.where(taken, np.inf, np.abs(places - position)).argmin()
+        taken[rows[i]] = True
+    return rows
 
 
 def named_networks(space: SearchSpace, networks: Sequence[str | dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
