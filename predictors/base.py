@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -146,8 +146,12 @@ class AdditivePredictor(Predictor):
         """The estimate for totals `(n, F)`, or for the `leading` columns of them."""
         return self.around(self.head(totals))
 
-    def doubts(self, features: Array) -> str:
-        """What makes predictions from features `(m, F)` (of networks, or of a space's blocks) doubtful; else ""."""
+    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
+        """What makes predictions of `m` workloads (of networks, or of a space's blocks) doubtful; else "".
+
+        Args:
+            features: `(m, F)` of them.
+        """
         return ""
 
     @property
@@ -159,7 +163,7 @@ class AdditivePredictor(Predictor):
         if not workloads:
             return self.around(np.empty(0))
         totals = self.network_rows(workloads)
-        return _doubted(self.estimate(totals), self.doubts(totals))
+        return _doubted(self.estimate(totals), self.doubts(totals, workloads))
 
     def bind(self, space: SearchSpace) -> BoundAdditive:
         return BoundAdditive(self, space)
@@ -209,7 +213,8 @@ class BoundAdditive(BoundPredictor):
         if self._column is not None:
             self._column[ids] = self.table[ids] @ self._weights
         self._leading[ids] = self.table[ids, : self.predictor.leading]
-        self.warning = self.warning or self.predictor.doubts(self.table[ids])
+        workloads = (self.space.catalog[int(i)].workload for i in ids)
+        self.warning = self.warning or self.predictor.doubts(self.table[ids], workloads)
 
     def _blocks(self, archs: Archs) -> NDArray[np.int32]:
         """`(n, P)` block ids whose rows of the table are there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -194,8 +194,8 @@ class ScaledRoofline(AdditivePredictor):
     def around(self, mean: Array) -> Estimate:
         return spread_around(mean, self.log_std, *self.range)
 
-    def doubts(self, features: Array) -> str:
-        return self.base.doubts(features)
+    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
+        return self.base.doubts(features, workloads)
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:

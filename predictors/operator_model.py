@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -241,7 +241,7 @@ class OperatorModel(AdditivePredictor):
         estimate = spread_around(self.head(totals), log_std, self.numbers.lowest, self.numbers.highest, unit)
         return replace(estimate, warning="; ".join(w for w in (self.numbers.warning, estimate.warning) if w))
 
-    def doubts(self, features: Array) -> str:
+    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
         strange = features[:, self.STRANGE_FROM :]
         # Of a space's blocks, those that cost next to nothing do not count.
         cost = np.maximum(features[:, self.COST], max(1e-12, 0.5 * float(features[:, self.COST].mean())))

@@ -8,6 +8,7 @@ its published latencies (`predictors.roofline_fitting`), or roughly assumed wher
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
@@ -188,7 +189,6 @@ class Roofline(AdditivePredictor):
             self.costs[LINK] *= nominal / target.point.host_link_gbs
         self.directions = np.array(self.fit.deviations if self.fit else ()).reshape(-1, len(COSTS))
         self.leading = 4 + len(self.directions)
-        self._lacking: dict[str, None] = {}  # kinds met so far that the device does not run, in order
 
     @property
     def basis(self) -> str:
@@ -202,8 +202,6 @@ class Roofline(AdditivePredictor):
         """`(F,)`: operators' ms, parameter bytes, input less output bytes, powers of their working memory, uncertainty
         of the ms in each direction, number of unsupported operators."""
         spent = workload_work(workload, self.target, self.lanes) * self.costs
-        findings = check_workload(workload, self.target)
-        self._lacking.update((f.operator.kind, None) for f in findings)
         size = self.target.itemsize
         return np.array(
             [
@@ -212,7 +210,7 @@ class Roofline(AdditivePredictor):
                 crossing_bytes(workload, self.target),
                 working_power(workload, self.target) if self.on_chip_bytes is not None else 0.0,
                 *(self.directions @ spent),
-                len(findings),
+                len(check_workload(workload, self.target)),
             ]
         )
 
@@ -264,10 +262,12 @@ class Roofline(AdditivePredictor):
                 )
         return Estimate.relative(mean, np.sqrt(variance), "; ".join(warnings))
 
-    def doubts(self, features: Array) -> str:
+    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
         if not features[:, -1].any():
             return ""
-        return f"{self.target.name} does not run some of these operators ({', '.join(self._lacking)})"
+        doubtful = (w for w, count in zip(workloads, features[:, -1], strict=True) if count)
+        kinds = dict.fromkeys(f.operator.kind for w in doubtful for f in check_workload(w, self.target))
+        return f"{self.target.name} does not run some of these operators ({', '.join(kinds)})"
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:

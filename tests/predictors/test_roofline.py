@@ -161,6 +161,17 @@ def test_an_operating_point_without_references_borrows_and_says_so() -> None:
     assert "not calibrated" in Roofline(load_target("raspberry_pi_5")).predict(workload).warning
 
 
+def test_a_warning_names_the_operators_of_what_is_asked_alone() -> None:
+    roofline, space = Roofline(load_target("ncs1")), load_space("mobilenet_v3_small")
+    first, second = (reference_network(name).workload() for name in ("ghostnet_v1", "efficientnet_b0"))
+    roofline.bind(space)
+    assert roofline.predict([second]).warning.endswith("operators (silu)")
+    assert roofline.predict([first]).warning.endswith("operators (hard_sigmoid)")
+    assert roofline.predict([second, first]).warning.endswith("operators (silu, hard_sigmoid)")
+    archs = space.sample(2, np.random.default_rng(0))
+    assert roofline.bind(space).predict(archs).warning.endswith("operators (hard_swish, hard_sigmoid)")
+
+
 def test_energy_rests_on_measured_power_where_there_is_some() -> None:
     workload = [reference_network("resnet50").workload()]
     target = load_target("jetson_nano:fp32-maxn")
