@@ -34,7 +34,8 @@ def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not.
 
     Raises:
-        UserError: the directory cannot be made or written.
+        UserError: the directory cannot be made or written, or the block met an error of the system; where that is about
+            another file, it is named too.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,11 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot write it: {error.strerror or error}") from error
+        # A copy to a full disk names its source first; converters write files beside, whose names begin alike.
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        other = bool(names) and not any(name == str(path) or temporary.stem in name for name in names)
+        about = f"{names[0]}: " if other else ""
+        raise UserError(f"{path}: cannot write it: {about}{error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,6 +1,9 @@
 """How files are read: tables with the line of every row, whoever wrote them, and directories after a kill."""
 
 import gzip
+import re
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,34 @@ def test_what_is_no_table_is_refused(name: str, data: bytes, message: str, tmp_p
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         read_csv(tmp_path / name)
+
+
+def test_an_error_about_another_file_names_that_file(tmp_path: Path) -> None:
+    path, missing = tmp_path / "out.csv", tmp_path / "missing.csv"
+    expected = f"{path}: cannot write it: {missing}: No such file or directory"
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"), atomic(path) as temporary:
+        shutil.copyfile(missing, temporary)
+
+
+def test_an_error_about_the_file_itself_names_it_alone(tmp_path: Path) -> None:
+    path, source = tmp_path / "out.csv", tmp_path / "source.csv"
+    source.write_bytes(b"x" * 10_000)
+    full = f"^{re.escape(str(path))}: cannot write it: File too large$"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, hard))  # stands for a full disk
+    try:
+        with pytest.raises(UserError, match=full), atomic(path) as temporary:
+            temporary.write_bytes(source.read_bytes())
+        with pytest.raises(UserError, match=full), atomic(path) as temporary:
+            shutil.copyfile(source, temporary)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (path / "in the way").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: cannot write it: Is a directory$"), atomic(path):
+        pass
+    with pytest.raises(UserError, match="it: Permission denied$"), atomic(path) as temporary:
+        raise PermissionError(13, "Permission denied", str(temporary.with_suffix(".bin")))
+    assert sorted(tmp_path.iterdir()) == [path, source]
 
 
 def test_what_a_process_wrote_when_it_was_killed_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
