@@ -252,6 +252,7 @@ class _Design:
 
     @cached_property
     def centre(self) -> Array:
+        """Mean coordinates of the operators."""
         centre: Array = self.observations.coordinates.mean(0)
         return centre
 

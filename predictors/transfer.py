@@ -192,6 +192,11 @@ def _groups(features: Features, said: Array) -> tuple[Array, dict[str, list[tupl
 
 
 def centre(logs: Array, cut: NDArray[np.bool_]) -> float:
+    """Median log latency `(n,)` of the networks that are not cut off, or of all where each of them is.
+
+    Args:
+        cut: `(n,)` networks whose output does not depend on their input.
+    """
     return float(np.median(logs[~cut] if (~cut).any() else logs))
 
 

@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 def ascending(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The choices as they are. Raises ValueError where there are none, or one is not above the one before it."""
     if not values or any(a >= b for a, b in pairwise(values)):
         raise ValueError("choices must be at least one, distinct and in ascending order")
     return values

@@ -90,6 +90,7 @@ def _lean(module: nn.Module, update: Update, name: str) -> nn.Module:
 
 
 def averages(module: nn.Module) -> bool:
+    """Whether a module takes the mean of each channel over all pixels."""
     from search_spaces.mobilenet_v3_network import GlobalAvgPool
 
     return isinstance(module, GlobalAvgPool) or (

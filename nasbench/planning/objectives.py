@@ -32,6 +32,17 @@ def _for_each(sections: dict[str, ObjectiveSection], devices: list[str]) -> dict
 def configured_objectives(
     config: Config, targets: dict[str, Target], metrics: tuple[str, ...], where: Path | None
 ) -> tuple[Objective, ...]:
+    """The objectives of a configuration, whose sections are completed in place: metric, target and direction.
+
+    Args:
+        targets: by name; the first is that of objectives which name none.
+        metrics: that the evaluator gives.
+        where: the directory that the user's own objectives are looked for in.
+
+    Raises:
+        UserError: an objective of another target, or that nothing gives, a limit that makes no sense, or objectives
+            that contradict each other.
+    """
     objectives = []
     config.objectives = _for_each(config.objectives, config.targets.devices)
     for name, section in config.objectives.items():
