@@ -112,7 +112,7 @@ def compress(
             "NAME=NETWORK gives it a name."
         ),
     ],
-    stages: Annotated[Path, typer.Option(help="An experiment file with [[stages]], a [task] and targets.")],
+    stages: Annotated[Path, typer.Option(help="An experiment file with [\\[stages]], a \\[task] and targets.")],
     weights: Annotated[Path | None, typer.Option(help="safetensors to start from, for a single network.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file.")] = None,
     output: Annotated[Path | None, typer.Option(help="The run directory; a new one below runs/ by default.")] = None,

@@ -1,0 +1,25 @@
+"""What the command `nasbench` says of itself, and of what goes wrong."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.markup import render
+from typer.main import get_command
+
+from nasbench.cli import app
+
+
+def helps(command: Any, path: str = "nasbench") -> Iterator[tuple[str, str]]:
+    """Every help text of a command and those below it, with whose it is."""
+    yield path, command.help or ""
+    for parameter in command.params:
+        yield f"{path} {parameter.name}", getattr(parameter, "help", "") or ""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from helps(below, f"{path} {name}")
+
+
+def test_no_help_text_loses_words_in_brackets_as_markup() -> None:
+    texts = dict(helps(get_command(app)))
+    assert "[[stages]]" in render(texts["nasbench compress stages"]).plain
+    for where, text in texts.items():
+        assert render(text).plain == text.replace("\\[", "["), where
