@@ -13,7 +13,7 @@ import numpy as np
 from hardware_profiles import Target, list_profiles, user_data_dir
 from hardware_profiles.paths import write_text
 from hardware_profiles.profile import parse_profile
-from nasbench.networks import NamedNetwork, named_network, space_network, suite_networks
+from nasbench.networks import NamedNetwork, network_of, space_network, suite_networks
 from predictors.base import Array, Estimate
 from predictors.calibration import Calibration, MeasuredRow
 from search_spaces import SearchSpace, UserError, Workload
@@ -302,13 +302,7 @@ def resolved(
     known = dict(spaces or {})
     found, workloads = [], []
     for row in rows:
-        head, _, arch = row.network.rpartition(":")
-        if head in known:
-            network = space_network(known[head], arch, head)
-        else:
-            network = named_network(row.network)
-            if network.space is not None:
-                known[head] = network.space
+        network = network_of(row.network, known)
         found.append(row.model_copy(update={"family": row.family or network.family}))
         workloads.append(network.workload)
     return found, workloads

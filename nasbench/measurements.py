@@ -15,7 +15,7 @@ from pathlib import Path
 from hardware_profiles import Measurement, Meter, Target, meter_for
 from hardware_profiles.measuring import Progress, convert_and_measure, measuring_progress
 from hardware_profiles.paths import locked, read_csv, write_text
-from nasbench.networks import NamedNetwork, space_network
+from nasbench.networks import NamedNetwork, network_of, space_network
 from predictors.calibration import MeasuredRow
 from search_spaces import SearchSpace, UserError, nearest
 
@@ -125,7 +125,8 @@ def read_measurements(
         spaces: by name; of the architectures.
 
     Raises:
-        UserError: no such file or columns, two latency columns, or a value that is no positive number, with its line.
+        UserError: no such file or columns, two latency columns, or with its line a network that there is not, or a
+            value that is no positive number.
     """
     header, lines = read_csv(path)
     key = next((c for c in ("network", "onnx", "arch") if c in header), None)
@@ -136,6 +137,8 @@ def read_measurements(
     if latency is None:
         raise UserError(f"{path}: needs a column 'latency_ms'. {nearest('latency_ms', header)}")
     energy, energy_factor = _column(path, header, "energy_mj")
+    spaces = spaces or {}
+    known = {space.name: space for space in spaces.values()} | dict(spaces)
     rows: dict[str, MeasuredRow] = {}
     elsewhere: set[str] = set()
     for number, line in lines:
@@ -145,11 +148,16 @@ def read_measurements(
             continue
         if not values[key]:
             raise UserError(f"{path}: line {number}: {key} is empty")
+        network = _network(path, number, key, values[key], spaces)
+        try:
+            network_of(network, known)
+        except UserError as error:
+            raise UserError(f"{path}: line {number}: {error}") from error
         mj = None
         if energy is not None and values[energy]:
             mj = energy_factor * _positive(path, number, energy, values[energy])
         row = MeasuredRow(
-            network=_network(path, number, key, values[key], spaces or {}),
+            network=network,
             latency_ms=factor * _positive(path, number, latency, values[latency]),
             energy_mj=mj,
             throttled=values.get("throttled", "") == "true",

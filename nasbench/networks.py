@@ -138,6 +138,24 @@ def named_network(name: str, space: SearchSpace | None = None) -> NamedNetwork:
     return NamedNetwork(name, reference.family, design=reference)
 
 
+def network_of(name: str, spaces: dict[str, SearchSpace]) -> NamedNetwork:
+    """As `named_network`, of many names in turn.
+
+    Args:
+        spaces: by what names of their architectures begin with; one that has to be loaded is added.
+
+    Raises:
+        UserError: no such network.
+    """
+    head, _, arch = name.rpartition(":")
+    if head in spaces:
+        return space_network(spaces[head], arch, head)
+    network = named_network(name)
+    if network.space is not None:
+        spaces[head] = network.space
+    return network
+
+
 @lru_cache(maxsize=4)
 def _suite(n: int) -> tuple[NamedNetwork, ...]:
     from predictors.suite import calibration_suite

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from hardware_profiles import load_profile, load_target, user_data_dir
 from nasbench.cli import app
-from nasbench.measurements import read_measurements
+from nasbench.measurements import named_in, read_measurements
 from nasbench.networks import named_network, suite_networks
 from predictors.calibration import Calibration, calibration_path, kept_calibration
 from search_spaces import UserError, load_space
@@ -250,7 +250,9 @@ def test_a_handful_read_from_a_table_calibrates_a_device_that_is_not_here(space:
         ("network,latency_ms\nresnet18,3 ms\n", "'3 ms', a number without unit"),
         ("network,latency_ms\nresnet18,3,4\n", "line 2: 3 values for 2 columns"),
         ("network,latency_ms\n,3\n", "line 2: network is empty"),
-        ("network,latency_ms\nresnet19,3\n", "no network 'resnet19'. Did you mean 'resnet1"),
+        ("network,latency_ms\nresnet19,3\n", "m.csv: line 2: no network 'resnet19'. Did you mean 'resnet1"),
+        ("network,latency_ms\nresnet18,3\nquickstart:bigest,3\n", "m.csv: line 3: quickstart: 'bigest' is neither"),
+        ("onnx,latency_ms\ngone.onnx,3\n", "gone.onnx: no such file"),
         (
             "network,target,latency_ms\nresnet18,pixel_3:fp32,3\n",
             "no measurements of jetson_nano:fp16-maxn; it has pixel_3:fp32",
@@ -286,6 +288,8 @@ def test_tables_name_networks_by_architecture_or_file_too(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="needs one space"):
         read_measurements(table)
     table.write_text("onnx,latency_ms\nnets/a.onnx,3\n")
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "a.onnx").touch()
     assert read_measurements(table)[0].network == str(tmp_path / "nets" / "a.onnx")
 
 
@@ -338,7 +342,7 @@ def test_two_processes_add_to_one_table_and_lose_nothing(tmp_path: Path) -> None
     both = [subprocess.Popen([sys.executable, "-c", ADD, str(table), who]) for who in "ab"]
     assert [process.wait() for process in both] == [0, 0]
     expected = {f"{who}-{i}.onnx" for who in "ab" for i in range(25)}
-    assert {row.network for row in read_measurements(table)} == expected
+    assert set(named_in(table)) == expected
 
 
 def test_measurements_are_not_added_to_another_table(board: Path) -> None:
