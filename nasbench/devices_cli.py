@@ -436,7 +436,7 @@ def _fit_and_keep(
     with Reporter(quiet).phase(f"fit {target.name}"):
         rows, workloads = resolved(rows, spaces)
         calibration = fit_target(target, rows, workloads, method=method, **about)  # type: ignore[arg-type]
-    path = calibration_path(target)
+    path, replaced = calibration_path(target), _replaced(target)
     calibration.save(path)
     if output is not None:
         calibration.save(output)
@@ -445,7 +445,18 @@ def _fit_and_keep(
         print(_quality(model))
     if calibration.warning:
         print(f"warning: {calibration.warning}", file=sys.stderr)
-    print(f"kept in {path}", file=sys.stderr)
+    print(f"kept in {path}{replaced}", file=sys.stderr)
+
+
+def _replaced(target: Target) -> str:
+    """What is lost with the calibration that a new one takes the place of; a damaged one is no loss."""
+    from predictors.calibration import kept_calibration
+
+    try:
+        before = kept_calibration(target)
+    except UserError:
+        return ""
+    return f"; replaces one of {len(before.rows)} networks of {before.created:%Y-%m-%d}" if before else ""
 
 
 def _adapt_and_keep(target: Target, rows: list[MeasuredRow], sources: Sources, output: Path | None) -> None:

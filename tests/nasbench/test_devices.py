@@ -320,6 +320,19 @@ def test_one_network_is_not_said_to_judge_its_own_fit(tmp_path: Path) -> None:
     assert "1 networks: too few to judge the fit" in said
 
 
+def test_a_calibration_tells_what_it_replaces(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text("network,latency_ms\nmobilenet_v2,20\nresnet18,60\n")
+    command = ("devices", "calibrate", "pixel_4", "--from", table, "--quiet")
+    assert "replaces" not in good(*command)
+    kept = kept_calibration(load_target("pixel_4"))
+    assert kept is not None
+    table.write_text("network,latency_ms\nmobilenet_v2,21\n")
+    assert f"; replaces one of 2 networks of {kept.created:%Y-%m-%d}" in good(*command)
+    calibration_path(load_target("pixel_4")).write_text("{")
+    assert "replaces" not in good(*command)
+
+
 ADD = """
 import sys
 from pathlib import Path
