@@ -295,6 +295,14 @@ def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
+# What a command that fails leaves to go on from.
+_KEPT = {
+    "run": "; what was finished is kept, see nasbench run --resume",
+    "compress": "; what was finished is kept, see nasbench run --resume",
+    "compare": "; finished searches are kept, and the same command goes on from there",
+}
+
+
 def main() -> None:
     """Entry point: one line for what a person can mend, a traceback for what is our fault."""
     import sqlite3
@@ -311,5 +319,5 @@ def main() -> None:
     except (OSError, sqlite3.OperationalError) as error:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        print(f"error: {where}{reason}; what was finished is kept, see nasbench run --resume", file=sys.stderr)
+        print(f"error: {where}{reason}{_KEPT.get(''.join(sys.argv[1:2]), '')}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from rich.markup import render
 from typer.main import get_command
 
-from nasbench.cli import app
+from nasbench.cli import app, main
 
 
 def helps(command: Any, path: str = "nasbench") -> Iterator[tuple[str, str]]:
@@ -23,3 +24,19 @@ def test_no_help_text_loses_words_in_brackets_as_markup() -> None:
     assert "[[stages]]" in render(texts["nasbench compress stages"]).plain
     for where, text in texts.items():
         assert render(text).plain == text.replace("\\[", "["), where
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["run", "x" * 300], "; what was finished is kept, see nasbench run --resume"),
+        (["predict", "x" * 300 + ".onnx", "--target", "ncs2"], ""),
+    ],
+)
+def test_only_what_can_be_continued_is_said_to_be_kept(
+    arguments: list[str], kept: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["nasbench", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.endswith(f"File name too long{kept}\n")
