@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from search_spaces.supernet import Supernet
 
 
+class PlanError(UserError):
+    """A configuration that cannot be carried out. Who knows its file names it."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything an experiment needs, built and checked.
@@ -119,9 +123,15 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         where: directory of the experiment file; user modules and relative paths are looked for there too.
 
     Raises:
-        UserError: an unknown name or key, a wrong value, or parts that do not fit together.
+        PlanError: an unknown name or key, a wrong value, or parts that do not fit together.
     """
-    config = config.model_copy(deep=True)
+    try:
+        return _planned(config.model_copy(deep=True), where)
+    except UserError as error:
+        raise PlanError(str(error)) from error
+
+
+def _planned(config: Config, where: Path | None) -> Plan:
     _settle_data(config, where)
     task = component_of("task", config.task.name, config.task, "task", where)
     space = make_space(config, task, where)

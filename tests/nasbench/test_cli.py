@@ -1,11 +1,13 @@
 """What the command `nasbench` says of itself, and of what goes wrong."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.markup import render
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from nasbench.cli import app, main
 
@@ -40,3 +42,13 @@ def test_only_what_can_be_continued_is_said_to_be_kept(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.endswith(f"File name too long{kept}\n")
+
+
+@pytest.mark.parametrize("text", ["naem = 3", '[strategy]\nname = "ngsa2"', '[targets]\ndevices = ["hots"]'])
+def test_what_is_wrong_with_an_experiment_is_told_with_its_file(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f'{text}\n[[stages]]\nname = "finetune"\nepochs = 1\n')
+    for arguments in (["run", str(file)], ["compress", "resnet18@28", "--stages", str(file)]):
+        said = str(CliRunner().invoke(app, arguments).exception)
+        assert said.startswith(f"{file}: ")
+        assert said.count(str(file)) == 1
