@@ -14,11 +14,17 @@ from search_spaces import UserError, nearest
 
 
 def settled_targets(config: Config, where: Path | None) -> dict[str, Target]:
-    """The targets by full name, which what is said per target goes by too; unknown predictors and meters are refused.
+    """The targets by full name, which what is said per target goes by too; unknown predictors and meters are refused,
+    and so is a target named twice.
 
     A target with a meter from the experiment is one with that meter, so that networks are converted for that.
     """
-    targets = {target.name: target for target in map(load_target, config.targets.devices)}
+    targets: dict[str, Target] = {}
+    for name in config.targets.devices:
+        target = load_target(name)
+        if target.name in targets:
+            raise UserError(f"targets.devices = {config.targets.devices}: {target.name} is named twice; keep it once")
+        targets[target.name] = target
     section = config.targets
     for key in ("calibration", "predictors", "meters"):
         given = getattr(section, key)

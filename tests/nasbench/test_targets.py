@@ -120,6 +120,12 @@ def test_what_is_no_predictor_or_meter_is_refused_before_the_search(
         make_plan(config(devices=["jetson_nano"], **targets), parts)
 
 
+@pytest.mark.parametrize("again", ["jetson_nano", "jetson_nano:fp16-maxn"])
+def test_a_device_named_twice_is_refused(again: str, parts: Path) -> None:
+    with pytest.raises(UserError, match=r"targets.devices = .*: jetson_nano:fp16-maxn is named twice"):
+        make_plan(config(devices=["jetson_nano", again]), parts)
+
+
 def test_a_meter_named_in_the_experiment_decides_the_file_format(parts: Path) -> None:
     (parts / "meter.toml").write_text('kind = "command"\ncommand = "run {artifact}"\n')
     plan = make_plan(config(devices=["pixel_4"], meters={"pixel_4": "meter.toml"}), parts)
