@@ -13,16 +13,17 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hardware_profiles.paths import read_toml
+from nasbench.keys import Keys
 from search_spaces.errors import UserError, nearest
 
 
-class Section(BaseModel):
+class Section(Keys):
     """A section whose keys are all known here."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
-class Component(BaseModel):
+class Component(Keys):
     """A section that names a component; its further keys are the component's own (see `nasbench.registry.options`)."""
 
     model_config = ConfigDict(extra="allow")
@@ -227,7 +228,7 @@ class NetworkSection(Section):
     weights: str | None = None
 
 
-class SupernetSection(BaseModel):
+class SupernetSection(Keys):
     """`[supernet]`: training of the weight-sharing network; keys are those of `nasbench.training.train_supernet`.
 
     Keys:

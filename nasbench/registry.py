@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
+from nasbench.keys import Keys
 from search_spaces.errors import UserError, explain, nearest
 
 # One line per component. Importing this module imports none of them.
@@ -115,6 +116,10 @@ def resolve(family: str, name: str, where: Path | None = None) -> type[Any]:
     return _load(name, family)
 
 
+class _Options(Keys):
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True, strict=False)
+
+
 def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """`given` validated and completed with defaults against the keyword-only parameters of `component`.
 
@@ -132,9 +137,7 @@ def options(component: Any, given: Mapping[str, Any], where: str) -> dict[str, A
         raise UserError(
             f"{where}: unknown key {unknown[0]!r}. {nearest(unknown[0], fields) if fields else 'It takes none.'}"
         )
-    model = create_model(
-        "Options", __config__=ConfigDict(extra="allow", arbitrary_types_allowed=True, strict=False), **fields
-    )
+    model = create_model("Options", __base__=_Options, **fields)
     try:
         parsed = model(**given)
     except ValidationError as error:

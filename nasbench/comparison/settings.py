@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from hardware_profiles.paths import read_toml
 from nasbench.config import apply_override
+from nasbench.keys import Keys
 from search_spaces.errors import UserError, explain
 
 NAME = r"^[A-Za-z0-9_.@+-]+$"
 _BUDGETS = 3  # budgets that are reported where none are named: the whole one, halved and halved again
 
 
-class StrategySettings(BaseModel):
+class StrategySettings(Keys):
     """`[strategies.NAME]`: one of those compared. Further keys are the strategy's own.
 
     Keys:
@@ -37,7 +38,7 @@ class StrategySettings(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Settings(BaseModel):
+class Settings(Keys):
     """A whole comparison.
 
     Keys:

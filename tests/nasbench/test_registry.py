@@ -109,6 +109,8 @@ def test_options_come_from_keyword_only_parameters() -> None:
         options(Part, {"siez": 1, "rate": 1.0}, "strategy")
     with pytest.raises(UserError, match="'rate' is missing"):
         options(Part, {}, "strategy")
+    with pytest.raises(UserError, match=r"strategy: size: expected a number, not true or false, got True"):
+        options(Part, {"size": True, "rate": 1.0}, "strategy")
     with pytest.raises(UserError, match=r"strategy: size: .*got 'big'"):
         options(Part, {"size": "big", "rate": 1.0}, "strategy")
     with pytest.raises(UserError, match="unknown key 'space'"):
