@@ -16,6 +16,9 @@ from hardware_profiles.paths import read_toml
 from nasbench.keys import Keys
 from search_spaces.errors import UserError, nearest
 
+_LETTERS = "letters (a to z, A to Z), digits, '_', '-' and '.' only"
+_LISTED = ("stages", "evaluator.also")  # sections in double brackets
+
 
 class Section(Keys):
     """A section whose keys are all known here."""
@@ -284,7 +287,7 @@ class Config(Section):
     def _named(cls, value: dict[str, NetworkSection]) -> dict[str, NetworkSection]:
         for name in value:
             if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or set(name) == {"."}:
-                raise ValueError(f"the name {name!r} is part of file names: letters, digits, '_', '-' and '.' only")
+                raise ValueError(f"the name {name!r} is part of file names: {_LETTERS}")
         return value
 
 
@@ -389,6 +392,18 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             here = here[place] if isinstance(here, list) else here.setdefault(place, {})
 
 
+def _shape(place: tuple[int | str, ...], given: Any) -> str:
+    """The TOML that a section, or a list, is written in where something else was given."""
+    names = [part for part in place if isinstance(part, str)]
+    key = ".".join(names)
+    if key in _LISTED:
+        return f"a section for each, [[{key}]]"
+    if key in ("objectives", "networks"):
+        first = given[0] if isinstance(given, list) and given else "NAME"
+        return f"a section for each, [{key}.{first}]"
+    return f"a section, [{key}]"
+
+
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
@@ -406,7 +421,11 @@ def _sentence(error: ValidationError) -> str:
         return f"{key} = {first['input']!r}. {nearest(str(first['input']), known)}"
     if first["type"] == "missing":
         return f"key {key!r} is missing"
-    if first["type"] == "model_type":
-        return f"{key} = {first['input']!r}: expected a section, [{key}]"
+    if first["type"] in ("model_type", "dict_type") or (first["type"] == "list_type" and key in _LISTED):
+        return f"{key} = {first['input']!r}: expected {_shape(first['loc'], first['input'])}"
+    if first["type"] == "list_type":
+        return f"{key} = {first['input']!r}: expected a list, as [{first['input']!r}]"
+    if first["type"] == "string_pattern_mismatch":  # of the experiment's name
+        return f"{key} = {first['input']!r}: {_LETTERS}, as it is part of file names"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}"

@@ -29,7 +29,16 @@ EXPERIMENTS = [file for file in FILES if file not in COMPARISONS]
         ({"strategy": {"evaluations": True}}, ["strategy.evaluations = True: expected a number"]),
         ({"seed": False}, ["seed = False: expected a number"]),
         ({"strategy": 3}, ["strategy = 3", "section"]),
-        ({"name": "a/b"}, ["name = 'a/b'"]),
+        ({"name": "a/b"}, ["name = 'a/b'", "letters (a to z, A to Z), digits"]),
+        ({"name": "größe"}, ["name = 'größe'", "letters (a to z, A to Z), digits"]),
+        (
+            {"objectives": ["accuracy"]},
+            ["objectives = ['accuracy']: expected a section for each, [objectives.accuracy]"],
+        ),
+        ({"objectives": 3}, ["objectives = 3: expected a section for each, [objectives.NAME]"]),
+        ({"stages": {"name": "finetune"}}, ["expected a section for each, [[stages]]"]),
+        ({"stages": ["finetune"]}, ["stages.0 = 'finetune': expected a section for each, [[stages]]"]),
+        ({"targets": {"devices": "host"}}, ["targets.devices = 'host': expected a list, as ['host']"]),
     ],
 )
 def test_wrong_words_are_named_with_the_nearest_right_one(data: dict, words: list[str]) -> None:
