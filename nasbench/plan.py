@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hardware_profiles import Meter, Target
 from hardware_profiles.extras import require
 from hardware_profiles.profile import shipped_files
-from nasbench.config import Config, TaskSection
+from nasbench.config import Config, SupernetSection, TaskSection
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import Objective, given_as
 from nasbench.planning.evaluators import EvaluatorPart, check_workers, composed, evaluator_parts, known_values
@@ -19,7 +19,7 @@ from nasbench.planning.objectives import configured_objectives
 from nasbench.planning.sections import component_of, plain, settle_paths
 from nasbench.planning.spaces import make_space
 from nasbench.planning.targets import meter_of, settled_targets
-from nasbench.registry import options, resolve
+from nasbench.registry import defaults, options, resolve
 from nasbench.selection import named_networks
 from nasbench.stages.base import Form, Stage, check_order
 from nasbench.strategies.base import GradientStrategy, Strategy
@@ -211,8 +211,11 @@ def _training(config: Config, space: SearchSpace) -> dict[str, Any]:
     """How the supernet is trained; its section gets the keys too."""
     from nasbench.training.supernet import check_training, train_supernet
 
-    if wrong := _RUNNER_KEYS & config.supernet.options.keys():
-        raise UserError(f"supernet: unknown key {sorted(wrong)[0]!r}")
+    known = defaults(train_supernet).keys() - _RUNNER_KEYS | SupernetSection.model_fields.keys()
+    if unknown := config.supernet.options.keys() - known:
+        key = min(unknown)
+        place = " The experiment's seed stands above all sections." if key == "seed" else ""
+        raise UserError(f"supernet: unknown key {key!r}.{place} {nearest(key, known)}")
     complete = options(train_supernet, config.supernet.options, "supernet")
     training = {key: value for key, value in complete.items() if key not in _RUNNER_KEYS}
     config.supernet = config.supernet.model_copy(update=plain(training))

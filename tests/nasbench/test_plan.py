@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nasbench.config import load_config
+from nasbench.config import find_experiment, load_config
 from nasbench.experiment import run_experiment
 from nasbench.plan import make_plan
 from nasbench.progress import Reporter
@@ -59,6 +59,24 @@ def test_a_run_tells_at_its_start_that_its_budget_leaves_evolution_nothing_to_do
 def test_only_budgets_that_are_too_small_are_told_of(experiment: Path, changes: list[str], words: str) -> None:
     notes = make_plan(load_config(experiment, changes), experiment.parent).notes
     assert [words in note for note in notes] == ([True] if words else [])
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("epochz", "unknown key 'epochz'. Did you mean 'epochs'?"),
+        ("log_dir", "unknown key 'log_dir'. Known: "),
+        ("seed", "unknown key 'seed'. The experiment's seed stands above all sections. "),
+    ],
+)
+def test_keys_of_training_are_listed_as_an_experiment_takes_them(key: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(load_config(find_experiment("quickstart"), [f"supernet.{key}=1"]))
+    message = str(error.value)
+    assert message.startswith(f"supernet: {words}")
+    listed = message.partition("Known: ")[2].rstrip(".").split(", ")
+    assert {"epochs", "lr", "checkpoint", "tensorboard"} <= set(listed)
+    assert not {"seed", "log_dir", "progress"} & set(listed)
 
 
 def test_several_workers_beside_measurements_here_are_refused_before_there_is_a_run(experiment: Path) -> None:
