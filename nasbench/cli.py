@@ -26,6 +26,21 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"nasbench-hw {version('nasbench-hw')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Its version.")] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(
     experiment: Annotated[str | None, typer.Argument(help="An experiment file, or the name of a shipped one.")] = None,
@@ -244,7 +259,10 @@ def predict(
     arch: Annotated[str | None, typer.Option(help="Choice indices separated by blanks, or a reference name.")] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="latency_ms (default), energy_mj, peak_memory_bytes, params or macs; may be repeated."),
+        typer.Option(
+            help="latency_ms (default), energy_mj, peak_memory_bytes, training_memory_bytes, file_bytes, params or "
+            "macs; may be repeated."
+        ),
     ] = None,
     predictor: Annotated[
         str, typer.Option(help="auto, roofline, scale, operator_model, few_shot:FILE, table:FILE, or module:Class.")
@@ -254,6 +272,8 @@ def predict(
     from hardware_profiles import check_workload, load_target
     from nasbench.networks import named_networks
     from predictors.choice import choose_predictor
+    from predictors.counts import Count
+    from predictors.training_memory import TrainingMemoryCount
 
     device = load_target(target)
     if space and network and not arch and ":" not in network and not network.endswith(".onnx"):
@@ -272,9 +292,13 @@ def predict(
         estimate = chosen.estimate(choice.predictor) if bound else choice.predictor.predict([workload])
         low, high = float(estimate.quantile(0.05)[0]), float(estimate.quantile(0.95)[0])
         unit = _UNITS.get(name, "")
-        interval = f" (90 % interval {low:.4g} to {high:.4g})" if high > low else ""
-        said = f"{float(estimate.mean[0]):.4g}{unit}{interval}"
-        print(f"{name} of {chosen.name} on {device.name}: {said}, predicted: {choice.basis}")
+        value = float(estimate.mean[0])
+        if isinstance(choice.predictor, Count | TrainingMemoryCount):
+            said = f"{value:,.0f}{unit}, {choice.basis}"
+        else:
+            interval = f" (90 % interval {low:.4g} to {high:.4g})" if high > low else ""
+            said = f"{value:.4g}{unit}{interval}, predicted: {choice.basis}"
+        print(f"{name} of {chosen.name} on {device.name}: {said}")
         warnings.update(dict.fromkeys(w for w in estimate.warning.split("; ") if w))
     for finding in check_workload(workload, device)[:5]:
         warnings[str(finding)] = None
@@ -282,7 +306,13 @@ def predict(
         print(f"warning: {warning}", file=sys.stderr)
 
 
-_UNITS = {"latency_ms": " ms", "energy_mj": " mJ", "peak_memory_bytes": " bytes"}
+_UNITS = {
+    "latency_ms": " ms",
+    "energy_mj": " mJ",
+    "peak_memory_bytes": " bytes",
+    "training_memory_bytes": " bytes",
+    "file_bytes": " bytes",
+}
 
 
 def _components(family: str) -> None:

@@ -1,6 +1,7 @@
 """What the command `nasbench` says of itself, and of what goes wrong."""
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from nasbench.cli import app, main
+from predictors.choice import METRICS
 
 
 def helps(command: Any, path: str = "nasbench") -> Iterator[tuple[str, str]]:
@@ -52,3 +54,12 @@ def test_what_is_wrong_with_an_experiment_is_told_with_its_file(text: str, tmp_p
         said = str(CliRunner().invoke(app, arguments).exception)
         assert said.startswith(f"{file}: ")
         assert said.count(str(file)) == 1
+
+
+def test_predict_lists_every_metric_that_it_takes() -> None:
+    listed = dict(helps(get_command(app)))["nasbench predict metric"]
+    assert all(metric in listed for metric in METRICS)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"nasbench-hw {version('nasbench-hw')}\n"

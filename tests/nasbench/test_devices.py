@@ -16,6 +16,7 @@ from nasbench.cli import app
 from nasbench.measurements import named_in, read_measurements
 from nasbench.networks import named_network, suite_networks
 from predictors.calibration import Calibration, calibration_path, kept_calibration
+from predictors.choice import METRICS
 from search_spaces import UserError, load_space
 
 # A board that takes 3 ns a byte and 0.2 ms at all, and fails on files with a name in its list.
@@ -429,10 +430,22 @@ def test_predictions_say_what_they_rest_on_and_what_they_doubt(tmp_path: Path) -
     said = good("predict", "mobilenet_v3_large", "--target", "edge_tpu", "--metric", "latency_ms", "--metric", "macs")
     assert "latency_ms of mobilenet_v3_large on edge_tpu:int8" in said
     assert "hard_swish is not among the supported operators" in said
-    assert "predicted: an exact count" in said
+    assert "macs of mobilenet_v3_large on edge_tpu:int8: 2" in said
     (tmp_path / "m.csv").write_text("network,latency_ms\nmobilenet_v2,5\nmobilenet_v2@160,3\n")
     good("devices", "calibrate", "jetson_nano", "--from", tmp_path / "m.csv", "--quiet")
     assert "outside" in good("predict", "vgg16", "--target", "jetson_nano")
+
+
+def test_counts_are_told_whole_and_not_as_predictions() -> None:
+    metrics = [m for m in METRICS if m not in ("latency_ms", "energy_mj")]
+    lines = good("predict", "resnet18", "--target", "ncs2", *(w for m in metrics for w in ("--metric", m))).splitlines()
+    said = {line.partition(" of ")[0]: line.partition(": ")[2] for line in lines}
+    assert said.keys() == set(metrics)
+    assert said["params"] == "11,689,512, an exact count"
+    assert said["file_bytes"] == "23,379,024 bytes, an exact count"
+    for metric, words in said.items():
+        assert "predicted" not in words
+        assert (" bytes, " in words) == metric.endswith("_bytes")
 
 
 OWN = """
