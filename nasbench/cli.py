@@ -299,7 +299,9 @@ def predict(
             interval = f" (90 % interval {low:.4g} to {high:.4g})" if high > low else ""
             said = f"{value:.4g}{unit}{interval}, predicted: {choice.basis}"
         print(f"{name} of {chosen.name} on {device.name}: {said}")
-        warnings.update(dict.fromkeys(w for w in estimate.warning.split("; ") if w))
+        for warning in filter(None, estimate.warning.split("; ")):
+            about = "" if warning.startswith(device.name) else f"{name} on {device.name}: "
+            warnings[about + warning] = None
     for finding in check_workload(workload, device)[:5]:
         warnings[str(finding)] = None
     for warning in warnings:

@@ -192,7 +192,7 @@ class ScaledRoofline(AdditivePredictor):
         return self.factor * self.base.head(totals)
 
     def around(self, mean: Array) -> Estimate:
-        return spread_around(mean, self.log_std, *self.range)
+        return spread_around(mean, self.log_std, *self.range, self.metric.rpartition("_")[2])
 
     def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
         return self.base.doubts(features, workloads)

@@ -433,7 +433,10 @@ def test_predictions_say_what_they_rest_on_and_what_they_doubt(tmp_path: Path) -
     assert "macs of mobilenet_v3_large on edge_tpu:int8: 2" in said
     (tmp_path / "m.csv").write_text("network,latency_ms\nmobilenet_v2,5\nmobilenet_v2@160,3\n")
     good("devices", "calibrate", "jetson_nano", "--from", tmp_path / "m.csv", "--quiet")
-    assert "outside" in good("predict", "vgg16", "--target", "jetson_nano")
+    said = good("predict", "vgg16", "--target", "jetson_nano")
+    assert "latency_ms on jetson_nano:fp16-maxn: 1 of 1 networks lie outside the measured 3 to 5 ms\n" in said
+    said = good("predict", "resnet18", "--target", "ncs2", "--metric", "energy_mj")
+    assert "warning: ncs2:fp16: energy is latency times stated power\n" in said
 
 
 def test_counts_are_told_whole_and_not_as_predictions() -> None:
