@@ -54,8 +54,19 @@ class ArrayTask(Task):
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data, read on first use and kept."""
-        return self.load()
+        """The data, read on first use and kept.
+
+        Raises:
+            UserError: what `load` raises, or images that a shift could move out of sight.
+        """
+        found = self.load()
+        height, width = found.splits["train"].images.shape[2:]
+        if self.shift >= min(height, width):
+            raise UserError(
+                f"task.shift = {self.shift}: images have {height} x {width} pixels, so it must be below "
+                f"{min(height, width)}"
+            )
+        return found
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -129,6 +140,10 @@ def to_split(images: NDArray[np.uint8], labels: NDArray[np.integer[Any]]) -> Spl
     )
 
 
+# The keys that say how much is cut off.
+_SHARES: dict[SplitName, str] = {"val": "task.validation", "test": "task.test"}
+
+
 def stratified(
     names: Sequence[str], labels: NDArray[np.integer[Any]], fractions: dict[SplitName, float], seed: int, where: str
 ) -> dict[SplitName, NDArray[np.int64]]:
@@ -148,9 +163,10 @@ def stratified(
     """
     for split, fraction in fractions.items():
         if not 0 < fraction < 1:
-            raise UserError(f"{where}: the {split} fraction must lie between 0 and 1, got {fraction}")
-    if sum(fractions.values()) >= 1:
-        raise UserError(f"{where}: the fractions {fractions} leave nothing to train on; their sum must be below 1")
+            raise UserError(f"{_SHARES[split]} = {fraction}: the share of the images must lie between 0 and 1")
+    if (total := sum(fractions.values())) >= 1:
+        keys = " + ".join(_SHARES[split] for split in fractions)
+        raise UserError(f"{keys} = {total:g}: leaves nothing to train on; the sum must be below 1")
     order = np.argsort([hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in names], kind="stable")
     rows: dict[SplitName, list[NDArray[np.int64]]] = {split: [] for split in ("train", *fractions)}
     for label in np.unique(labels):

@@ -276,4 +276,6 @@ class NpzArrays(ArrayTask):
             )
         if self.given_names and len(self.given_names) != len(counts):
             raise UserError(f"task.class_names: {len(self.given_names)} names for {len(counts)} classes")
+        if twice := [name for name in self.given_names if self.given_names.count(name) > 1]:
+            raise UserError(f"task.class_names: {twice[0]!r} is given to two classes; each needs its own")
         return self.given_names or tuple(str(i) for i in range(len(counts)))

@@ -102,6 +102,12 @@ def test_a_negative_shift_is_refused(images):
         Given(images, shift=-1)
 
 
+def test_a_shift_as_wide_as_the_images_is_refused(images):
+    with pytest.raises(UserError, match="task.shift = 99: images have"):
+        Given(images, shift=99).split("train")
+    Given(images, shift=min(images.shape[2:]) - 1).split("train")
+
+
 def test_stratified_splits_keep_shares_per_class_and_lose_nothing():
     labels = np.repeat([0, 1, 2], [100, 40, 10])
     names = [f"image{i}" for i in range(150)]
@@ -123,7 +129,11 @@ def test_stratified_splits_follow_the_names_not_the_order():
 
 @pytest.mark.parametrize(
     ("fractions", "message"),
-    [({"val": 0.0}, "between 0 and 1"), ({"val": 0.5, "test": 0.5}, "nothing to train on"), ({"val": 1.5}, "between")],
+    [
+        ({"val": 0.0}, "task.validation = 0.0: .*between 0 and 1"),
+        ({"val": 0.2, "test": 1.5}, "task.test = 1.5: .*between 0 and 1"),
+        ({"val": 0.5, "test": 0.5}, r"task.validation \+ task.test = 1: leaves nothing to train on"),
+    ],
 )
 def test_impossible_fractions_are_refused(fractions, message):
     with pytest.raises(UserError, match=message):

@@ -244,6 +244,8 @@ def test_files_that_are_no_npz_are_named(tmp_path):
 def test_class_names_must_fit(tmp_path):
     with pytest.raises(UserError, match="2 names for 3 classes"):
         NpzArrays(path=save(tmp_path, {"images": X, "labels": Y}), class_names=("a", "b")).split("train")
+    with pytest.raises(UserError, match="task.class_names: 'a' is given to two classes"):
+        NpzArrays(path=save(tmp_path, {"images": X, "labels": Y}), class_names=("a", "b", "a")).split("train")
 
 
 def test_tasks_are_built_from_configuration_values(tmp_path):
