@@ -14,7 +14,7 @@ from typing import Any
 
 import platformdirs
 
-from search_spaces.errors import UserError
+from search_spaces.errors import UserError, in_words
 
 # Nothing that is written under a lock takes longer.
 LOCK_TIMEOUT_S = 60
@@ -106,7 +106,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
+        raise UserError(f"{path}: not valid TOML: {in_words(error)}") from error
 
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -123,7 +123,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         header = [column.strip() for column in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        raise UserError(f"{path}: cannot be read: {in_words(error)}") from error
     if len(set(header)) != len(header):
         raise UserError(f"{path}: a column occurs twice: {', '.join(header)}")
     for line, row in rows:

@@ -18,6 +18,7 @@ from hardware_profiles.paths import locked, read_csv, write_text
 from nasbench.networks import NamedNetwork, network_of, space_network
 from predictors.calibration import MeasuredRow
 from search_spaces import SearchSpace, UserError, nearest
+from search_spaces.errors import in_words
 
 COLUMNS = (
     "network", "target", "latency_ms", "energy_mj", "peak_memory_bytes", "throttled", "runtime", "runtime_version",
@@ -225,4 +226,4 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # spreadsheets write a mark in front
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        raise UserError(f"{path}: cannot be read: {in_words(error)}") from error

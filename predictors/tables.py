@@ -17,6 +17,7 @@ from hardware_profiles.paths import atomic, read_csv
 from predictors.base import Array, BoundPredictor, Estimate, Predictor
 from search_spaces import SearchSpace, UserError, Workload, nearest
 from search_spaces.base import Archs, Knob, no_choice
+from search_spaces.errors import in_words
 from search_spaces.nasbench201 import KNOBS as NASBENCH201_KNOBS
 
 MS_PER_UNIT = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
@@ -399,7 +400,7 @@ def load_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:
     except ValueError as error:  # numpy takes whatever is no such file for pickled objects
         raise UserError(f"{path}: cannot be read as {what}: this is no .npz file of numbers") from error
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
-        raise UserError(f"{path}: cannot be read as {what}: {error}") from error
+        raise UserError(f"{path}: cannot be read as {what}: {in_words(error)}") from error
 
 
 def _hash(keys: NDArray[Any]) -> NDArray[np.uint64]:

@@ -18,6 +18,14 @@ class UserError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what would be right."""
 
 
+def in_words(error: Exception) -> str:
+    """Why a file cannot be read: what the system says of it, or which byte is no UTF-8."""
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        return f"it is not UTF-8 (byte {byte:#04x} at position {error.start}); save it as UTF-8"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def nearest(word: str, known: Iterable[object]) -> str:
     """A sentence that names the nearest of `known` to a misspelt `word`, and what else there is.
 

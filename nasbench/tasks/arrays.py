@@ -206,7 +206,13 @@ class NpzArrays(ArrayTask):
 
     def _read(self) -> dict[str, NDArray[Any]]:
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            loaded = np.load(self.path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise UserError(
+                    f"{self.path}: is a single array (.npy); an .npz file with images and labels was expected, as "
+                    "numpy.savez(file, images=..., labels=...) writes it"
+                )
+            with loaded as file:
                 wanted = ("images", "labels") if "images" in file.files else ("x_train", "y_train", "x_test", "y_test")
                 for key in wanted:
                     if key not in file.files:

@@ -267,6 +267,13 @@ def test_tables_of_measurements_that_are_wrong(text: str, message: str, tmp_path
     assert files(user_data_dir()) == []
 
 
+def test_a_table_in_another_encoding_is_told_what_to_do(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_bytes("network,latency_ms,note\nresnet18,3,größer\n".encode("latin-1"))
+    said = bad("devices", "calibrate", "jetson_nano", "--from", table)
+    assert said == f"{table}: cannot be read: it is not UTF-8 (byte 0xf6 at position 37); save it as UTF-8"
+
+
 def test_a_network_measured_again_counts_with_its_last_value(tmp_path: Path) -> None:
     table = tmp_path / "m.csv"
     table.write_text("network,latency_ms\nresnet18,3\nresnet34,5\nresnet18,4\n")
@@ -412,11 +419,18 @@ def test_damaged_calibrations_are_told_and_nothing_else_is_used_instead(tmp_path
         (["predict", "resnet18", "--target", "jetson_nano", "--predictor", "rofline"], "Did you mean 'roofline'"),
         (["predict", "resnet18", "--target", "jetson_nano", "--predictor", "scale"], "make them with"),
         (["predict", "resnet18", "--target", "jetson_nano", "--predictor", "nowhere:X"], "cannot import it"),
+        (
+            ["predict", "quickstart:largest", "--target", "jetson_nano", "--predictor", "few_shot:gone.npz"],
+            "^gone.npz: cannot be read as a few-shot predictor: No such file or directory$",
+        ),
         (["devices", "measure", "jetson_nano", "resnet18"], "cannot be measured here"),
         (["devices", "measure", "jetson_nano", "resnet18", "--meter", "telnet"], "unknown meter 'telnet'"),
         (["devices", "measure", "jetson_nano", "resnet18", "resnet18"], "named twice"),
         (["devices", "measure", "jetson_nano", "--arch", "largest"], "needs --space"),
-        (["devices", "calibrate", "jetson_nano", "--from", "gone.csv"], "gone.csv: cannot be read"),
+        (
+            ["devices", "calibrate", "jetson_nano", "--from", "gone.csv"],
+            "gone.csv: cannot be read: No such file",
+        ),
         (["devices", "calibrate", "jetson_nano", "--method", "magic"], "Known: auto"),
     ],
 )
