@@ -64,7 +64,7 @@ def verify(
 
     Columns: `name`, `kind` (front or reference), `round` (0 for the first), `arch`; per objective `NAME_predicted`,
     when its round began, `NAME_evaluated` and `NAME_measured` as far as there are such values, and `NAME`, the best
-    known of them; `violation`; `pareto`.
+    known of them; `violation`; `pareto`, whether on the front of what was found, on which no reference is.
     """
     section = plan.config.verify
     references = plan.references
