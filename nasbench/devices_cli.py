@@ -111,7 +111,7 @@ def new(
 def check(
     name: Annotated[str, typer.Argument(help="A device, device:operating-point, or the path of a profile.")],
     networks: _Networks = None,
-    space: _Space = None,
+    space: Annotated[list[str] | None, typer.Option(help="Spaces whose blocks, or --arch, are checked.")] = None,
     arch: Annotated[
         list[str] | None, typer.Option(help="Architectures of the space; all its blocks by default.")
     ] = None,
@@ -214,7 +214,7 @@ def calibrate(
     target: _Target = "host",
     networks: Annotated[
         int | None,
-        typer.Option(help="How many networks to measure, of the spaces or made up: 48, or 20 with --sources."),
+        typer.Option(min=1, help="How many networks to measure, of the spaces or made up: 48, or 20 with --sources."),
     ] = None,
     space: _Space = None,
     sources: _Sources = None,
@@ -277,7 +277,7 @@ def validate(
     target: _Target,
     networks: _Networks = None,
     space: _Space = None,
-    count: Annotated[int, typer.Option(help="How many architectures of the spaces.")] = 12,
+    count: Annotated[int, typer.Option(min=1, help="How many architectures of the spaces.")] = 12,
     from_: Annotated[
         Path | None, typer.Option("--from", help="Measured networks in a CSV, instead of measuring.")
     ] = None,

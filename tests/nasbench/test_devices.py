@@ -453,6 +453,13 @@ def test_predictions_say_what_they_rest_on_and_what_they_doubt(tmp_path: Path) -
     assert "warning: ncs2:fp16: energy is latency times stated power\n" in said
 
 
+@pytest.mark.parametrize("arguments", [("calibrate", "board", "--networks", 0), ("validate", "board", "--count", 0)])
+def test_no_networks_are_not_taken_for_the_default(arguments: tuple[object, ...], board: Path) -> None:
+    result = call("devices", *arguments)
+    assert result.exit_code == 2
+    assert "greater than or equal to 1" in result.output
+
+
 def test_counts_are_told_whole_and_not_as_predictions() -> None:
     metrics = [m for m in METRICS if m not in ("latency_ms", "energy_mj")]
     lines = good("predict", "resnet18", "--target", "ncs2", *(w for m in metrics for w in ("--metric", m))).splitlines()
