@@ -18,8 +18,10 @@ from hardware_profiles.meter import OperatorTime
 from hardware_profiles.subprocesses import ToolError
 from search_spaces.errors import nearest
 
-# Nothing that loads and runs a network is quicker than a tenth of a microsecond, or draws less or more than this.
+# Nothing that loads and runs a network is quicker than a tenth of a microsecond, or draws less or more than this; and
+# nobody waits for one inference longer than a day.
 SHORTEST_MS = 1e-4
+LONGEST_MS = 24 * 3600 * 1e3
 WATTS = (1e-4, 5000.0)
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))"

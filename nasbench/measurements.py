@@ -15,6 +15,7 @@ from pathlib import Path
 from hardware_profiles import Measurement, Meter, Target, meter_for
 from hardware_profiles.measuring import Progress, convert_and_measure, measuring_progress
 from hardware_profiles.paths import locked, read_csv, write_text
+from hardware_profiles.tools import LONGEST_MS, SHORTEST_MS, WATTS
 from nasbench.networks import NamedNetwork, network_of, space_network
 from predictors.calibration import MeasuredRow
 from search_spaces import SearchSpace, UserError, nearest
@@ -127,7 +128,7 @@ def read_measurements(
 
     Raises:
         UserError: no such file or columns, two latency columns, or with its line a network that there is not, or a
-            value that is no positive number.
+            value that is no positive number or that no device reaches.
     """
     header, lines = read_csv(path)
     key = next((c for c in ("network", "onnx", "arch") if c in header), None)
@@ -154,12 +155,22 @@ def read_measurements(
             network_of(network, known)
         except UserError as error:
             raise UserError(f"{path}: line {number}: {error}") from error
+        ms = factor * _positive(path, number, latency, values[latency])
+        if not SHORTEST_MS <= ms <= LONGEST_MS:
+            raise UserError(
+                f"{path}: line {number}: {latency} is {values[latency]}, which is {ms:.4g} ms; no inference takes that"
+            )
         mj = None
         if energy is not None and values[energy]:
             mj = energy_factor * _positive(path, number, energy, values[energy])
+            if not WATTS[0] <= mj / ms <= WATTS[1]:
+                raise UserError(
+                    f"{path}: line {number}: {energy} is {values[energy]}, which is {mj / ms:.3g} W over {ms:.4g} ms; "
+                    "the energy of one inference was expected"
+                )
         row = MeasuredRow(
             network=network,
-            latency_ms=factor * _positive(path, number, latency, values[latency]),
+            latency_ms=ms,
             energy_mj=mj,
             throttled=values.get("throttled", "") == "true",
         )
