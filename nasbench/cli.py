@@ -38,7 +38,7 @@ def _version(asked: bool) -> None:
 def about(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Its version.")] = False,
 ) -> None:
-    pass
+    """Options that stand before a command."""
 
 
 @app.command()
