@@ -146,8 +146,8 @@ class Run:
         for name in frozen.keys() & hashes.keys():
             if frozen[name] != hashes[name]:
                 raise UserError(
-                    f"{name}: has changed since {self.path} began, whose results so far are of the data as they were; "
-                    "put those back, or begin a new run"
+                    f"{name}: has changed since {self.path} began, whose results so far are of it as it was; "
+                    "put that back, or begin a new run"
                 )
         self.mark(inputs={**hashes, **frozen})
 

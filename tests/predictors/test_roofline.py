@@ -255,7 +255,12 @@ def test_the_generated_tail_reads_back_as_what_it_was_written_from() -> None:
 
 def test_the_stored_calibration_is_what_fitting_again_gives() -> None:
     profile = load_profile("raspberry_pi_3")
-    assert fit_roofline(profile).fits == profile.fits
+    for point, fit in fit_roofline(profile).fits.items():
+        kept = profile.fits[point]
+        assert fit.model_copy(update={"deviations": kept.deviations}) == kept
+        # Directions that measurements say nothing of are equally long, and rounding decides which come first.
+        lengths = [np.linalg.norm(f.deviations, axis=1) for f in (fit, kept)]
+        np.testing.assert_allclose(*lengths, atol=2e-3)
     alone = dict(zip(profile.fits, (logs for _, logs in fitted_alone(profile)), strict=True))
     for point, fit in profile.fits.items():
         np.testing.assert_allclose(fit.alone, alone[point], atol=2e-3)
