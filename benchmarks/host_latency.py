@@ -11,10 +11,10 @@ families, chosen by a hash of their names, and its scales by leaving out themes 
 The tests are measured first, twice by independent runs of the meter, then the calibration's networks; one thread,
 batch 1. A network that the runtime cannot convert or run is named and left out. Converting takes many times longer than
 measuring, which wants a machine that does nothing else: `--files` keeps converted networks for later runs,
-`--convert-only` stops there, and `--measure-only` leaves out what is not converted yet. In a process that has closed many
-networks, as converting does, OpenVINO takes up to 17 % longer for small ones than where they run alone: report figures
-of a run that finds all converted. `--suite 150 --per-family 1` measures for a few minutes; a larger suite begins with
-the smaller one.
+`--convert-only` stops there, and `--measure-only` leaves out what is not converted yet. In a process that has closed
+many networks, as converting does, OpenVINO takes up to 17 % longer for small ones than where they run alone: report
+figures of a run that finds all converted. `--suite 150 --per-family 1` measures for a few minutes; a larger suite
+begins with the smaller one.
 The last line is JSON, one object per part:
 
 within_10_percent         share of networks predicted within 10 % of the first measurement
