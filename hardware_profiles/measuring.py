@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,8 +67,7 @@ def convert_and_measure(
             if progress:
                 progress("convert", i + 1, len(networks))
         converted = time.perf_counter()
-        with exclusive(target):
-            taken = meter.measure(list(artifacts.values()), target) if artifacts else []
+        taken = measure_alone(meter, list(artifacts.values()), target)
     measured = dict(zip(artifacts, taken, strict=True))
     failures.update((name, m.error) for name, m in measured.items() if m.error)
     return Taken(
@@ -76,6 +75,14 @@ def convert_and_measure(
         failures,
         {"convert": converted - start, "measure": time.perf_counter() - converted},
     )
+
+
+def measure_alone(meter: Meter, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
+    """As `meter.measure`, while nothing else of this user is measured on the device."""
+    if not artifacts:
+        return []
+    with exclusive(target):
+        return meter.measure(artifacts, target)
 
 
 def conditions(target: Target, meter: Meter) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def run_experiment(
         run = Run.create(path or new_directory(config.name), plan.config)
     try:
         data = {name: sha256_of(file) for part in plan.evaluators for name, file in part.files.items()}
-        if images := plan.task.fingerprint():
+        if images := plan.task.fingerprint:
             data["task"] = images
         run.freeze(data)
         where_text = str(where.resolve()) if where else ""

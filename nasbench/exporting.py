@@ -22,7 +22,7 @@ import numpy as np
 from hardware_profiles import Artifact, Target, check_workload, converter_for, load_profile, load_target, meter_for
 from hardware_profiles.conversion import TOLERANCE, evaluating
 from hardware_profiles.host import HOST_RUNTIMES
-from hardware_profiles.measuring import exclusive
+from hardware_profiles.measuring import measure_alone
 from hardware_profiles.passes import InProcessMeter
 from search_spaces import UserError, nearest
 
@@ -315,8 +315,7 @@ def timings(artifact: Artifact, target: Target) -> list[dict[str, Any]]:
         if isinstance(meter, InProcessMeter):
             x = np.zeros((target.batch, *artifact.input_shape), dtype=np.float32)
             load_ms = 1e3 * _seconds(partial(meter.opened, artifact, here, x))
-        with exclusive(place):
-            (m,) = meter.measure([artifact], place)
+        (m,) = measure_alone(meter, [artifact], place)
         row: dict[str, Any] = {"target": place.name, "latency_ms": m.latency_ms if not m.error else None}
         if isinstance(meter, InProcessMeter):
             row["load_and_first_run_ms"] = load_ms

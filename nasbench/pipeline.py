@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hardware_profiles import Artifact, Target, converter_for, load_target
-from hardware_profiles.measuring import exclusive
+from hardware_profiles.measuring import measure_alone
 from nasbench.plan import Plan
 from nasbench.progress import Reporter
 from nasbench.run import Run
@@ -66,8 +66,7 @@ def measure_artifacts(
 ) -> dict[str, float]:
     """Measure all artifacts in interleaved passes and record them; latency in ms by name, NaN where it failed."""
     latencies: dict[str, float] = {}
-    with exclusive(target):
-        measured = plan.meter_for(target).measure(list(artifacts.values()), target)
+    measured = measure_alone(plan.meter_for(target), list(artifacts.values()), target)
     for name, result in zip(artifacts, measured, strict=True):
         latencies[name] = result.latency_ms
         note = "; ".join(n for n in ("throttled" if result.throttled else "", result.note, result.error) if n)

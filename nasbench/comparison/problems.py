@@ -106,7 +106,7 @@ class Problem:
         digest.update(repr(sorted(sections.items())).encode())
         digest.update(repr([(k.name, k.choices) for k in self.space.knobs]).encode())
         named = (config.task, config.space, config.evaluator, *config.evaluator.also)
-        more = [self.plan.task.fingerprint(), *(own_code(section.name) for section in named)]
+        more = [self.plan.task.fingerprint, *(own_code(section.name) for section in named)]
         if any(more):
             digest.update(repr(more).encode())
         source = self.evaluator.evaluator

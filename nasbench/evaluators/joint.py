@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hardware_profiles import Artifact, Meter, OnnxConverter, Target, converter_for, load_target
-from hardware_profiles.measuring import exclusive
+from hardware_profiles.measuring import measure_alone
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.supernet import SupernetEvaluator
 from nasbench.joint.space import JointSpace
@@ -101,8 +101,7 @@ class JointEvaluator(Evaluator):
                     values[row, 2] = files[row].file_bytes
                 except (UserError, RuntimeError, ValueError) as error:
                     messages[row] = f"{type(error).__name__}: {error}"
-            with exclusive(self.target):
-                taken = self.meter.measure(list(files.values()), self.target) if files else []
+            taken = measure_alone(self.meter, list(files.values()), self.target)
         for row, measurement in zip(files, taken, strict=True):
             if measurement.error:
                 messages[row] = measurement.error

@@ -41,7 +41,7 @@ def _parts(plan: Plan, directory: Path) -> list[tuple[Callable[[], str], tuple[s
     config = plan.config
     sections: list[Component] = [config.evaluator, *config.evaluator.also]
     basis = {"task": config.task.model_dump(), "space": [config.space.model_dump(), repr(plan.space.knobs)]}
-    basis |= {"code": [own_code(config.task.name), own_code(config.space.name)], "data": plan.task.fingerprint()}
+    basis |= {"code": [own_code(config.task.name), own_code(config.space.name)], "data": plan.task.fingerprint}
 
     def settings(section: Component, part: EvaluatorPart) -> str:
         weights = file_key(directory / SUPERNET) if part.needs_supernet else ""

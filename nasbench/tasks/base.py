@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Task(ABC):
         The result lies on the device of the images.
         """
 
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of what networks are trained and judged on: class names, and the splits `train` and `val`.
 

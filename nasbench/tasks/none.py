@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from nasbench.tasks.base import Split, SplitName, Task
@@ -30,6 +31,7 @@ class NoTask(Task):
     def prepare(self, images: Any) -> Any:
         raise self._error()
 
+    @cached_property
     def fingerprint(self) -> str:
         return ""
 
