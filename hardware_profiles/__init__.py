@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hardware_profiles.meter import Artifact, Converter, Measurement, Meter, OperatorTime, Protocol
     from hardware_profiles.onnx_runtime import OnnxConverter, OnnxRuntimeMeter
     from hardware_profiles.openvino import OpenVINOConverter, OpenVINOMeter
-    from hardware_profiles.passes import InProcessMeter
+    from hardware_profiles.passes import LocalMeter
     from hardware_profiles.paths import user_data_dir
     from hardware_profiles.profile import Profile, Target, list_profiles, load_profile, load_target
     from hardware_profiles.profile_sections import OperatingPoint
@@ -34,7 +34,7 @@ _LAZY = {
     "ExecuTorchConverter": "executorch",
     "ExecuTorchMeter": "executorch",
     "Finding": "constraints",
-    "InProcessMeter": "passes",
+    "LocalMeter": "passes",
     "LiteRTConverter": "litert",
     "LiteRTMeter": "litert",
     "Measurement": "meter",
@@ -66,7 +66,7 @@ _LAZY = {
 
 __all__ = [
     "AdbMeter", "Artifact", "CommandMeter", "Converter", "ExecuTorchConverter", "ExecuTorchMeter", "Finding",
-    "InProcessMeter", "LiteRTConverter", "LiteRTMeter", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter",
+    "LiteRTConverter", "LiteRTMeter", "LocalMeter", "Measurement", "Meter", "OnnxConverter", "OnnxRuntimeMeter",
     "OpenVINOConverter", "OpenVINOMeter", "OperatingPoint", "OperatorTime", "Profile", "Protocol", "RecordingMeter",
     "ReplayMeter", "SshMeter", "Target", "VelaMeter", "check_workload", "converter_for", "host_fingerprint",
     "host_name", "host_profile", "list_profiles", "load_profile", "load_target", "meter_for", "user_data_dir",

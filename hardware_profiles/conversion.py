@@ -15,7 +15,7 @@ import numpy as np
 
 from hardware_profiles.extras import quiet, reason, require
 from hardware_profiles.meter import Artifact, Converter
-from hardware_profiles.passes import InProcessMeter
+from hardware_profiles.passes import LocalMeter
 from hardware_profiles.paths import atomic
 from hardware_profiles.profile import Target
 from search_spaces.errors import UserError
@@ -43,7 +43,7 @@ class CheckedConverter(Converter):
     """
 
     title: str  # the format's name for people
-    meter: type[InProcessMeter]
+    meter: type[LocalMeter]
     precisions: tuple[str, ...] = ("fp32", "int8")
     extra: str = ""
 
@@ -145,7 +145,7 @@ class StagedConverter(CheckedConverter):
     Its `source` runs the fp32 file, in the first of its formats.
     """
 
-    source: type[InProcessMeter]
+    source: type[LocalMeter]
 
     def convert_file(self, file: Artifact, target: Target, path: Path, images: Array | None = None) -> Artifact:
         """As `convert`, from an fp32 file of `source`'s format and the target's batch size.

@@ -11,7 +11,7 @@ import numpy as np
 from hardware_profiles.conversion import Array, CheckedConverter, folded
 from hardware_profiles.extras import load, quiet
 from hardware_profiles.meter import Artifact, OperatorTime
-from hardware_profiles.passes import PROFILED_RUNS, InProcessMeter, Session
+from hardware_profiles.passes import PROFILED_RUNS, LocalMeter, Session
 from hardware_profiles.profile import Target
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class _ExecuTorchSession(Session):
         return [y.numpy().copy() for y in self.method.execute(self.inputs)]
 
 
-class ExecuTorchMeter(InProcessMeter):
-    """Measures `.pte` files with ExecuTorch on this machine's CPU; see `InProcessMeter`.
+class ExecuTorchMeter(LocalMeter):
+    """Measures `.pte` files with ExecuTorch on this machine's CPU; see `LocalMeter`.
 
     The number of threads is the process's, not the file's: opening a file sets it for all that are open.
     """

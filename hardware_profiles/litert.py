@@ -12,7 +12,7 @@ import numpy as np
 from hardware_profiles.conversion import Array, StagedConverter, folded
 from hardware_profiles.extras import load
 from hardware_profiles.meter import Artifact
-from hardware_profiles.passes import InProcessMeter, Session
+from hardware_profiles.passes import LocalMeter, Session
 from hardware_profiles.profile import Target
 from hardware_profiles.subprocesses import run
 from search_spaces.errors import UserError
@@ -49,8 +49,8 @@ class _LiteRTSession(Session):
         return results
 
 
-class LiteRTMeter(InProcessMeter):
-    """Measures `.tflite` files with LiteRT and XNNPACK on this machine's CPU; see `InProcessMeter`.
+class LiteRTMeter(LocalMeter):
+    """Measures `.tflite` files with LiteRT and XNNPACK on this machine's CPU; see `LocalMeter`.
 
     The Python package gives no times of single operators (as of 2.3 it can have delegates profiled, but no call reads
     the profile); on a device, `benchmark_model --enable_op_profiling` does.

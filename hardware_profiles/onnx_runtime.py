@@ -12,7 +12,7 @@ from hardware_profiles.conversion import Array, StagedConverter
 from hardware_profiles.host import has_int8_dot_product
 from hardware_profiles.meter import Artifact, OperatorTime
 from hardware_profiles.onnx_quantization import quantize_onnx
-from hardware_profiles.passes import PROFILED_RUNS, InProcessMeter, Session
+from hardware_profiles.passes import PROFILED_RUNS, LocalMeter, Session
 from hardware_profiles.profile import Target
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class _OnnxSession(Session):
         return outputs
 
 
-class OnnxRuntimeMeter(InProcessMeter):
-    """Measures ONNX files with ONNX Runtime on this machine's CPU; see `InProcessMeter`."""
+class OnnxRuntimeMeter(LocalMeter):
+    """Measures ONNX files with ONNX Runtime on this machine's CPU; see `LocalMeter`."""
 
     runtime = "onnxruntime"
     title = "ONNX Runtime"

@@ -13,7 +13,7 @@ from hardware_profiles.conversion import Array
 from hardware_profiles.extras import load, reason
 from hardware_profiles.meter import Artifact, OperatorTime
 from hardware_profiles.onnx_runtime import FromOnnxConverter
-from hardware_profiles.passes import PROFILED_RUNS, InProcessMeter, Session
+from hardware_profiles.passes import PROFILED_RUNS, LocalMeter, Session
 from hardware_profiles.profile import Target
 
 EXTRA = "openvino"
@@ -53,8 +53,8 @@ class _OpenVINOSession(Session):
         return [output.copy() for output in self.outputs]
 
 
-class OpenVINOMeter(InProcessMeter):
-    """Measures OpenVINO IR (and ONNX files) with OpenVINO's CPU plug-in; see `InProcessMeter`.
+class OpenVINOMeter(LocalMeter):
+    """Measures OpenVINO IR (and ONNX files) with OpenVINO's CPU plug-in; see `LocalMeter`.
 
     Float operators run in f32, which is asked for: left to itself, the plug-in takes bf16 where the processor has it,
     and the number would be of another precision than it says.

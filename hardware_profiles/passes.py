@@ -1,4 +1,4 @@
-"""Measuring in this process: many open networks timed in turn, pass after pass."""
+"""Measuring on this machine: many open networks timed in turn, pass after pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 
 from hardware_profiles.extras import quiet, reason, require
 from hardware_profiles.host import host_fingerprint
+from hardware_profiles.isolation import can_isolate, measure_isolated
 from hardware_profiles.meter import Artifact, Measurement, Meter, Protocol
 from hardware_profiles.profile import Target
 from search_spaces.errors import UserError
@@ -54,7 +56,7 @@ class _Running:
         return len(self.best_of_pass) > 1 and sorted(self.best_of_pass)[1] <= (1 + tolerance) * min(self.best_of_pass)
 
 
-class InProcessMeter(Meter):
+class LocalMeter(Meter):
     """A runtime that runs in this process, on this machine. A subclass says how a file is opened, no more.
 
     All sessions are open at once and measured in turn, pass after pass, each pass in another order, so that a drift of
@@ -73,6 +75,9 @@ class InProcessMeter(Meter):
         open_mb: sessions are opened in groups of at most this many MB of files, to bound memory; None means a quarter
             of what is free. Within one group, slow minutes of the machine fall on all networks alike.
         seed: of the input values and of the orders.
+        isolated: measure in a process of its own, so that neither what this one did before counts (OpenVINO takes up to
+            17 % longer where many networks were closed) nor a runtime that crashes on a file takes it along. A class
+            that only this process knows, of a script or a notebook, measures here.
         progress: called with (done, total) passes; unconfirmed networks may take more passes than planned.
 
     Raises:
@@ -97,6 +102,7 @@ class InProcessMeter(Meter):
         budget_s: float = 60.0,
         open_mb: float | None = None,
         seed: int = 0,
+        isolated: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if passes < 2 or max_passes < passes:
@@ -110,7 +116,11 @@ class InProcessMeter(Meter):
         self.budget_s = budget_s
         self.open_mb = open_mb
         self.seed = seed
+        self.isolated = isolated
         self.progress = progress
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"progress": None}  # which another process cannot call
 
     @abstractmethod
     def open(self, artifact: Artifact, target: Target) -> Session:
@@ -131,17 +141,63 @@ class InProcessMeter(Meter):
             UserError: the target is another runtime or machine.
         """
         self._check_target(target)
-        rng = np.random.default_rng(self.seed)
         # In any order, so that a clock that differs from group to group falls on all kinds of networks alike.
-        order = rng.permutation(len(artifacts))
+        order = np.random.default_rng(self.seed).permutation(len(artifacts))
         most = psutil.virtual_memory().available / 4 if self.open_mb is None else self.open_mb * 1e6
         groups = [[int(order[i]) for i in g] for g in _groups([artifacts[i] for i in order], most)]
         budget_s = max(self.budget_s, SECONDS_EACH * len(artifacts))
         results: dict[int, Measurement] = {}
-        for group in groups:
-            done = self._measure_group([artifacts[i] for i in group], target, rng, budget_s / len(groups))
+        measure = partial(measure_isolated, self) if self.isolated and can_isolate(self) else self.measure_open
+        for number, group in enumerate(groups):
+            done = measure([artifacts[i] for i in group], target, (self.seed, number), budget_s / len(groups))
             results.update(zip(group, done, strict=True))
         return [results[i] for i in range(len(artifacts))]
+
+    def measure_open(
+        self,
+        artifacts: Sequence[Artifact],
+        target: Target,
+        seed: tuple[int, ...],
+        budget_s: float,
+        reached: Callable[[int], None] | None = None,
+    ) -> list[Measurement]:
+        """One measurement per artifact, in order, all open at once in this process.
+
+        Args:
+            seed: of inputs and orders.
+            budget_s: no further pass begins after this many seconds.
+            reached: called with the place of an artifact before it is opened and before each of its turns.
+        """
+        rng = np.random.default_rng(seed)
+        reached = reached or (lambda _: None)
+        runs = []
+        for i, artifact in enumerate(artifacts):
+            reached(i)
+            runs.append(self._start(artifact, target, rng))
+        alive = [i for i, r in enumerate(runs) if r.run is not None]
+        end = time.perf_counter() + budget_s
+        passes = 0
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            todo = alive
+            while todo and passes < self.max_passes and (passes < 2 or time.perf_counter() < end):
+                for i in rng.permutation(todo):
+                    reached(int(i))
+                    self._take(runs[i])
+                passes += 1
+                if self.progress:
+                    self.progress(passes, max(passes, self.passes))
+                if passes >= self.passes:
+                    todo = [i for i in alive if not runs[i].repeated(self.tolerance)]
+        finally:
+            if collecting:
+                gc.enable()
+        return [self._result(r, target, passes) for r in runs]
+
+    def failed(self, artifact: Artifact, target: Target, error: str) -> Measurement:
+        """The measurement of a file that cannot be run."""
+        return self._result(_Running(artifact, None, error), target, 0)
 
     def opened(self, artifact: Artifact, target: Target, x: Array) -> Session:
         """The artifact open, fed with `x` and run once.
@@ -176,30 +232,6 @@ class InProcessMeter(Meter):
     def _check_target(self, target: Target) -> None:
         if target.runtime != self.runtime or not target.profile.local:
             raise UserError(f"{target.name}: this meter measures {self.title} on this machine only")
-
-    def _measure_group(
-        self, artifacts: Sequence[Artifact], target: Target, rng: np.random.Generator, budget_s: float
-    ) -> list[Measurement]:
-        runs = [self._start(artifact, target, rng) for artifact in artifacts]
-        alive = [r for r in runs if r.run is not None]
-        end = time.perf_counter() + budget_s
-        passes = 0
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            todo = alive
-            while todo and passes < self.max_passes and (passes < 2 or time.perf_counter() < end):
-                for i in rng.permutation(len(todo)):
-                    self._take(todo[i])
-                passes += 1
-                if self.progress:
-                    self.progress(passes, max(passes, self.passes))
-                if passes >= self.passes:
-                    todo = [r for r in alive if not r.repeated(self.tolerance)]
-        finally:
-            if collecting:
-                gc.enable()
-        return [self._result(r, target, passes) for r in runs]
 
     def _start(self, artifact: Artifact, target: Target, rng: np.random.Generator) -> _Running:
         x = rng.standard_normal((target.batch, *artifact.input_shape), dtype=np.float32)

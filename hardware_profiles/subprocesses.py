@@ -57,7 +57,13 @@ class ToolError(UserError):
 Runner = Callable[[Sequence[str], float], Finished]
 
 
-def run(command: Sequence[str], timeout_s: float, output_limit: int = OUTPUT_LIMIT, stdin: str = "") -> Finished:
+def run(
+    command: Sequence[str],
+    timeout_s: float,
+    output_limit: int = OUTPUT_LIMIT,
+    stdin: str = "",
+    watch: Callable[[], None] | None = None,
+) -> Finished:
     """Run a program without a shell and wait for it. Nothing that it started outlives this call.
 
     Its output goes to files and not through pipes, so that a child that keeps a pipe open cannot hold us.
@@ -67,6 +73,7 @@ def run(command: Sequence[str], timeout_s: float, output_limit: int = OUTPUT_LIM
         timeout_s: seconds after which it is killed, with everything it started.
         output_limit: bytes of output after which likewise.
         stdin: what it reads on standard input.
+        watch: called now and then while it runs, twenty times a second at most.
 
     Returns:
         What it printed, whatever its exit code.
@@ -94,6 +101,8 @@ def run(command: Sequence[str], timeout_s: float, output_limit: int = OUTPUT_LIM
                 if os.fstat(out.fileno()).st_size + os.fstat(err.fileno()).st_size > output_limit:
                     _kill(process)
                     raise ToolError(f"{shown}: killed after printing more than {output_limit / 2**20:g} MB")
+                if watch:
+                    watch()
                 time.sleep(wait)
                 wait = min(2 * wait, 0.05)
         finally:

@@ -23,7 +23,7 @@ from hardware_profiles import Artifact, Target, check_workload, converter_for, l
 from hardware_profiles.conversion import TOLERANCE, evaluating
 from hardware_profiles.host import HOST_RUNTIMES
 from hardware_profiles.measuring import measure_alone
-from hardware_profiles.passes import InProcessMeter
+from hardware_profiles.passes import LocalMeter
 from search_spaces import UserError, nearest
 
 if TYPE_CHECKING:
@@ -312,12 +312,12 @@ def timings(artifact: Artifact, target: Target) -> list[dict[str, Any]]:
     rows = []
     for place in places:
         meter = meter_for(place)
-        if isinstance(meter, InProcessMeter):
+        if isinstance(meter, LocalMeter):
             x = np.zeros((target.batch, *artifact.input_shape), dtype=np.float32)
             load_ms = 1e3 * _seconds(partial(meter.opened, artifact, here, x))
         (m,) = measure_alone(meter, [artifact], place)
         row: dict[str, Any] = {"target": place.name, "latency_ms": m.latency_ms if not m.error else None}
-        if isinstance(meter, InProcessMeter):
+        if isinstance(meter, LocalMeter):
             row["load_and_first_run_ms"] = load_ms
         row |= {k: v for k in ("cycles", "peak_memory_bytes") if (v := getattr(m, k)) is not None}
         row |= {k: v for k, v in (("note", m.note), ("error", m.error)) if v}

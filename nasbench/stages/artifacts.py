@@ -18,7 +18,7 @@ from torch import Tensor
 from hardware_profiles import Target, meter_for
 from hardware_profiles.host import host_name
 from hardware_profiles.meter import Artifact
-from hardware_profiles.passes import InProcessMeter
+from hardware_profiles.passes import LocalMeter
 from hardware_profiles.paths import sha256_of, write_text
 from nasbench.exporting import format_of, host_target
 from nasbench.tasks.base import SplitName, Task
@@ -67,7 +67,7 @@ def run_prepared(artifact: Artifact, inputs: Iterable[Tensor]) -> NDArray[np.flo
     """
     target = host_target(format_of(artifact), "fp32")
     meter = meter_for(target)
-    assert isinstance(meter, InProcessMeter)
+    assert isinstance(meter, LocalMeter)
     opened = partial(meter.opened, artifact, target)
     session, results = None, []
     for batch in inputs:

@@ -88,7 +88,7 @@ def test_passes_go_round_all_artifacts_in_changing_order(
         take(self, running)
 
     monkeypatch.setattr(OnnxRuntimeMeter, "_take", spy)
-    OnnxRuntimeMeter(passes=8, max_passes=8, pass_ms=0.1).measure(artifacts, host)
+    OnnxRuntimeMeter(passes=8, max_passes=8, pass_ms=0.1, isolated=False).measure(artifacts, host)
     rounds = [tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)]
     assert len(rounds) == 8
     assert all(sorted(r) == ["16", "4", "8"] for r in rounds)
@@ -100,7 +100,7 @@ def test_a_best_time_that_is_not_repeated_costs_further_passes_and_is_flagged(
 ) -> None:
     clock = iter([1.0] + [2.0 + i for i in range(10_000)])  # one fast run, then slower and slower
     monkeypatch.setattr(module, "_timed_ms", lambda run: next(clock))
-    meter = OnnxRuntimeMeter(passes=2, max_passes=5, pass_ms=1.0)
+    meter = OnnxRuntimeMeter(passes=2, max_passes=5, pass_ms=1.0, isolated=False)
     (m,) = meter.measure(artifacts[:1], host)
     assert m.protocol.passes == 5
     assert m.throttled
