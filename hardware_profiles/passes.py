@@ -57,7 +57,7 @@ class _Running:
 
 
 class LocalMeter(Meter):
-    """A runtime that runs in this process, on this machine. A subclass says how a file is opened, no more.
+    """A runtime on this machine, called from Python. A subclass says how a file is opened, no more.
 
     All sessions are open at once and measured in turn, pass after pass, each pass in another order, so that a drift of
     the clock or a busy neighbour falls on all of them alike. The figure is the minimum over all passes: interference

@@ -58,7 +58,7 @@ class Recording(KeptRecord):
 
     Args:
         measurements: those that succeeded.
-        commands: per `measure`, what ran; empty for a runtime inside this process.
+        commands: per `measure`, what ran; empty for a runtime on this machine.
     """
 
     kind = "recording"
