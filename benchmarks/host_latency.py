@@ -8,10 +8,11 @@
 architectures of three spaces, none of which it has seen. The model's features were designed in view of one half of the
 families, chosen by a hash of their names, and its scales by leaving out themes of made-up networks;
 `within_10_relative_report` is the figure of the other half, by which nothing was chosen.
-The tests are measured twice, by independent runs of the meter; one thread, batch 1. A network that the runtime cannot convert or run is named and left out. Converting takes many times longer than
-measuring, which wants a machine that does nothing else: `--files` keeps converted networks for later runs,
-`--convert-only` stops there, and `--measure-only` leaves out what is not converted yet. `--suite 150 --per-family 1` measures for a few minutes; a larger suite
-begins with the smaller one.
+The tests are measured twice, by independent runs of the meter; one thread, batch 1. A network that the runtime cannot
+convert or run is named and left out. Converting takes many times longer than measuring, which wants a machine that does
+nothing else: `--files` keeps converted networks for later runs, `--convert-only` stops there, and `--measure-only`
+leaves out what is not converted yet. `--suite 150 --per-family 1` measures for a few minutes; a larger suite begins
+with the smaller one.
 The last line is JSON, one object per part:
 
 within_10_percent         share of networks predicted within 10 % of the first measurement

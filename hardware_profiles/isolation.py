@@ -149,5 +149,5 @@ def serve(file: IO[bytes]) -> None:
 def _ended(finished: Finished) -> str:
     """How a process ended, and what it last said."""
     code = finished.returncode
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+    how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exited with {code}"
     return f"{how}: {finished.complaint}"

@@ -147,11 +147,15 @@ class LocalMeter(Meter):
         groups = [[int(order[i]) for i in g] for g in _groups([artifacts[i] for i in order], most)]
         budget_s = max(self.budget_s, SECONDS_EACH * len(artifacts))
         results: dict[int, Measurement] = {}
-        measure = partial(measure_isolated, self) if self.isolated and can_isolate(self) else self.measure_open
+        measure = partial(measure_isolated, self) if self._apart else self.measure_open
         for number, group in enumerate(groups):
             done = measure([artifacts[i] for i in group], target, (self.seed, number), budget_s / len(groups))
             results.update(zip(group, done, strict=True))
         return [results[i] for i in range(len(artifacts))]
+
+    @property
+    def _apart(self) -> bool:
+        return self.isolated and can_isolate(self)
 
     def measure_open(
         self,
@@ -253,6 +257,7 @@ class LocalMeter(Meter):
 
     def _result(self, r: _Running, target: Target, passes: int) -> Measurement:
         samples = np.array(r.samples_ms)
+        where = "in a process of its own" if self._apart else "in the process that asked"
         protocol = Protocol(
             runtime=self.runtime,
             runtime_version=self.runtime_version(),
@@ -264,7 +269,7 @@ class LocalMeter(Meter):
             repeats=len(samples) // max(1, len(r.best_of_pass)),
             statistic="minimum over interleaved passes",
             host=host_fingerprint(),
-            notes="; ".join(n for n in (self.notes, r.artifact.note) if n),
+            notes="; ".join(n for n in (self.notes, where, r.artifact.note) if n),
         )
         if not len(samples):
             return Measurement(r.artifact, float("nan"), samples, protocol, error=r.error)

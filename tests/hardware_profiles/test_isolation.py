@@ -96,8 +96,10 @@ def test_networks_are_measured_in_another_process_which_tells_how_far_it_is(
     assert told[-1] == (3, 3)
     assert told == sorted(told)
     assert all(m.latency_ms == pytest.approx(50, rel=0.5) and m.protocol.passes == 3 for m in measured)
+    assert all("in a process of its own" in m.protocol.notes for m in measured)
     here = ScriptedMeter(**QUICK, isolated=False).measure(artifacts, host)
     assert {m.cycles for m in here} == {os.getpid()}
+    assert all("in the process that asked" in m.protocol.notes for m in here)
 
 
 def test_a_file_that_crashes_the_runtime_is_named_and_the_others_get_their_numbers(
@@ -107,8 +109,8 @@ def test_a_file_that_crashes_the_runtime_is_named_and_the_others_get_their_numbe
     measured = ScriptedMeter(**QUICK).measure(artifacts, host)
     assert [m.artifact for m in measured] == artifacts
     assert [bool(m.error) for m in measured] == [False, True, True, True, False]
-    assert f"{artifacts[1].path}: Scripted ended on this file: its process was ended by SIGSEGV" in measured[1].error
-    assert "SIGSEGV: the last words" in measured[2].error
+    assert f"{artifacts[1].path}: Scripted ended on this file: its process was ended by signal 11" in measured[1].error
+    assert "(Segmentation fault): the last words" in measured[2].error
     assert "cannot run this file: no such operator" in measured[3].error
     assert measured[0].latency_ms > 0 < measured[4].latency_ms
     assert all(np.isnan(m.latency_ms) for m in measured[1:4])
@@ -131,6 +133,7 @@ def test_a_class_that_only_this_process_knows_measures_here(
 
     (m,) = Local(**QUICK).measure(scripts("fine"), host)
     assert m.cycles == os.getpid()
+    assert "in the process that asked" in m.protocol.notes
 
 
 KILLED = f"""
