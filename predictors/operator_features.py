@@ -148,16 +148,21 @@ def kernels(workload: Workload) -> Counter[Operator]:
     alone read, and a clamp into that, into a sum or into normalisation that stayed. What has no parameters and was
     computed of the same tensors before is not computed again. All runtimes do so (graph optimisations of ONNX Runtime,
     LiteRT, OpenVINO and TensorRT). Other activations and sums stay, but as kinds of their own where they could be fused
-    likewise: whether a runtime does, and what it gains, measurements tell.
+    likewise: whether a runtime does, and what it gains, measurements tell. So are transpositions of maps in the order
+    in which convolutions write them (channels last, in blocks), which is kept until the first one.
     """
     steps = _once(workload)
     readers = Counter(t for _, reads, _ in steps for t in reads)
     # Tensors -> kinds of the kernels that write them last, and those that these can apply nothing more to.
     writers: dict[int, str] = {}
     closed: set[int] = set()
+    # Tensors in the order in which products write them: theirs, and maps made of such alone.
+    ordered: set[int] = set()
     found: Counter[Operator] = Counter()
     for moving, reads, write in steps:
-        found.update(_moved(moving, any(writers.get(t) in _PRODUCTS for t in reads)))
+        found.update(_moved(moving, not ordered.isdisjoint(reads)))
+        if any(m.kind == "transpose" for m in moving.moved):
+            ordered.difference_update(reads)
         op = _still(moving)
         open_ends = [writers.get(t, "") if readers[t] == 1 and t not in closed else "" for t in reads]
         source = open_ends[0] if reads else ""
@@ -171,6 +176,9 @@ def kernels(workload: Workload) -> Counter[Operator]:
             found[replace(op, kind=_TRAILING[op.kind]) if trailing else op] += 1
             if op.kind in _PRODUCTS or op.kind in ("add", "batch_norm"):
                 writers[write] = op.kind
+        kept = len(op.output.shape) == 3 and bool(reads) and ordered.issuperset(reads)
+        if kept or writers.get(write) in _PRODUCTS:
+            ordered.add(write)
     return found
 
 
