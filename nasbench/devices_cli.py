@@ -459,18 +459,30 @@ def _replaced(target: Target) -> str:
     return f"; replaces one of {len(before.rows)} networks of {before.created:%Y-%m-%d}" if before else ""
 
 
+def _replaced_few_shot(path: Path) -> str:
+    """Likewise of a few-shot predictor."""
+    from predictors import FewShot
+
+    try:
+        before = FewShot.load(path) if path.is_file() else None
+    except UserError:
+        return ""
+    return f"; replaces one of {len(before.latency_ms)} networks" if before else ""
+
+
 def _adapt_and_keep(target: Target, rows: list[MeasuredRow], sources: Sources, output: Path | None) -> None:
     from nasbench.few_shot import adapt_few_shot
     from predictors.choice import few_shot_basis, few_shot_path
 
     adapted, quality = adapt_few_shot(target, rows, sources)
     path = few_shot_path(target, sources.space)
+    replaced = _replaced_few_shot(path)
     for file in (path, *([output] if output else [])):
         adapted.save(file)
     print(f"latency_ms on {target.name}: {few_shot_basis(adapted)}")
     judged = ", each predicted without it" if "median_error" in quality else ": too few to judge the fit"
     print(_figures(quality, int(quality["networks"])) + judged)
-    print(f"kept in {path}", file=sys.stderr)
+    print(f"kept in {path}{replaced}", file=sys.stderr)
     print(f"an experiment takes it by name: few_shot:{output or path}, under targets.predictors", file=sys.stderr)
 
 

@@ -101,9 +101,14 @@ def test_from_other_devices_tables_to_predictions_and_a_run(folder: Path) -> Non
     assert len(again) == 8
     assert not set(again) & set(measured.network)
 
-    said = good("devices", "calibrate", *FLOW, "--from", "measured.csv", "--output", "board.npz")
+    result = call("devices", "calibrate", *FLOW, "--from", "measured.csv", "--output", "board.npz")
+    said = result.stdout
     assert "few-shot transfer of 8 measured networks from phone, cpu" in said  # and not from the board itself
     assert "8 networks, median error" in said
+    assert "kept in" in result.stderr
+    assert "replaces" not in result.stderr
+    repeated = call("devices", "calibrate", *FLOW, "--from", "measured.csv")
+    assert "; replaces one of 8 networks\n" in repeated.stderr
     target, space = load_target("board"), load_space("small.toml")
     kept = FewShot.load(few_shot_path(target, space))
     assert np.allclose(np.sort(kept.latency_ms), np.sort(measured.latency_ms))
