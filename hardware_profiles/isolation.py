@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
+import pickle  # only what this module and its own child write, in a folder that no other user can enter
 import signal
 import struct
 import sys

@@ -14,6 +14,13 @@ ALLOWED = {
 }
 
 
+# Files that may read pickles.
+PICKLES = {
+    "nasbench/importers/nats_bench.py",  # a third party's, by an unpickler that refuses all but plain values
+    "hardware_profiles/isolation.py",  # those of its own child, as multiprocessing does, in a folder of this user alone
+}
+
+
 def imported(file: Path) -> set[str]:
     """Top-level names of all imports in a file, wherever they stand."""
     names = set()
@@ -38,8 +45,7 @@ def test_imports_go_upwards_only(package: str) -> None:
 def test_nothing_untrusted_is_loaded(package: str) -> None:
     for file in (ROOT / package).rglob("*.py"):
         unsafe = {"pickle", "dill", "joblib", "shelve", "marshal"}
-        # One file reads a third party's pickles, by an unpickler that refuses all but plain values (test_importers.py).
-        allowed = {"pickle"} if file.relative_to(ROOT).as_posix() == "nasbench/importers/nats_bench.py" else set()
+        allowed = {"pickle"} if file.relative_to(ROOT).as_posix() in PICKLES else set()
         assert not imported(file) & unsafe - allowed, file
         calls = [node.func for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)]
         assert "torch.load" not in [ast.unparse(function) for function in calls], file
