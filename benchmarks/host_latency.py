@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles import Artifact, Target, load_target, meter_for
 from hardware_profiles.converted import ConvertedFiles
+from hardware_profiles.measuring import measure_alone
 from predictors import CalibrationNetwork, calibrate, calibration_suite
 from predictors.calibration import Calibration
 from predictors.measuring import SpaceNetwork, choose, converted, is_converted
@@ -108,7 +109,7 @@ def measured(
     for run in range(2):
         meter = meter_for(target)
         meter.seed = seed + run  # type: ignore[attr-defined]
-        runs.append(meter.measure(list(artifacts.values()), target))
+        runs.append(measure_alone(meter, list(artifacts.values()), target))
     found: dict[CalibrationNetwork, tuple[float, float]] = {}
     for network, first, second in zip(artifacts, *runs, strict=True):
         if error := first.error or second.error:

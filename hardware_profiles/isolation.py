@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from hardware_profiles.meter import Artifact, Measurement
+from hardware_profiles.paths import atomic
 from hardware_profiles.profile import Target
 from hardware_profiles.subprocesses import Finished, ToolError, run
 
@@ -139,9 +140,8 @@ def serve(file: IO[bytes]) -> None:
         found = request.meter.measure_open(request.artifacts, request.target, request.seed, request.budget_s, reached)
     except Exception as error:
         found = error
-    done = request.result.with_suffix(".part")
-    done.write_bytes(pickle.dumps(found))
-    done.rename(request.result)
+    with atomic(request.result) as temporary:
+        temporary.write_bytes(pickle.dumps(found))
     sys.stdout.flush()
     os._exit(0)  # closing hundreds of sessions takes seconds, and some runtimes crash at it
 
