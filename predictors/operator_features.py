@@ -51,6 +51,8 @@ GROUPS = (
     "softmax",
     "pool",
     "average_pool",
+    "planar_pool",  # both of maps that lie channel by channel, where others lie position by position
+    "planar_average_pool",
     "reduction",  # pooling over everything: its input must be complete before anything follows
     "concat",
     "resize",
@@ -79,6 +81,8 @@ COSTLIER = {
     ("layer_norm", "values"): 4.0,
     ("pool", "values"): 2.0,
     ("average_pool", "values"): 2.0,
+    ("planar_pool", "values"): 2.0,
+    ("planar_average_pool", "values"): 2.0,
     ("resize", "values"): 3.0,
     ("resample", "values"): 6.0,
     ("transpose", "values"): 3.0,
@@ -86,14 +90,20 @@ COSTLIER = {
 }
 # Beside the sizes of an operator, multiply-accumulates that some runtimes pay for and others do not: `starts` of the
 # innermost loop, those of the `idle` ends of vectors of channels, and those of depthwise windows too `wide` to unroll.
-# `values` are all that are read or written, and those `written` may cost more.
-QUANTITIES = ("kernels", "macs", "values", "params", "starts", "idle_outputs", "idle_inputs", "wide", "written")
+# `values` are all that are read or written, and those `written` may cost more. `ends` are positions of pooled maps with
+# channels behind the last whole vector.
+QUANTITIES = (
+    "kernels", "macs", "values", "params", "starts", "idle_outputs", "idle_inputs", "wide", "written", "ends",
+)  # fmt: skip
 COORDINATES = (
-    "inputs", "outputs", "positions", "kernel", "stride", "input_multiple", "output_multiple", "parts",
+    "inputs", "outputs", "positions", "kernel", "stride", "input_multiple", "output_multiple", "parts", "signed",
 )  # fmt: skip
 
 # Convolutions compute whole vectors of channels: of 16 with AVX-512 (ORT's NCHWc, OpenVINO's nChw16c).
 _VECTOR = 16
+# Pooling in int8 takes vectors of 32 channels with AVX2. OpenVINO needs 400 ns a position to write the channels behind
+# the last whole one, whatever the window; a map of 96 channels is done in 2 ns a channel and position.
+_POOLED_VECTOR = 32
 # Images are read as they are, by kernels of their own.
 _IMAGE_CHANNELS = 3
 # XNNPACK has depthwise kernels for windows of up to 5 x 5; LiteRT takes 8 to 12 times as long for a tap of larger ones.
@@ -102,6 +112,10 @@ _UNROLLED = 25
 # puts a map of 21 x 320 x 320 values (channels 100 times as far apart) into order at 3.8 ns a value, one of
 # 19 x 444 x 444 at .6 ns.
 _PAGE_BYTES, _WAYS = 4096, 8
+# How far apart products of what may be negative and of what may not are, in factors of two of a size. Where kernels
+# multiply unsigned values (as AVX2 does), signed ones take OpenVINO 7 % longer in pointwise convolutions, 25 % in dense
+# ones, 40 % in depthwise ones, and transposed convolutions 2.5 times as long.
+_SIGN = 1.5
 # A core's own cache is this much smaller than the last one.
 _NEARER = 10.0
 # Positions that a weight is used at, at 50 GMAC/s, in the time that its 4 bytes take to come from memory at 12 GB/s.
@@ -114,6 +128,10 @@ _DEPTHWISE = {16: "depthwise", 8: "depthwise_8", 4: "depthwise_4", 2: "ragged", 
 _CONVOLUTIONS = frozenset({"conv2d", "depthwise_conv2d", "conv_transpose2d"})
 _PRODUCTS = _CONVOLUTIONS | {"linear"}
 _CLAMPS = frozenset({"relu", "relu6", "clamp"})
+_POOLS = frozenset({"max_pool2d", "avg_pool2d"})
+# What is never negative, and what is not where none of what it reads is.
+_POSITIVE = frozenset({"relu", "relu6", "sigmoid", "hard_sigmoid", "softmax"})
+_SIGN_KEPT = _POOLS | {"global_avg_pool", "mean", "concat", "resize", "slice", "transpose", "add", "mul"}
 _GROUP_OF = {
     "conv_transpose2d": "transposed",
     "matmul": "matmul",
@@ -139,6 +157,11 @@ _GROUP_OF = {
 # What a kernel may apply to its own result, and the kinds of what it then is.
 _TRAILING = {kind: f"trailing {kind}" for kind, group in _GROUP_OF.items() if f"trailing_{group}" in GROUPS}
 _GROUP_OF |= {trailing: f"trailing_{_GROUP_OF[kind]}" for kind, trailing in _TRAILING.items()}
+_PLANAR = {kind: f"planar {kind}" for kind in _POOLS}
+_GROUP_OF |= {planar: f"planar_{_GROUP_OF[kind]}" for kind, planar in _PLANAR.items()}
+_POOLED = {_GROUP_OF[kind] for kind in (*_POOLS, *_PLANAR.values())}
+_SIGNED = {kind: f"signed {kind}" for kind in _PRODUCTS}
+_UNSIGNED = {signed: kind for kind, signed in _SIGNED.items()}
 
 
 def kernels(workload: Workload) -> Counter[Operator]:
@@ -149,15 +172,39 @@ def kernels(workload: Workload) -> Counter[Operator]:
     computed of the same tensors before is not computed again. All runtimes do so (graph optimisations of ONNX Runtime,
     LiteRT, OpenVINO and TensorRT). Other activations and sums stay, but as kinds of their own where they could be fused
     likewise: whether a runtime does, and what it gains, measurements tell. So are transpositions of maps in the order
-    in which convolutions write them (channels last, in blocks), which is kept until the first one.
+    in which convolutions write them (channels last, in blocks), which is kept until the first one; pooling of maps that
+    transposed convolutions wrote, which may lie channel by channel; and convolutions and linear layers of what may be
+    negative, which int8 kernels of unsigned values need more steps for.
+
+    A network costs what its blocks do: what a block reads counts as written by a convolution with a ReLU, in no
+    particular order, and so do the seams of a chain of blocks.
     """
-    steps = _once(workload)
+    return _kernels(workload, signed=set())
+
+
+def network_kernels(workload: Workload) -> Counter[Operator]:
+    """Those of a whole network: with the maps that it returns, which a runtime may have to put into order.
+
+    What a network reads may be negative, unless it is a chain of blocks.
+    """
+    found = _kernels(workload, signed=set() if workload.seams else set(workload.inputs))
+    for tensor in (workload.tensors[t] for t in workload.outputs):
+        if len(tensor.shape) == 3 and _positions(tensor.shape) > 1:
+            found[Operator("result", (tensor,), tensor)] += 1
+    return found
+
+
+def _kernels(workload: Workload, signed: set[int]) -> Counter[Operator]:
+    """Those of a network or block, of which some inputs may be negative."""
+    steps, seams = _once(workload), set(workload.seams)
     readers = Counter(t for _, reads, _ in steps for t in reads)
     # Tensors -> kinds of the kernels that write them last, and those that these can apply nothing more to.
     writers: dict[int, str] = {}
     closed: set[int] = set()
-    # Tensors in the order in which products write them: theirs, and maps made of such alone.
+    # Tensors in the order in which convolutions write them: theirs, and maps made of such alone; and those that
+    # transposed convolutions write, likewise. Beside them those that may be negative.
     ordered: set[int] = set()
+    planar: set[int] = set()
     found: Counter[Operator] = Counter()
     for moving, reads, write in steps:
         found.update(_moved(moving, not ordered.isdisjoint(reads)))
@@ -172,22 +219,25 @@ def kernels(workload: Workload) -> Counter[Operator]:
             writers[write] = source
             closed.add(write)
         else:
-            trailing = op.kind in _TRAILING and any(end in _PRODUCTS for end in open_ends)
-            found[replace(op, kind=_TRAILING[op.kind]) if trailing else op] += 1
+            kind = op.kind
+            if any(end in _PRODUCTS for end in open_ends):
+                kind = _TRAILING.get(kind, kind)
+            if reads and planar.issuperset(reads):
+                kind = _PLANAR.get(kind, kind)
+            if not signed.isdisjoint(reads) and _channels(op.inputs[0].shape) > _IMAGE_CHANNELS:
+                kind = _SIGNED.get(kind, kind)
+            found[replace(op, kind=kind)] += 1
             if op.kind in _PRODUCTS or op.kind in ("add", "batch_norm"):
                 writers[write] = op.kind
+        if write in seams:
+            continue
         kept = len(op.output.shape) == 3 and bool(reads) and ordered.issuperset(reads)
-        if kept or writers.get(write) in _PRODUCTS:
+        if kept or writers.get(write) in _CONVOLUTIONS:
             ordered.add(write)
-    return found
-
-
-def network_kernels(workload: Workload) -> Counter[Operator]:
-    """Those of a whole network: with the maps that it returns, which a runtime may have to put into order."""
-    found = kernels(workload)
-    for tensor in (workload.tensors[t] for t in workload.outputs):
-        if len(tensor.shape) == 3 and _positions(tensor.shape) > 1:
-            found[Operator("result", (tensor,), tensor)] += 1
+        if op.kind == "conv_transpose2d" or (op.kind not in _PRODUCTS and reads and planar.issuperset(reads)):
+            planar.add(write)
+        if op.kind not in _POSITIVE and not (op.kind in _SIGN_KEPT and signed.isdisjoint(reads)):
+            signed.add(write)
     return found
 
 
@@ -201,6 +251,11 @@ def _moved(op: Operator, of_product: bool) -> list[Operator]:
 def _still(op: Operator) -> Operator:
     """The operator alone, as a kernel that moves nothing first."""
     return replace(op, moved=()) if op.moved else op
+
+
+def _unsigned(op: Operator) -> Operator:
+    """The operator, whatever the signs of what it reads."""
+    return replace(op, kind=_UNSIGNED[op.kind]) if op.kind in _UNSIGNED else op
 
 
 def _scales(op: Operator) -> bool:
@@ -230,6 +285,7 @@ def _once(workload: Workload) -> list[tuple[Operator, tuple[int, ...], int]]:
 
 def group_of(op: Operator) -> str:
     """The member of `GROUPS` that an operator belongs to; `other` for kinds that are not known."""
+    op = _unsigned(op)
     if op.kind == "conv2d":
         if _positions(op.output.shape) == 1:
             return "pixel"
@@ -254,20 +310,23 @@ def group_of(op: Operator) -> str:
 
 
 def describe(operators: Sequence[Operator]) -> tuple[NDArray[np.int64], Array, Array]:
-    """Groups `(n,)` as indices into `GROUPS`, `QUANTITIES` `(n, 9)` in millions, and `COORDINATES` `(n, 8)`.
+    """Groups `(n,)` as indices into `GROUPS`, `QUANTITIES` `(n, 10)` in millions, and `COORDINATES` `(n, 9)`.
 
     Coordinates are logarithms to base 2, so that a distance of one is a factor of two in one size. Those of a kernel's
     size count more, as code differs by it, and those of the power of two that divides the channels (16 at most: what
-    vector units need) count half.
+    vector units need) count half. Reading signed values counts as a factor of three in a size.
     """
-    groups = np.array([_INDEX[group_of(op)] for op in operators], dtype=np.int64)
-    quantities = np.array([_quantities(op) for op in operators], dtype=float).reshape(len(operators), len(QUANTITIES))
-    coordinates = np.array([_coordinates(op) for op in operators], dtype=float)
+    plain = [_unsigned(op) for op in operators]
+    groups = np.array([_INDEX[group_of(op)] for op in plain], dtype=np.int64)
+    quantities = np.array([_quantities(op) for op in plain], dtype=float).reshape(len(operators), len(QUANTITIES))
+    coordinates = np.array(
+        [(*_coordinates(p), 0.0 if p is op else _SIGN) for p, op in zip(plain, operators, strict=True)], dtype=float
+    )
     return groups, quantities, coordinates.reshape(len(operators), len(COORDINATES))
 
 
 def footprints(quantities: Array) -> Array:
-    """`(n,)` millions of values and parameters that operators of `QUANTITIES` `(n, 9)` touch."""
+    """`(n,)` millions of values and parameters that operators of `QUANTITIES` `(n, 10)` touch."""
     touched: Array = quantities[:, _TOUCHED].sum(1)
     return touched
 
@@ -320,7 +379,7 @@ def _quantities(op: Operator) -> tuple[float, ...]:
     macs, computed = op.macs, _computed(op)
     wide = macs if op.kind == "depthwise_conv2d" and prod(op.kernel) > _UNROLLED else 0
     idle = computed - macs, computed * _idle_inputs(op)
-    sizes = macs, values, op.params, computed / _strip(op), *idle, wide, op.output.size
+    sizes = macs, values, op.params, computed / _strip(op), *idle, wide, op.output.size, _ends(op)
     return 1.0, *(size / 1e6 for size in sizes)
 
 
@@ -351,6 +410,13 @@ def _idle_inputs(op: Operator) -> float:
 
 def _idle(channels: int) -> float:
     return -channels % _VECTOR / channels
+
+
+def _ends(op: Operator) -> int:
+    """Positions of a pooled map whose last channels fill no vector, behind ones that do."""
+    channels = _channels(op.output.shape)
+    ragged = channels > _POOLED_VECTOR and channels % _POOLED_VECTOR
+    return _positions(op.output.shape) if ragged and group_of(op) in _POOLED else 0
 
 
 def _coordinates(op: Operator) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from predictors.operator_features import (
 from search_spaces import Operator, Workload
 
 # Prior of the rates, ms per kernel and per million: a CPU core, but a network's worth of measurements moves all alike.
-_START = np.log([0.005, 0.05, 0.3, 0.3, 0.1, 0.05, 0.05, 0.05, 0.05])
+_START = np.log([0.005, 0.05, 0.3, 0.3, 0.1, 0.05, 0.05, 0.05, 0.05, 0.5])
 _RATES = len(QUANTITIES)
 _OFFSET = np.log(0.02)
 _STREAM = np.log(0.1)  # ms per million weights that come from memory
@@ -110,7 +110,7 @@ class Basis:
 
     Args:
         groups: `(m,)`, operators of different groups know nothing of each other.
-        coordinates: `(m, 8)`.
+        coordinates: `(m, 9)`.
         length: the squared exponential's scale.
     """
 
@@ -149,8 +149,8 @@ class Parameters:
     """The maximum a posteriori, as numbers.
 
     Args:
-        rates: `(groups, 9)` logarithms of the cost per unit of each quantity.
-        trends: `(groups, 8)` slopes over coordinates, from `centre` `(8,)`.
+        rates: `(groups, 10)` logarithms of the cost per unit of each quantity.
+        trends: `(groups, 9)` slopes over coordinates, from `centre` `(9,)`.
         rest: `(m,)` weights of the basis's covariances.
         offset: what every network costs.
         cache: million values that the last cache holds, see `strained`.
@@ -313,7 +313,7 @@ class _Design:
 
     @cached_property
     def bumps(self) -> Array:
-        """`(d, groups * 8 + m)` features of trends and rest, of unit prior variance."""
+        """`(d, groups * 9 + m)` features of trends and rest, of unit prior variance."""
         o, size = self.observations, len(COORDINATES)
         trends = np.zeros((len(o.groups), len(self.present) * size))
         columns = self.own[:, None] * size + np.arange(size)
@@ -486,7 +486,7 @@ class _Problem:
         return self.design.streamed(np.exp(cache)), np.log(self.design.strained(np.exp(cache)))
 
     def _operator_jacobian(self, at: _State) -> tuple[Array, csr_matrix, Array]:
-        """`(d, 9)`, `(d, 9 * groups)` and `(d, ...)` of the log costs of operators: by rates, groups' rates, bumps."""
+        """`(d, 10)`, `(d, 10 * groups)` and `(d, ...)` of operators' log costs: by rates, groups' rates, bumps."""
         share = at.parts / at.parts.sum(1, keepdims=True)
         rows, columns = np.indices(share.shape)
         own = csr_matrix(

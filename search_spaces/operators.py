@@ -104,6 +104,7 @@ class Workload:
         writes: per operator, the index into `tensors` of its output.
         tensors: all activation tensors, graph inputs included.
         inputs, outputs: indices of the graph's own inputs and outputs.
+        seams: indices of the tensors at which the parts meet that it was chained of; not compared.
     """
 
     operators: tuple[Operator, ...]
@@ -112,6 +113,7 @@ class Workload:
     tensors: tuple[Tensor, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    seams: tuple[int, ...] = field(default=(), compare=False)
 
     @cached_property
     def macs(self) -> int:
@@ -169,6 +171,8 @@ class Workload:
             if builder is None:
                 builder = WorkloadBuilder()
                 here = [builder.input(part.tensors[t]) for t in part.inputs]
+            else:
+                builder.seams += here
             here = builder.extend(part, here)
         if builder is None:
             raise ValueError("a chain needs at least one part")
@@ -184,6 +188,7 @@ class WorkloadBuilder:
     reads: list[tuple[int, ...]] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
+    seams: list[int] = field(default_factory=list)
 
     def input(self, tensor: Tensor) -> int:
         """Declare a graph input."""
@@ -244,6 +249,7 @@ class WorkloadBuilder:
         index = dict(zip(part.inputs, sources, strict=True))
         for op, reads, write in zip(part.operators, part.reads, part.writes, strict=True):
             index[write] = self.put(op, [index[t] for t in reads])
+        self.seams += [index[t] for t in part.seams]
         return [index[t] for t in part.outputs]
 
     def build(self, outputs: Sequence[int]) -> Workload:
@@ -255,4 +261,5 @@ class WorkloadBuilder:
             tuple(self.tensors),
             tuple(self.inputs),
             tuple(outputs),
+            tuple(dict.fromkeys(self.seams)),
         )
