@@ -200,9 +200,8 @@ def runs(
     if run is not None:
         view = load_run(run)
         front = view.front()
-        names = list(view.config.objectives)
-        columns = ["name", *(c for n in names for c in front.columns if c == n or c.startswith(f"{n}_"))]
-        rows = front[front["pareto"]].sort_values(names[-1])[columns]
+        columns = ["name", *view.value_columns()]
+        rows = front[front["pareto"]].sort_values(view.objectives[-1].name)[columns]
         table(columns, rows.itertuples(index=False, name=None))
         return
     found: list[tuple[object, ...]] = []

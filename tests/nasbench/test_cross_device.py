@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from nasbench.cli import app
 from nasbench.config import parse_config
 from nasbench.cross_device import cross_device, front_of, of_target, searches
 from nasbench.evaluators.base import Proposals
@@ -127,6 +129,9 @@ def test_a_run_with_several_devices(parts: Path) -> None:
     matrix = view.cross_device()
     assert (matrix.to_numpy() >= 1 - 1e-12).all()
     np.testing.assert_allclose(np.diag(matrix), 1.0)
+    shown = CliRunner().invoke(app, ["runs", str(parts / "run")]).stdout  # none of these devices is here
+    given = [f"accuracy_{kind}" for kind in ("predicted", "evaluated")]
+    assert shown.split("\n")[0].split() == ["name", *given, *(f"{n}_predicted" for n in names)]
     page = (parts / "run" / "report.html").read_text()
     assert "What specialising for a device costs" in page
     assert (parts / "run" / "figures" / "cross_device.png").is_file()
