@@ -105,8 +105,9 @@ def _csv_row(one: Measured, target: Target, now: str) -> list[object]:
     assert m is not None
     p = m.protocol
     energy = "" if m.energy_mj is None else f"{m.energy_mj:.6g}"
+    name = str(one.network.file.resolve()) if one.network.file else one.network.name  # read in other folders too
     return [
-        one.network.name, target.name, f"{m.latency_ms:.6g}", energy, m.peak_memory_bytes or "",
+        name, target.name, f"{m.latency_ms:.6g}", energy, m.peak_memory_bytes or "",
         str(m.throttled).lower(), p.runtime, p.runtime_version, p.precision, p.threads, p.batch, p.passes, p.repeats,
         p.statistic, p.host, now, " ".join(m.note.split()),
     ]  # fmt: skip

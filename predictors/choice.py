@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from hardware_profiles.paths import user_data_dir
 from hardware_profiles.profile import Target, load_target
-from predictors.base import Predictor
+from predictors.base import AdditivePredictor, Predictor
 from predictors.counts import COUNTS, Count
+from predictors.derived import StatedEnergy
 from predictors.roofline import Roofline
 from predictors.training_memory import TrainingMemoryCount
 from search_spaces import SearchSpace, UserError, nearest
@@ -56,7 +57,8 @@ def choose_predictor(
 ) -> Choice:
     """The predictor of a metric on a target: by what data exist, or the one that is named.
 
-    Chosen automatically: exact counts; else a calibration, given or in the user's directory; else few-shot transfer to
+    Chosen automatically: exact counts; else a calibration, given or in the user's directory (of energy that nobody
+    measured: its latency times the power that the profile states); else few-shot transfer to
     that space, if it is in the user's directory; else the profile's roofline, whose parameters are fitted to published
     measurements or taken from the datasheet.
 
@@ -98,6 +100,12 @@ def choose_predictor(
     found = _calibrated(target, metric, calibration, predictor)
     if found is not None:
         return found
+    if metric == "energy_mj" and predictor == "auto":
+        timed = _calibrated(target, "latency_ms", calibration, predictor)
+        if timed is not None and isinstance(timed.predictor, AdditivePredictor):
+            power_w, log_std, doubt = Roofline(target, metric).power
+            energy = StatedEnergy(timed.predictor, power_w, log_std, doubt)
+            return Choice(energy, f"{power_w:g} W times latency: {timed.basis}")
     if predictor == "auto" and metric == "latency_ms" and space is not None:
         kept = few_shot_path(target, space)
         if kept.is_file():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from predictors.base import BoundPredictor, Estimate
-from search_spaces import SearchSpace, UserError
+from predictors.base import AdditivePredictor, Array, BoundPredictor, Estimate
+from search_spaces import SearchSpace, UserError, Workload
 from search_spaces.base import Archs
 
 if TYPE_CHECKING:
@@ -36,6 +36,58 @@ class Throughput(BoundPredictor):
 
     def expected(self, probabilities: Sequence[torch.Tensor]) -> torch.Tensor:
         return 1e3 * self.batch / self.latency.expected(probabilities)
+
+
+class StatedEnergy(AdditivePredictor):
+    """Energy as latency times the power of the operating point, where latency was measured and energy was not.
+
+    Args:
+        latency: predictor of milliseconds per inference.
+        power_w: watts.
+        log_std: standard deviation of the logarithm of the power that is drawn.
+        warning: what is doubtful about the power, repeated with every estimate.
+    """
+
+    metric = "energy_mj"
+
+    def __init__(self, latency: AdditivePredictor, power_w: float, log_std: float, warning: str = "") -> None:
+        self.latency = latency
+        self.power_w = power_w
+        self.log_std = log_std
+        self.warning = warning
+        self.reduce = latency.reduce
+        self.leading = latency.leading
+
+    def block_features(self, workload: Workload) -> Array:
+        return self.latency.block_features(workload)
+
+    def block_rows(self, workloads: Sequence[Workload]) -> Array:
+        return self.latency.block_rows(workloads)
+
+    def head(self, totals: Any) -> Any:
+        return self.power_w * self.latency.head(totals)
+
+    @property
+    def coefficients(self) -> tuple[Array, float] | None:
+        linear = self.latency.coefficients
+        return linear and (self.power_w * linear[0], self.power_w * linear[1])
+
+    def around(self, mean: Array) -> Estimate:
+        return self._energy(self.latency.around(mean / self.power_w))
+
+    def estimate(self, totals: Array) -> Estimate:
+        return self._energy(self.latency.estimate(totals))
+
+    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
+        return self.latency.doubts(features, workloads)
+
+    def predict(self, workloads: Sequence[Workload]) -> Estimate:
+        return self._energy(self.latency.predict(workloads))
+
+    def _energy(self, latency: Estimate) -> Estimate:
+        relative = np.log1p((latency.std / latency.mean) ** 2)
+        warning = "; ".join(w for w in (latency.warning, self.warning) if w)
+        return Estimate.relative(self.power_w * latency.mean, np.sqrt(relative + self.log_std**2), warning)
 
 
 class FunctionCost(BoundPredictor):

@@ -191,6 +191,19 @@ class Roofline(AdditivePredictor):
         self.leading = 4 + len(self.directions)
 
     @property
+    def power(self) -> tuple[float, float, str]:
+        """Watts that energy is counted with, the standard deviation of their logarithm, and what is doubtful there.
+
+        Raises:
+            UserError: nobody states any.
+        """
+        if self._power is None:
+            raise UserError(f"{self.target.name}: the profile states no power")
+        if self._power_measured:
+            return self._power, 0.0, ""
+        return self._power, POWER_LOG_STD, f"{self.target.name}: energy is latency times stated power"
+
+    @property
     def basis(self) -> str:
         """What predictions rest on, in a few words."""
         if self.fit is None:

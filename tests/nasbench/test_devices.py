@@ -8,12 +8,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from hardware_profiles import load_profile, load_target, user_data_dir
+from hardware_profiles import Artifact, Measurement, Protocol, load_profile, load_target, user_data_dir
 from nasbench.cli import app
-from nasbench.measurements import named_in, read_measurements
+from nasbench.measurements import Measured, append_measurements, named_in, read_measurements
 from nasbench.networks import named_network, suite_networks
 from predictors.calibration import Calibration, calibration_path, kept_calibration
 from predictors.choice import METRICS
@@ -367,6 +368,19 @@ def test_two_processes_add_to_one_table_and_lose_nothing(tmp_path: Path) -> None
     assert [process.wait() for process in both] == [0, 0]
     expected = {f"{who}-{i}.onnx" for who in "ab" for i in range(25)}
     assert set(named_in(table)) == expected
+
+
+def test_an_onnx_file_is_kept_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.onnx").touch()
+    protocol = Protocol("x", "1", "fp32", 1, 1, 0, 1, 1, "value", "nowhere")
+    monkeypatch.chdir(tmp_path / "a")
+    artifact = Artifact(Path("net.onnx"), "onnx", "fp32", (3, 8, 8))
+    measured = Measured(named_network("net.onnx"), Measurement(artifact, 1.0, np.array([1.0]), protocol))
+    append_measurements(tmp_path / "m.csv", load_target("jetson_nano"), [measured])
+    monkeypatch.chdir(tmp_path / "b")  # where another file has that name
+    assert named_in(tmp_path / "m.csv") == [str(tmp_path / "a" / "net.onnx")]
 
 
 def test_measurements_are_not_added_to_another_table(board: Path) -> None:

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hardware_profiles import Target, load_profile, load_target
 from predictors import Roofline
 from predictors.base import Array
 from predictors.calibration import Calibration, MeasuredRow, fit_target
 from predictors.calibration_methods import Sample, _chosen_errors, fit_metric, interval_factor
+from predictors.choice import choose_predictor
 from predictors.roofline_fitting import sample
 from search_spaces import UserError, Workload, load_space
 from search_spaces.reference import reference_network
@@ -94,6 +96,36 @@ def test_energy_follows_from_measured_energy_where_nobody_states_the_power(workl
     assert (energy > 0).all()
     with pytest.raises(UserError, match="holds no measurements of energy_mj"):
         fit_target(target, rows(measured), workloads).predictor(target, "energy_mj")
+
+
+@pytest.mark.parametrize("method", ["scale", "roofline", "operator_model"])
+def test_energy_that_nobody_measured_is_calibrated_latency_times_stated_power(
+    method: str, workloads: list[Workload]
+) -> None:
+    target = bare()
+    assert target.point.power_w is not None
+    calibration = fit_target(target, rows(truth(target, workloads)), workloads, method=method)  # type: ignore[arg-type]
+    latency, energy = (choose_predictor(target, m, calibration) for m in ("latency_ms", "energy_mj"))
+    assert energy.predictor.metric == "energy_mj"
+    assert energy.basis == f"{target.point.power_w:g} W times latency: {latency.basis}"
+    time, found = latency.predictor.predict(workloads), energy.predictor.predict(workloads)
+    np.testing.assert_allclose(found.mean, target.point.power_w * time.mean)
+    assert (found.std / found.mean > time.std / time.mean).all()  # nor is the power certain
+    assert "energy is latency times stated power" in found.warning
+    space = load_space("quickstart")
+    archs = space.sample(20, np.random.default_rng(0))
+    bound, one = (
+        energy.predictor.bind(space).predict(archs),
+        energy.predictor.predict([space.workload(a) for a in archs]),
+    )
+    np.testing.assert_allclose(bound.mean, one.mean, rtol=1e-6)
+    np.testing.assert_allclose(bound.std, one.std, rtol=1e-6)
+    expected = energy.predictor.bind(space).expected([torch.eye(int(n), dtype=float)[0] for n in space.cardinalities])
+    assert float(expected) == pytest.approx(energy.predictor.predict([space.workload(archs[0] * 0)]).mean[0], rel=1e-6)
+    # Measured energy comes first, and a roofline that is asked for is the profile's.
+    measured = fit_target(target, rows(truth(target, workloads), energy=True), workloads, method=method)  # type: ignore[arg-type]
+    assert "W times" not in choose_predictor(target, "energy_mj", measured).basis
+    assert choose_predictor(target, "energy_mj", calibration, "roofline").basis == "roofline from datasheet figures"
 
 
 def test_what_cannot_be_fitted_says_so(workloads: list[Workload]) -> None:
