@@ -200,11 +200,11 @@ def measure(
 
     device = _load(target)
     found = named_networks([*(networks or []), *(named_in(from_) if from_ else [])], space, arch or [])
-    device, measured = _measured(device, found, meter, record, quiet)
     path = output or _measurements_path(device)
-    _keep(path, device, measured)
+    device, measured = _measured(device, found, meter, record, quiet, path)
     _show_measured(measured)
-    print(f"kept in {path}", file=sys.stderr)
+    if not all(m.error for m in measured):
+        print(f"kept in {path}", file=sys.stderr)
     if any(m.error for m in measured):
         raise typer.Exit(1)
 
@@ -261,8 +261,7 @@ def calibrate(
             chosen = suggest_networks(device, others.space, others.label, networks or 20, others)
         else:
             chosen = calibration_networks(device, networks or 48, spaces)
-        device, measured = _measured(device, chosen, meter, None, quiet)
-        _keep(_measurements_path(device), device, measured)
+        device, measured = _measured(device, chosen, meter, None, quiet, _measurements_path(device))
         _say_failures(measured)
         rows = [m.row for m in measured if m.row]
         about = _about(measured)
@@ -304,8 +303,7 @@ def validate(
             chosen = named_networks(networks or VALIDATION_NETWORKS)
         else:
             chosen = calibration_networks(device, count, spaces, seed=1)
-        device, measured = _measured(device, chosen, meter, None, quiet)
-        _keep(_measurements_path(device), device, measured)
+        device, measured = _measured(device, chosen, meter, None, quiet, _measurements_path(device))
         _say_failures(measured)
         rows = [m.row for m in measured if m.row]
     rows, workloads = resolved(rows, spaces)
@@ -378,12 +376,12 @@ def _measurements_path(target: Target) -> Path:
 
 
 def _measured(
-    target: Target, networks: list[NamedNetwork], meter: str | None, record: Path | None, quiet: bool
+    target: Target, networks: list[NamedNetwork], meter: str | None, record: Path | None, quiet: bool, path: Path
 ) -> tuple[Target, list[Measured]]:
-    """Measure with a bar, as the target's own meter or the one that was asked for does."""
+    """Measure with a bar, as the target's own meter or the one that was asked for does, and add that to a table."""
     from hardware_profiles import RecordingMeter, meter_for
     from hardware_profiles.meter_choice import with_meter
-    from nasbench.measurements import measure_networks
+    from nasbench.measurements import append_measurements, measure_networks
     from nasbench.progress import Reporter
 
     with Reporter(quiet).phase(f"measure {target.name}") as phase:
@@ -398,16 +396,16 @@ def _measured(
             chosen = meter_for(target, said)
         if record is not None:
             chosen = RecordingMeter(chosen, record)
+        append_measurements(path, target, [])  # what cannot be kept is not measured
         measured = measure_networks(target, networks, meter=chosen, progress=steps)
         failed = sum(bool(m.error) for m in measured)
         phase.done(f"{len(measured) - failed} networks" + (f", {failed} failed" if failed else ""))
+    try:
+        append_measurements(path, target, measured)
+    except UserError:
+        _show_measured(measured)  # nothing else keeps them
+        raise
     return target, measured
-
-
-def _keep(path: Path, target: Target, measured: list[Measured]) -> None:
-    from nasbench.measurements import append_measurements
-
-    append_measurements(path, target, measured)
 
 
 def _about(measured: list[Measured]) -> dict[str, Any]:

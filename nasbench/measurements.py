@@ -75,7 +75,7 @@ def measure_networks(
 def append_measurements(path: Path, target: Target, measured: Sequence[Measured]) -> int:
     """Add measurements to a CSV file, which is made where there is none; written whole or not at all.
 
-    Several processes may add to one file at a time.
+    Several processes may add to one file at a time. Adding none tells whether it can be done.
 
     Returns:
         How many were added; failed ones are not.
@@ -93,6 +93,8 @@ def append_measurements(path: Path, target: Target, measured: Sequence[Measured]
             raise UserError(
                 f"{path}: its columns are not those of measurements ({', '.join(COLUMNS[:4])}, ...); name another file"
             )
+        if not rows:
+            return 0
         if before and not before.endswith("\n"):
             before += "\n"
         csv.writer(text, lineterminator="\n").writerows(rows if before else [COLUMNS, *rows])

@@ -370,6 +370,30 @@ def test_two_processes_add_to_one_table_and_lose_nothing(tmp_path: Path) -> None
     assert set(named_in(table)) == expected
 
 
+def test_what_cannot_be_kept_is_not_measured_and_what_was_measured_is_shown(
+    board: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (board / "file").write_text("")
+    with monkeypatch.context() as patched:
+        patched.setattr("nasbench.measurements.measure_networks", lambda *_, **__: pytest.fail("measured"))
+        assert "cannot write there" in bad(
+            "devices", "measure", "board", "squeezenet1_1@64", "--output", board / "file" / "m.csv"
+        )
+    tried = []
+
+    def full(path: Path, target: Any, measured: list[Any]) -> int:
+        tried.append(len(measured))
+        if measured:
+            raise UserError(f"{path}: No space left on device")
+        return 0
+
+    monkeypatch.setattr("nasbench.measurements.append_measurements", full)
+    result = call("devices", "measure", "board", "squeezenet1_1@64")
+    assert isinstance(result.exception, UserError)
+    assert tried == [0, 1]
+    assert "squeezenet1_1@64" in result.output
+
+
 def test_an_onnx_file_is_kept_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
