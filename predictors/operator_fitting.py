@@ -44,6 +44,7 @@ _TREND_STD, _BUMP_STD = BENDS[-1]
 _LIMIT = 3.0  # on a trend and rest together: a factor of twenty
 _STRAIN_STD = 0.05
 _NUGGET = 1e-4
+UNSIGNED = np.array([name != "signed" for name in COORDINATES], dtype=float)
 _WORTH = 0.1  # an operator that takes this share of a network is worth an inducing point of its own
 
 # Further hyper-parameters that leave-group-out chooses among: length scale in factors of two, noise of a measurement.
@@ -102,6 +103,10 @@ class Observations:
             counts[:, used], self.groups[used], self.quantities[used], self.coordinates[used],
             self.values[chosen], np.unique(self.folds[chosen], return_inverse=True)[1], self.foreign,
         )  # fmt: skip
+
+    def regardless_of_signs(self) -> Observations:
+        """The same, as where reading signed values costs nothing."""
+        return replace(self, coordinates=self.coordinates * UNSIGNED)
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ class Fitted:
     Args:
         parameters, basis: the fit.
         noise: standard deviation of a log measurement.
+        signs: whether it matters that operators read signed values; else that coordinate is always 0.
         residuals: `(n,)` ln(measured / predicted by the networks of all other folds).
         spread: `(n,)` standard deviation that those predictions claim.
         trust: `(n,)` in 0..1.
@@ -204,6 +210,7 @@ class Fitted:
     parameters: Parameters
     basis: Basis
     noise: float
+    signs: bool
     residuals: Array
     spread: Array
     trust: Array
@@ -219,13 +226,13 @@ def fit(observations: Observations) -> Fitted:
 
     if observations.foreign:
         bend, length, noise = _FOREIGN
-        design = _Design(observations, length, *bend)
     else:
         designs = [_Design(few, length, *bend) for bend in BENDS for length in LENGTHS]
         best = max(designs, key=lambda design: _Problem(design, NOISES[1], trust).solve().score())
         noise = max(NOISES, key=lambda candidate: _Problem(best, candidate, trust).solve().score())
-        design = best if few is observations else _Design(observations, best.length, best.trend_std, best.bump_std)
-    problem = _Problem(design, noise, np.ones(n)).solve()
+        bend, length = (best.trend_std, best.bump_std), best.length
+    designs = [_Design(o, length, *bend) for o in (observations, observations.regardless_of_signs())]
+    problem = max((_Problem(design, noise, np.ones(n)).solve() for design in designs), key=lambda p: p.score())
     for _ in range(4):
         problem = replace(problem, trust=problem.believed(), start=problem.point).solve()
     return problem.result()
@@ -452,7 +459,8 @@ class _Problem:
             std, _ = doubts(without, basis, o.groups[used], o.coordinates[used])
             doubt = (o.counts[out][:, used] @ (weight[used] * std)) * self._factor[out] / self.solved.total[out]
             spread[out] = np.sqrt(self.noise**2 + doubt**2)
-        return Fitted(parameters, self.design.basis, self.noise, residuals, spread, self.trust)
+        signs = bool((o.coordinates @ (1 - UNSIGNED)).any())
+        return Fitted(parameters, self.design.basis, self.noise, signs, residuals, spread, self.trust)
 
     def _evaluate(self, point: Array) -> _State:
         o, first = self.observations, _RATES + _RATES * len(self.design.present)

@@ -52,6 +52,7 @@ class Fit(BaseModel):
         cache: million values that the last cache holds, see `strained`.
         stream: cost of a million weights that are seldom used and come from memory, see `streamed`.
         strain: power of a network's footprint that its cost grows by, as caches hold less and less of it.
+        signs: whether reading signed values matters; else the operators' coordinate of it counts as 0.
         doubts: per group, standard deviation of the log cost; 1 for groups that no network had.
         noise: standard deviation of a log measurement.
         stretch: factor on all spreads that made intervals cover 90 % of networks of families left out.
@@ -76,6 +77,7 @@ class Fit(BaseModel):
     cache: float = 1.0
     stream: float = 0.0
     strain: float = 0.0
+    signs: bool = True
     doubts: tuple[float, ...]
     noise: float
     stretch: float
@@ -189,6 +191,7 @@ class OperatorModel(AdditivePredictor):
             cache=p.cache,
             stream=p.stream,
             strain=p.strain,
+            signs=found.signs,
             doubts=tuple(p.doubt.tolist()),
             noise=found.noise,
             stretch=_stretch(np.abs(found.residuals) / found.spread),
@@ -275,11 +278,13 @@ class OperatorModel(AdditivePredictor):
 
     def _describe(self, operators: Sequence[Operator]) -> None:
         """Fill in the rows of operators that were not met before."""
-        from predictors.operator_fitting import costs, doubts
+        from predictors.operator_fitting import UNSIGNED, costs, doubts
 
         for start in range(0, len(operators), 1024):
             some = operators[start : start + 1024]
             groups, quantities, coordinates = describe(some)
+            if not self.numbers.signs:
+                coordinates = coordinates * UNSIGNED
             rows = np.zeros((len(some), self.STRANGE_FROM + len(GROUPS)))
             rows[:, self.COST] = costs(self._parameters, self._basis, groups, quantities, coordinates)
             std, strange = doubts(self._parameters, self._basis, groups, coordinates)

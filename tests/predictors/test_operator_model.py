@@ -24,6 +24,7 @@ from predictors.operator_features import (
 from predictors.operator_model import Fit
 from predictors.suite_blocks import network
 from search_spaces import (
+    Operator,
     SearchSpace,
     Tensor,
     UserError,
@@ -500,6 +501,34 @@ def test_products_of_what_may_be_negative_are_told_from_others() -> None:
     for same, other in zip(plain[:2], signed[:2], strict=True):
         np.testing.assert_array_equal(same, other)  # of one group, and as much to do
     assert plain[2][0, -1] == 0.0 < signed[2][0, -1]
+
+
+def test_whether_signs_matter_is_decided_by_themes_left_out(suite: list[Workload]) -> None:
+    families = [network.family for network in calibration_suite(60)]
+    rng = np.random.default_rng(0)
+    noise = np.exp(rng.normal(0, 0.02, len(suite)))
+    plain = truth(suite)
+    slower = np.array(
+        [
+            sum(
+                count * 0.03 * describe([op])[1][0, QUANTITIES.index("macs")]
+                for op, count in network_kernels(w).items()
+                if op.kind.startswith("signed")
+            )
+            for w in suite
+        ]
+    )
+    assert 0.1 < np.median(slower / plain) < 2
+    model = OperatorModel.fit(suite, (plain + slower) * noise, families=families)
+    assert model.numbers.signs
+    alike = OperatorModel.fit(suite, plain * noise, families=families)
+    assert not alike.numbers.signs
+    size = Tensor((32, 24, 24))
+    convolutions = [Operator(kind, (size,), size, (3, 3), (1, 1), 1, 9248) for kind in ("conv2d", "signed conv2d")]
+    unsigned, signed = model._totals([Counter([op]) for op in convolutions])[:, model.COST]
+    assert signed > 1.1 * unsigned
+    unsigned, signed = alike._totals([Counter([op]) for op in convolutions])[:, alike.COST]
+    assert signed == unsigned
 
 
 def test_a_chain_of_blocks_has_the_kernels_of_its_blocks() -> None:
