@@ -200,7 +200,7 @@ def runs(
     if run is not None:
         view = load_run(run)
         front = view.front()
-        columns = ["name", *view.value_columns()]
+        columns = ["name", *view.value_columns(front)]
         rows = front[front["pareto"]].sort_values(view.objectives[-1].name)[columns]
         table(columns, rows.itertuples(index=False, name=None))
         return

@@ -226,11 +226,10 @@ class RunView:
             return frame[(frame["violation"] == 0) & (frame["kind"] == "front")]
         return front_of(frame, of_target(self.objectives, target))
 
-    def value_columns(self) -> list[str]:
-        """The columns of the front that say what their values are, by objective: predicted, evaluated, measured."""
-        there = self.front().columns
+    def value_columns(self, front: pd.DataFrame) -> list[str]:
+        """Columns of a front that say what their values are, by objective: predicted, evaluated, measured."""
         kinds = ("predicted", "evaluated", "measured")
-        return [c for o in self.objectives for c in (f"{o.name}_{kind}" for kind in kinds) if c in there]
+        return [c for o in self.objectives for c in (f"{o.name}_{kind}" for kind in kinds) if c in front]
 
     @property
     def status(self) -> str:

@@ -159,7 +159,7 @@ _TRAILING = {kind: f"trailing {kind}" for kind, group in _GROUP_OF.items() if f"
 _GROUP_OF |= {trailing: f"trailing_{_GROUP_OF[kind]}" for kind, trailing in _TRAILING.items()}
 _PLANAR = {kind: f"planar {kind}" for kind in _POOLS}
 _GROUP_OF |= {planar: f"planar_{_GROUP_OF[kind]}" for kind, planar in _PLANAR.items()}
-_POOLED = {_GROUP_OF[kind] for kind in (*_POOLS, *_PLANAR.values())}
+_POOLED = _POOLS.union(_PLANAR.values())
 _SIGNED = {kind: f"signed {kind}" for kind in _PRODUCTS}
 _UNSIGNED = {signed: kind for kind, signed in _SIGNED.items()}
 
@@ -416,7 +416,7 @@ def _ends(op: Operator) -> int:
     """Positions of a pooled map whose last channels fill no vector, behind ones that do."""
     channels = _channels(op.output.shape)
     ragged = channels > _POOLED_VECTOR and channels % _POOLED_VECTOR
-    return _positions(op.output.shape) if ragged and group_of(op) in _POOLED else 0
+    return _positions(op.output.shape) if ragged and op.kind in _POOLED else 0
 
 
 def _coordinates(op: Operator) -> tuple[float, ...]:

@@ -104,6 +104,11 @@ class Observations:
             self.values[chosen], np.unique(self.folds[chosen], return_inverse=True)[1], self.foreign,
         )  # fmt: skip
 
+    @property
+    def signed(self) -> bool:
+        """Whether any operator reads signed values, and that counts."""
+        return bool((self.coordinates @ (1 - UNSIGNED)).any())
+
     def regardless_of_signs(self) -> Observations:
         """The same, as where reading signed values costs nothing."""
         return replace(self, coordinates=self.coordinates * UNSIGNED)
@@ -231,7 +236,8 @@ def fit(observations: Observations) -> Fitted:
         best = max(designs, key=lambda design: _Problem(design, NOISES[1], trust).solve().score())
         noise = max(NOISES, key=lambda candidate: _Problem(best, candidate, trust).solve().score())
         bend, length = (best.trend_std, best.bump_std), best.length
-    designs = [_Design(o, length, *bend) for o in (observations, observations.regardless_of_signs())]
+    ways = [observations, *([observations.regardless_of_signs()] if observations.signed else [])]
+    designs = [_Design(o, length, *bend) for o in ways]
     problem = max((_Problem(design, noise, np.ones(n)).solve() for design in designs), key=lambda p: p.score())
     for _ in range(4):
         problem = replace(problem, trust=problem.believed(), start=problem.point).solve()
@@ -459,8 +465,7 @@ class _Problem:
             std, _ = doubts(without, basis, o.groups[used], o.coordinates[used])
             doubt = (o.counts[out][:, used] @ (weight[used] * std)) * self._factor[out] / self.solved.total[out]
             spread[out] = np.sqrt(self.noise**2 + doubt**2)
-        signs = bool((o.coordinates @ (1 - UNSIGNED)).any())
-        return Fitted(parameters, self.design.basis, self.noise, signs, residuals, spread, self.trust)
+        return Fitted(parameters, self.design.basis, self.noise, o.signed, residuals, spread, self.trust)
 
     def _evaluate(self, point: Array) -> _State:
         o, first = self.observations, _RATES + _RATES * len(self.design.present)

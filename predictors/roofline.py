@@ -251,7 +251,7 @@ class Roofline(AdditivePredictor):
     def _estimate(self, mean: Array, variances: Array) -> Estimate:
         warnings = []
         energy = self.metric == "energy_mj"
-        variance = variances.sum(1) + (0.0 if self._power_measured or not energy else POWER_LOG_STD**2)
+        variance = variances.sum(1) + (self.power[1] ** 2 if energy else 0.0)
         if self.fit is None:
             variance += LOG_STD**2
             what = "latency" if not energy else "energy (latency times stated power)"
@@ -261,8 +261,8 @@ class Roofline(AdditivePredictor):
             if self.fitted_at != self.target.operating_point:
                 variance += BORROWED_LOG_STD**2
                 warnings.append(f"{self.target.name}: no measurements here; calibrated at {self.fitted_at}")
-            if energy and not self._power_measured:
-                warnings.append(f"{self.target.name}: energy is latency times stated power")
+            if energy and self.power[2]:
+                warnings.append(self.power[2])
             low, high = np.log(self.fit.range_ms) + np.log(self._scale)
             away = np.maximum(0, np.maximum(low - np.log(mean), np.log(mean) - high))
             variance += (EXTRAPOLATION * away) ** 2

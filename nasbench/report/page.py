@@ -82,7 +82,7 @@ def _contents(view: RunView) -> dict[str, Any]:
     front = view.front() if searched else pd.DataFrame({"name": [], "kind": [], "pareto": []})
     stages, ledger, measurements = view.stages(), view.ledger(), view.measurements()
     objectives = objectives_of(view)
-    columns = ["name", *(view.value_columns() if searched else ())]
+    columns = ["name", *view.value_columns(front)]
     pareto = front[front["pareto"]].sort_values(objectives[-1].name) if searched else front
     quality_file = view.path / "predictors.json"
     calibrations = [json.loads(f.read_text()) for f in finished(view.path / "calibration", "*.json")]
