@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nasbench.objectives import Objective, make_objective
+from nasbench.objectives import Objective
 
 if TYPE_CHECKING:
     from nasbench.run import RunView
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 FRONT, GREY, REFERENCE, LIMIT = "#0072B2", "#9A9A9A", "#D55E00", "#CC79A7"
 STAGES = ("#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 MARKERS = ("s", "^", "v", "P", "X")
-
-
-def objectives_of(view: RunView) -> tuple[Objective, ...]:
-    """The objectives of a run, as its resolved configuration has them."""
-    return tuple(make_objective(name, **section.model_dump()) for name, section in view.config.objectives.items())
 
 
 def axes_of(objectives: tuple[Objective, ...], x: str | None, y: str | None) -> tuple[Objective, Objective]:
@@ -45,7 +40,7 @@ def pareto_figure(view: RunView, x: str | None = None, y: str | None = None) -> 
     Args:
         x, y: objective names; by default the first cost across and the first maximised objective upwards.
     """
-    objectives = objectives_of(view)
+    objectives = view.objectives
     across, up = axes_of(objectives, x, y)
     figure = Figure(figsize=(8.6, 5.4), layout="constrained")
     axes = figure.subplots()
@@ -148,7 +143,7 @@ def prediction_figure(view: RunView) -> Figure | None:
     """Predicted against measured (or evaluated) values of the verified networks; None where nothing has both."""
     frame = view.front()
     pairs = []
-    for objective in objectives_of(view):
+    for objective in view.objectives:
         for source in ("measured", "evaluated"):
             if {f"{objective.name}_predicted", f"{objective.name}_{source}"} <= set(frame.columns):
                 pairs.append((objective, source))

@@ -17,7 +17,7 @@ from hardware_profiles.paths import atomic, finished, write_text
 from nasbench.config import dump_config
 from nasbench.cross_device import targets_of
 from nasbench.report.devices import cross_device_figure, fronts_figure
-from nasbench.report.figures import objectives_of, pareto_figure, prediction_figure, training_figure
+from nasbench.report.figures import pareto_figure, prediction_figure, training_figure
 from nasbench.report.stage_figures import ratios, stage_targets, stages_figure
 from nasbench.run import RunView, load_run
 
@@ -81,7 +81,7 @@ def _contents(view: RunView) -> dict[str, Any]:
     searched = not view.config.networks
     front = view.front() if searched else pd.DataFrame({"name": [], "kind": [], "pareto": []})
     stages, ledger, measurements = view.stages(), view.ledger(), view.measurements()
-    objectives = objectives_of(view)
+    objectives = view.objectives
     columns = ["name", *view.value_columns(front)]
     pareto = front[front["pareto"]].sort_values(objectives[-1].name) if searched else front
     quality_file = view.path / "predictors.json"

@@ -21,7 +21,6 @@ from nasbench.experiment import run_experiment
 from nasbench.objectives import minimised
 from nasbench.pareto import non_dominated_mask
 from nasbench.progress import Phase
-from nasbench.report.figures import objectives_of
 from nasbench.run import load_run, load_run_config, load_state
 from nasbench.training import Update
 from search_spaces import UserError, load_space
@@ -40,7 +39,7 @@ def test_a_run_leaves_everything_a_person_wants_to_see(finished_run: Path) -> No
     assert " · finished · " in (finished_run / "report.html").read_text()
     front = view.front()
     assert {"accuracy_predicted", "accuracy_evaluated", "latency_ms_predicted", "latency_ms_measured"} <= set(front)
-    values = minimised(front.loc[front["kind"] == "front", ["accuracy", "latency_ms"]].to_numpy(), objectives_of(view))
+    values = minimised(front.loc[front["kind"] == "front", ["accuracy", "latency_ms"]].to_numpy(), view.objectives)
     assert np.array_equal(front.loc[front["kind"] == "front", "pareto"], non_dominated_mask(values))
     assert front["latency_ms"].equals(front["latency_ms_measured"])
     for name in ("pareto", "predicted_vs_measured", "training", "stages"):
