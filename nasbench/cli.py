@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -56,14 +54,13 @@ def run(
     """
     from nasbench.config import find_experiment, load_config
     from nasbench.progress import Reporter
-    from nasbench.run import CONFIG, RunView, load_run_config, run_origin
+    from nasbench.run import RunView, load_run_config, run_origin
 
     if resume is not None:
         if experiment or set_ or output:
             raise UserError(
                 "--resume takes the configuration from the run; leave out the experiment, --set and --output"
             )
-        file = resume / CONFIG
         config, where = load_run_config(resume), run_origin(resume)
     elif experiment is None:
         raise UserError("name an experiment file, or --resume RUN")
@@ -75,15 +72,13 @@ def run(
     from nasbench.training.processes import launched_rank
 
     if launched_rank():
-        with _planning(file):
-            assist(config, where)
+        assist(config, where)
         return
     path = resume or output or new_directory(config.name)
     signal.signal(signal.SIGTERM, _interrupt)
     view: RunView
     try:
-        with _planning(file):
-            view = run_experiment(config, path, resume=resume is not None, where=where, report=Reporter(quiet))
+        view = run_experiment(config, path, resume=resume is not None, where=where, report=Reporter(quiet))
     except KeyboardInterrupt:
         print(
             f"\ninterrupted; everything finished is kept. Continue with: nasbench run --resume {path}", file=sys.stderr
@@ -148,8 +143,7 @@ def compress(
     path = output or new_directory(config.name)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with _planning(stages):
-            view = run_experiment(config, path, where=stages.resolve().parent, report=Reporter(quiet))
+        view = run_experiment(config, path, where=stages.resolve().parent, report=Reporter(quiet))
     except KeyboardInterrupt:
         print(f"\ninterrupted; continue with: nasbench run --resume {path}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -327,17 +321,6 @@ def _components(family: str) -> None:
         keys = [key if value is ... else f"{key} = {value!r}" for key, value in defaults(component).items()]
         rows.append((name, (inspect.getdoc(component) or "").split("\n")[0], ", ".join(keys)))
     table((family, "what it is", "keys"), rows)
-
-
-@contextmanager
-def _planning(file: Path) -> Iterator[None]:
-    """Name the file of a configuration that turns out to be none that can be run."""
-    from nasbench.plan import PlanError
-
-    try:
-        yield
-    except PlanError as error:
-        raise UserError(f"{file}: {error}") from error
 
 
 def _interrupt(*_: Any) -> NoReturn:

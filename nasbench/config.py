@@ -281,6 +281,15 @@ class Config(Section):
     selection: SelectionSection = Field(default_factory=SelectionSection)
     stages: list[StageSection] = Field(default_factory=list)
     networks: dict[str, NetworkSection] = Field(default_factory=dict)
+    _file: Path | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """That it was read from, which errors found later name."""
+        return self._file
+
+    def __eq__(self, other: object) -> bool:  # wherever it was read from
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
 
     @field_validator("networks")
     @classmethod
@@ -318,7 +327,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     data = read_toml(path)
     for override in overrides:
         apply_override(data, override)
-    return parse_config(data, str(path))
+    config = parse_config(data, str(path))
+    config._file = Path(path)
+    return config
 
 
 def parse_config(data: dict[str, Any], where: str = "config") -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import Objective, given_as
 from nasbench.planning.evaluators import EvaluatorPart, check_workers, composed, evaluator_parts, known_values
 from nasbench.planning.objectives import configured_objectives
-from nasbench.planning.sections import component_of, plain, settle_paths
+from nasbench.planning.sections import component_of, naming, plain, settle_paths
 from nasbench.planning.spaces import make_space
 from nasbench.planning.targets import meter_of, settled_targets
 from nasbench.registry import defaults, options, resolve
@@ -33,10 +34,6 @@ from search_spaces.base import Archs
 if TYPE_CHECKING:
     from nasbench.tasks.base import Task
     from search_spaces.supernet import Supernet
-
-
-class PlanError(UserError):
-    """A configuration that cannot be carried out. Who knows its file names it."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +120,11 @@ def make_plan(config: Config, where: Path | None = None) -> Plan:
         where: directory of the experiment file; user modules and relative paths are looked for there too.
 
     Raises:
-        PlanError: an unknown name or key, a wrong value, or parts that do not fit together.
+        UserError: an unknown name or key, a wrong value, or parts that do not fit together; names the file that the
+            configuration was read from.
     """
-    try:
+    with naming(str(config.file)) if config.file else nullcontext():
         return _planned(config.model_copy(deep=True), where)
-    except UserError as error:
-        raise PlanError(str(error)) from error
 
 
 def _planned(config: Config, where: Path | None) -> Plan:

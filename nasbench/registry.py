@@ -101,7 +101,8 @@ def resolve(family: str, name: str, where: Path | None = None) -> type[Any]:
     if name in known:
         return _load(known[name], f"{family} {name!r}")
     if ":" not in name:
-        raise UserError(f'{family}: unknown name {name!r}. {nearest(name, known)} Your own: "module:Class".')
+        there = f"{nearest(name, known)} Your own:" if known else "Expected one of your own:"
+        raise UserError(f'{family}: unknown name {name!r}. {there} "module:Class".')
     top = name.partition(":")[0].partition(".")[0]
     for directory in ([where] if where else []) + [Path.cwd()]:
         files = [f for f in (directory / f"{top}.py", directory / top / "__init__.py") if f.is_file()]

@@ -22,9 +22,9 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from hardware_profiles.paths import atomic, read_toml, write_text
+from hardware_profiles.paths import atomic, write_text
 from nasbench.archive import Archive
-from nasbench.config import Config, dump_config, parse_config
+from nasbench.config import Config, dump_config, load_config
 from nasbench.objectives import Objective, make_objective
 from search_spaces.errors import UserError
 
@@ -352,7 +352,7 @@ def load_run_config(path: Path) -> Config:
     file = path / CONFIG
     if not file.is_file():
         raise UserError(f"{path}: no run there (no {CONFIG}); `nasbench runs` lists those below ./runs")
-    return parse_config(read_toml(file), str(file))
+    return load_config(file)
 
 
 def run_origin(path: Path) -> Path | None:

@@ -16,7 +16,7 @@ from hardware_profiles import Target
 from nasbench.config import Component, Config
 from nasbench.evaluators.base import Evaluator
 from nasbench.objectives import Objective, given_as, minimised
-from nasbench.planning.sections import plain, with_files
+from nasbench.planning.sections import naming, plain, with_files
 from nasbench.planning.targets import meter_of
 from nasbench.registry import options, resolve
 from nasbench.tasks.none import NoTask
@@ -126,7 +126,8 @@ def _evaluator(
     where: Path | None,
 ) -> EvaluatorPart:
     """One evaluator, the keys of whose section are completed."""
-    component = resolve("evaluator", section.name, where)
+    with naming(place):
+        component = resolve("evaluator", section.name, where)
     if not (inspect.isclass(component) and issubclass(component, Evaluator)):
         from nasbench.evaluators.function import FunctionEvaluator
 
@@ -134,7 +135,7 @@ def _evaluator(
         section.__pydantic_extra__.update(plain(complete))  # type: ignore[union-attr]
         metrics = tuple(complete["metrics"])
         return EvaluatorPart(metrics, lambda *_: FunctionEvaluator(space, component, **complete), False, space, None)
-    complete = options(component, with_files(component, section.options, where), place)
+    complete = options(component, with_files(component, section.options, place, where), place)
     section.__pydantic_extra__.update(plain(complete))  # type: ignore[union-attr]
     positional = [
         p.name
@@ -158,7 +159,8 @@ def _evaluator(
         return evaluator
 
     if not component.reads_task:
-        built = make(None, None)
+        with naming(place):
+            built = make(None, None)
         return EvaluatorPart(
             built.metrics,
             lambda *_: built,

@@ -10,6 +10,7 @@ import numpy as np
 from hardware_profiles import Target, load_target
 from nasbench.config import Config, ObjectiveSection
 from nasbench.objectives import METRICS, Objective, check_contradictions, given_as, make_objective
+from nasbench.planning.sections import naming
 from nasbench.registry import resolve
 from search_spaces import UserError
 
@@ -51,7 +52,8 @@ def configured_objectives(
         # The evaluator's own targets are its business; what it gives by the metric alone belongs to none.
         objective = bare if given else make_objective(name, **section.model_dump(), default_target=next(iter(targets)))
         if objective.target and given in (None, objective.metric):
-            target = load_target(objective.target)
+            with naming(f"objectives.{name}"):
+                target = load_target(objective.target)
             if target.name not in targets:
                 raise UserError(
                     f"objectives.{name}: target {target.name!r} is not among targets.devices = {list(targets)}"

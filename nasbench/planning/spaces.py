@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nasbench.config import Config
-from nasbench.planning.sections import find
+from nasbench.planning.sections import find, naming
 from nasbench.registry import options, resolve
 from nasbench.tasks.none import NoTask
 from search_spaces import SearchSpace, UserError, load_space, presets
@@ -36,9 +36,10 @@ def _space(config: Config, task: Task, where: Path | None) -> SearchSpace:
     section = config.space
     shape = () if isinstance(task, NoTask) else (task.input_shape[0], task.num_classes)
     if section.name.endswith(".toml"):
-        section.name = str(find(section.name, where))
+        section.name = find(section.name, "space.name", where)
     if section.name in presets() or section.name.endswith(".toml"):
-        return load_space(section.name, *shape, **section.options)
+        with naming("space"):
+            return load_space(section.name, *shape, **section.options)
     try:
         space_class = resolve("space", section.name, where)
     except UserError as error:
@@ -46,10 +47,12 @@ def _space(config: Config, task: Task, where: Path | None) -> SearchSpace:
     given = options(space_class, section.options, "space")
     if section.name == "elastic":
         if isinstance(given["network"], str):
-            given["network"] = resolve("network", given["network"], where)
+            with naming("space"):
+                given["network"] = resolve("network", given["network"], where)
         if given["weights"]:
-            section.__pydantic_extra__["weights"] = given["weights"] = str(find(given["weights"], where))  # type: ignore[index]
-    space: SearchSpace = space_class(*shape, **given)
+            section.__pydantic_extra__["weights"] = given["weights"] = find(given["weights"], "space.weights", where)  # type: ignore[index]
+    with naming("space"):
+        space: SearchSpace = space_class(*shape, **given)
     if not isinstance(space, SearchSpace):
         raise UserError(f"space.name = {section.name!r} is no SearchSpace")
     return space

@@ -7,7 +7,7 @@ from pathlib import Path
 from hardware_profiles import Meter, Target, load_target, meter_for
 from hardware_profiles.meter_choice import with_meter
 from nasbench.config import Config
-from nasbench.planning.sections import find
+from nasbench.planning.sections import find, naming
 from nasbench.registry import resolve
 from predictors.choice import PREDICTORS, TABLES
 from search_spaces import UserError, nearest
@@ -21,39 +21,44 @@ def settled_targets(config: Config, where: Path | None) -> dict[str, Target]:
     """
     targets: dict[str, Target] = {}
     for name in config.targets.devices:
-        target = load_target(name)
+        with naming("targets.devices"):
+            target = load_target(name)
         if target.name in targets:
             raise UserError(f"targets.devices = {config.targets.devices}: {target.name} is named twice; keep it once")
         targets[target.name] = target
     section = config.targets
     for key in ("calibration", "predictors", "meters"):
         given = getattr(section, key)
-        full = {load_target(name).name: value for name, value in given.items()}
+        with naming(f"targets.{key}"):
+            full = {load_target(name).name: value for name, value in given.items()}
         for name in full:
             if name not in targets:
                 raise UserError(f"targets.{key}: {name!r} is not among targets.devices = {list(targets)}")
         setattr(section, key, full)
     for name, predictor in section.predictors.items():
+        key = f"targets.predictors: {name}"
         if predictor.startswith(TABLES):
             kind, _, file = predictor.partition(":")
-            section.predictors[name] = f"{kind}:{find(file, where)}"
+            section.predictors[name] = f"{kind}:{find(file, key, where)}"
         elif ":" in predictor:
-            resolve("predictor", predictor, where)
+            with naming(key):
+                resolve("predictor", predictor, where)
         elif predictor not in PREDICTORS:
             raise UserError(
-                f"targets.predictors: {name}: unknown predictor {predictor!r}. {nearest(predictor, PREDICTORS)} "
-                'Your own: "module:Class".'
+                f'{key}: unknown predictor {predictor!r}. {nearest(predictor, PREDICTORS)} Your own: "module:Class".'
             )
     for name, spec in section.meters.items():
+        key = f"targets.meters: {name}"
         kind, _, rest = spec.partition(":")
         if kind == "replay":
-            spec = f"replay:{find(rest, where)}"
+            spec = f"replay:{find(rest, key, where)}"
         elif spec.endswith(".toml"):
-            spec = str(find(spec, where))
-        elif kind not in ("adb", "ssh") and rest:
-            resolve("meter", spec, where)
+            spec = find(spec, key, where)
         section.meters[name] = spec
-        targets[name], _ = with_meter(targets[name], spec)
+        with naming(key):
+            if kind not in ("adb", "ssh", "replay") and rest and not spec.endswith(".toml"):
+                resolve("meter", spec, where)
+            targets[name], _ = with_meter(targets[name], spec)
     return targets
 
 

@@ -375,7 +375,7 @@ def test_without_a_complete_table_all_runs_together_are_the_yardstick(file, tmp_
         (["strategies.nsga2.population_size=1"], "strategies.nsga2 on problem 'cost'.*at least 2"),
         (["problems.bad.stages=[]"], "problems.bad: unknown section 'stages'"),
         (["problems.bad.objectives=['energy']"], "problems.bad: objectives.energy: unknown metric"),
-        (["problems.bad.evaluator.path='gone.csv'"], "problems.bad: gone.csv: no such file"),
+        (["problems.bad.evaluator.path='gone.csv'"], "problems.bad: evaluator.path: gone.csv: no such file"),
         (
             [
                 "problem.evaluator={name='supernet'}",

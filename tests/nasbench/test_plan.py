@@ -70,13 +70,37 @@ def test_only_budgets_that_are_too_small_are_told_of(experiment: Path, changes: 
     ],
 )
 def test_keys_of_training_are_listed_as_an_experiment_takes_them(key: str, words: str) -> None:
+    file = find_experiment("quickstart")
     with pytest.raises(UserError) as error:
-        make_plan(load_config(find_experiment("quickstart"), [f"supernet.{key}=1"]))
+        make_plan(load_config(file, [f"supernet.{key}=1"]))
     message = str(error.value)
-    assert message.startswith(f"supernet: {words}")
+    assert message.startswith(f"{file}: supernet: {words}")
     listed = message.partition("Known: ")[2].rstrip(".").split(", ")
     assert {"epochs", "lr", "checkpoint", "tensorboard"} <= set(listed)
     assert not {"seed", "log_dir", "progress"} & set(listed)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('space.name="gone.toml"', "space.name: gone.toml: no such file or folder"),
+        ('evaluator={name="table", path="gone.csv"}', "evaluator.path: gone.csv: no such file or folder"),
+        ('evaluator.also=[{name="gone:Evaluator"}]', "evaluator.also[0]: evaluator: cannot import 'gone:Evaluator'"),
+        ('targets.devices=["gone"]', "targets.devices: unknown device 'gone'"),
+        ('targets.meters={host="gone.toml"}', "targets.meters: host:fp32: gone.toml: no such file or folder"),
+        ('targets.meters={host="gone"}', "targets.meters: host:fp32: unknown meter 'gone'"),
+        ('targets.predictors={host="gone:P"}', "targets.predictors: host:fp32: predictor: cannot import 'gone:P'"),
+        ('targets.calibration={host="gone.json"}', "targets.calibration: host:fp32: gone.json: no such file"),
+        ("objectives.latency_ms.target=gone", "objectives.latency_ms: unknown device 'gone'"),
+        ('stages=[{name="finetune", epochs=-1}]', "stages[0]: epochs = -1: expected 0 or more"),
+        ('stages=[{name="gone"}]', "stages[0]: stage: unknown name 'gone'"),
+        ('networks.a.source="gone.onnx"', "networks.a.source: gone.onnx: no such file or folder"),
+    ],
+)
+def test_errors_of_a_plan_name_file_and_key(experiment: Path, change: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_plan(load_config(experiment, [change]), experiment.parent)
+    assert str(error.value).startswith(f"{experiment}: {words}")
 
 
 def test_several_workers_beside_measurements_here_are_refused_before_there_is_a_run(experiment: Path) -> None:
