@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import pickle  # only what this module and its own child write, in a folder that no other user can enter
-import signal
 import struct
 import sys
 import tempfile
@@ -84,9 +83,9 @@ def measure_isolated(
                 results.update((i, replace(m, artifact=artifacts[i])) for i, m in zip(left, found, strict=True))
                 break
         if not 0 <= place < len(left):
-            raise ToolError(f"{target.name}: the process that measures {_ended(finished)}")
+            raise ToolError(f"{target.name}: the process that measures {finished.ending}")
         at = left.pop(place)
-        error = f"{artifacts[at].label}: {meter.title} ended on this file: its process {_ended(finished)}"
+        error = f"{artifacts[at].label}: {meter.title} ended on this file: its process {finished.ending}"
         results[at] = meter.failed(artifacts[at], target, error)
     return [results[i] for i in range(len(artifacts))]
 
@@ -144,10 +143,3 @@ def serve(file: IO[bytes]) -> None:
         temporary.write_bytes(pickle.dumps(found))
     sys.stdout.flush()
     os._exit(0)  # closing hundreds of sessions takes seconds, and some runtimes crash at it
-
-
-def _ended(finished: Finished) -> str:
-    """How a process ended, and what it last said."""
-    code = finished.returncode
-    how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exited with {code}"
-    return f"{how}: {finished.complaint}"

@@ -155,7 +155,7 @@ def _survived(path: Path) -> None:
     """
     finished = run([sys.executable, "-c", _PROBE, str(path)], _PROBE_S)
     if finished.returncode < 0:
-        raise UserError(f"LiteRT crashes on this file (signal {-finished.returncode}): {finished.complaint}")
+        raise UserError(f"LiteRT crashes on this file: its process {finished.ending}")
 
 
 def _float_operators(path: Path) -> list[str]:

@@ -154,7 +154,7 @@ class OutOfProcessMeter(Meter):
         self.transcript.append(done)
         if check and done.returncode:
             self.explain(done)
-            raise ToolError(f"{_short(command)}: exit code {done.returncode}: {done.complaint}")
+            raise ToolError(f"{_short(command)}: {done.ending}")
         return done
 
     def explain(self, done: Finished) -> None:

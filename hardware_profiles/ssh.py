@@ -63,7 +63,7 @@ class SshMeter(OutOfProcessMeter):
     def _refuse(self, done: Finished) -> None:
         if "&&&& FAILED" in done.stdout + done.stderr:
             self.tool.parse(done.stdout, done.stderr)  # says why
-        raise ToolError(f"{self.binary} on {self.section.host}: exit code {done.returncode}: {done.complaint}")
+        raise ToolError(f"{self.binary} on {self.section.host}: {done.ending}")
 
     def identify(self, target: Target) -> str:
         script = (

@@ -45,6 +45,21 @@ class Finished:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return " | ".join(lines[-3:])[-_QUOTED:]
 
+    @property
+    def ending(self) -> str:
+        """How it ended and what it last said, as in `exited with code 1: no such file`."""
+        return f"{ending(self.returncode)}: {self.complaint}"
+
+
+def ending(returncode: int) -> str:
+    """How a process ended: `exited with code 1`, `was ended by SIGSEGV (Segmentation fault)`."""
+    if returncode >= 0:
+        return f"exited with code {returncode}"
+    number = -returncode
+    names = {s.value: s.name for s in signal.Signals}  # real-time signals have none
+    meaning = "out of memory?" if number == signal.SIGKILL else signal.strsignal(number)
+    return f"was ended by {names.get(number, f'signal {number}')} ({meaning})"
+
 
 class ToolError(UserError):
     """A program that did not do what it should. `transient` if trying again may help (a timeout, a lost connection)."""

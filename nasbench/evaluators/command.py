@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hardware_profiles.subprocesses import ToolError, run
+from hardware_profiles.subprocesses import ToolError, ending, run
 from nasbench.evaluators.base import Evaluation, Evaluator, Proposals, Status
 from nasbench.evaluators.function import metric_row
 from search_spaces import SearchSpace, UserError
@@ -95,7 +95,7 @@ class CommandEvaluator(Evaluator):
         finished = run(self.command, self.timeout_s, stdin=request + "\n")
         if finished.returncode != 0:
             complaint = finished.stderr.strip()[-2000:]
-            raise ValueError(f"exit code {finished.returncode}" + (f": {complaint}" if complaint else ""))
+            raise ValueError(ending(finished.returncode) + (f": {complaint}" if complaint else ""))
         lines = finished.stdout.strip().splitlines()
         if not lines:
             raise ValueError("printed nothing; the last line must be JSON")

@@ -15,6 +15,7 @@ from multiprocessing.context import SpawnProcess
 from types import ModuleType
 from typing import NoReturn
 
+from hardware_profiles.subprocesses import ending
 from nasbench.evaluators.base import Proposals
 from nasbench.execution.base import Backend, Died, Ready, Refused, Reply
 from nasbench.execution.worker import Recipe, answer, build
@@ -76,11 +77,7 @@ class Processes(Backend):
 
     def _why(self, worker: _Worker) -> str:
         self.stop(worker)
-        code = worker.process.exitcode or 0
-        if code >= 0:
-            return f"exit code {code} of process {worker.process.pid}"
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"process {worker.process.pid} was ended by {signal.Signals(-code).name}{hint}"
+        return f"process {worker.process.pid} {ending(worker.process.exitcode or 0)}"
 
     def stop(self, worker: _Worker) -> None:
         worker.connection.close()

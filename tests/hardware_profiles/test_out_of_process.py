@@ -15,7 +15,7 @@ import tomli_w
 from hardware_profiles import Artifact, Target, load_profile, meter_for
 from hardware_profiles.meter_choice import with_meter
 from hardware_profiles.profile import parse_profile
-from hardware_profiles.subprocesses import ToolError, run
+from hardware_profiles.subprocesses import ToolError, ending, run
 from search_spaces import UserError
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts"
@@ -124,10 +124,10 @@ def test_a_command_that_misbehaves_costs_its_own_network_only(fake: Path, tmp_pa
     expected = {
         "slow": "not finished after 2 s, killed; it last said: a word on stderr",
         "garbage": "no JSON object",
-        "fails": "exit code 1: a word on stderr | out of memory on device",
+        "fails": "exited with code 1: a word on stderr | out of memory on device",
         "huge": "more than 16 MB",
         "partial": "breaks off",
-        "dead": "exit code -9",
+        "dead": "was ended by SIGKILL (out of memory?): ",
         "nan": "nan ms",
         "negative": "-1.0 ms",
         "zero": "0.0 ms",
@@ -197,6 +197,20 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.parametrize(
+    ("returncode", "words"),
+    [
+        (0, "exited with code 0"),
+        (3, "exited with code 3"),
+        (-9, "was ended by SIGKILL (out of memory?)"),
+        (-11, "was ended by SIGSEGV (Segmentation fault)"),
+        (-35, "was ended by signal 35 (Real-time signal 1)"),
+    ],
+)
+def test_how_a_process_ended_is_said_in_words(returncode: int, words: str) -> None:
+    assert ending(returncode) == words
 
 
 def test_nothing_that_a_program_started_outlives_it(tmp_path: Path) -> None:
@@ -363,7 +377,7 @@ def test_a_phone_unplugged_in_the_middle_keeps_what_was_measured(phone: Path, tm
     measured = meter_for(board).measure(files(tmp_path / "n", *names, suffix="tflite"), board)
     first, broken, unplug, after, last = measured
     assert first.latency_ms == pytest.approx(2.781)
-    assert "exit code 1: ERROR: Failed to allocate tensors! | ERROR: Benchmarking failed." in broken.error
+    assert "exited with code 1: ERROR: Failed to allocate tensors! | ERROR: Benchmarking failed." in broken.error
     assert "adb lost the device" in unplug.error
     assert "not measured: the device was lost before" in after.error
     assert "not measured" in last.error

@@ -165,7 +165,7 @@ def test_output_that_is_good_enough(space, proposals, fake, what, value):
     ("what", "message"),
     [
         ("garbage", "not JSON: 'accuracy: good'"),
-        ("crash", "exit code 7: disk on fire"),
+        ("crash", "exited with code 7: disk on fire"),
         ("silent", "printed nothing"),
         ("shell", "not JSON"),
     ],
