@@ -8,10 +8,11 @@ import pickle  # only what this module and its own child write, in a folder that
 import struct
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from hardware_profiles.meter import Artifact, Measurement
 from hardware_profiles.paths import atomic
@@ -30,6 +31,7 @@ with open(sys.argv[1], "rb") as file:
     serve(file)
 """
 _PLACE = struct.Struct("3q")  # artifact at hand (-1: none yet), passes done, passes planned
+_issued: dict[Any, int] = {}  # warnings of such processes, so that each is shown once by default
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ def measure_isolated(
     meter: LocalMeter, artifacts: Sequence[Artifact], target: Target, seed: tuple[int, ...], budget_s: float
 ) -> list[Measurement]:
     """As the meter's `measure_open`, in a process of its own. A file that ends the process gets an error; the others
-    are measured again without it.
+    are measured again without it. Warnings that the meter issued there are issued here.
 
     Raises:
-        ToolError: the process ended before it came to any file.
+        ToolError: the process ended before it came to any file; or the meter raised what cannot be sent from there.
         Exception: what the meter raised there.
     """
     results: dict[int, Measurement] = {}
@@ -77,7 +79,9 @@ def measure_isolated(
             request = _Request(meter, some, target, seed, budget_s, os.getpid(), Path(folder))
             finished, place = _served(request, meter.progress)
             if request.result.is_file():
-                found = pickle.loads(request.result.read_bytes())
+                found, warned = pickle.loads(request.result.read_bytes())
+                for message, file, line in warned:
+                    warnings.warn_explicit(message, None, file, line, registry=_issued)
                 if isinstance(found, Exception):
                     raise found
                 results.update((i, replace(m, artifact=artifacts[i])) for i, m in zip(left, found, strict=True))
@@ -135,11 +139,30 @@ def serve(file: IO[bytes]) -> None:
 
     request.meter.progress = progress
     found: list[Measurement] | Exception
-    try:
-        found = request.meter.measure_open(request.artifacts, request.target, request.seed, request.budget_s, reached)
-    except Exception as error:
-        found = error
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")  # the other side has the user's filters
+        try:
+            found = request.meter.measure_open(
+                request.artifacts, request.target, request.seed, request.budget_s, reached
+            )
+            pickle.dumps(found)  # of which a meter's own measurements may be incapable
+        except Exception as error:
+            said = f"{request.target.name}: {request.meter.title} raised {type(error).__name__}: {error}"
+            found = error if _can_be_sent(error) else ToolError(said)
+    told = []
+    for one in warned:
+        message = one.message if _can_be_sent(one.message) else UserWarning(f"{one.category.__name__}: {one.message}")
+        told.append((message, one.filename, one.lineno))
     with atomic(request.result) as temporary:
-        temporary.write_bytes(pickle.dumps(found))
+        temporary.write_bytes(pickle.dumps((found, told)))
     sys.stdout.flush()
     os._exit(0)  # closing hundreds of sessions takes seconds, and some runtimes crash at it
+
+
+def _can_be_sent(value: object) -> bool:
+    """Whether another process can read a pickle of it, which of exceptions is not known before it is tried."""
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:
+        return False
+    return True

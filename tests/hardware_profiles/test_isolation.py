@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,25 @@ class ScriptedMeter(OnnxRuntimeMeter):
         if found.artifact.path.read_text() == "refuse":
             raise UserError("the meter refuses")
         object.__setattr__(found, "cycles", os.getpid())
+        return found
+
+
+class UnsentError(Exception):
+    def __init__(self, code: int, place: str) -> None:
+        super().__init__(f"code {code} at {place}")  # from which alone it cannot be made again
+
+
+class UnsentMeter(ScriptedMeter):
+    def _result(self, *args: Any) -> Measurement:
+        found = super()._result(*args)
+        orders = found.artifact.path.read_text()
+        if orders == "unsent":
+            raise UnsentError(7, "the end")
+        if orders == "holds a stream":
+            object.__setattr__(found, "cycles", sys.stderr)
+        if orders == "warn":
+            warnings.warn("the clock is low", RuntimeWarning, stacklevel=1)
+            warnings.warn(type("OwnWarning", (UserWarning,), {})("it is hot"), stacklevel=1)
         return found
 
 
@@ -123,6 +143,36 @@ def test_what_the_meter_raises_there_is_raised_here(scripts: Callable[..., list[
         ScriptedMeter(**QUICK).measure(scripts("fine", "refuse"), host)
     with pytest.raises(ToolError, match=r"host:fp32: the process that measures exited with code 1: .*be made there"):
         LostMeter(**QUICK).measure(scripts("fine"), host)
+
+
+@pytest.mark.parametrize(
+    ("orders", "words"),
+    [
+        ("unsent", "UnsentError: code 7 at the end"),
+        ("holds a stream", "TypeError: cannot pickle '_io.TextIOWrapper' object"),
+    ],
+)
+def test_what_cannot_be_sent_from_there_is_not_blamed_on_a_file(
+    orders: str, words: str, scripts: Callable[..., list[Artifact]], host: Target
+) -> None:
+    with pytest.raises((ToolError, TypeError)) as error:
+        UnsentMeter(**QUICK).measure(scripts("fine", orders), host)
+    assert words in f"{type(error.value).__name__}: {error.value}"
+
+
+def test_warnings_of_the_meter_are_issued_here(scripts: Callable[..., list[Artifact]], host: Target) -> None:
+    meter = UnsentMeter(**QUICK)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        meter.measure(scripts("warn"), host)
+    assert [str(w.message) for w in warned] == ["the clock is low", "OwnWarning: it is hot"]
+    assert [w.category for w in warned] == [RuntimeWarning, UserWarning]
+    assert {w.filename for w in warned} == {__file__}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("error", RuntimeWarning)
+        with pytest.raises(RuntimeWarning, match="the clock is low"):
+            meter.measure(scripts("warn"), host)
 
 
 def test_a_class_that_only_this_process_knows_measures_here(
