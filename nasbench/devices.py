@@ -288,10 +288,8 @@ def validate_target(
     )
 
 
-def resolved(
-    rows: Sequence[MeasuredRow], spaces: Mapping[str, SearchSpace] | None = None
-) -> tuple[list[MeasuredRow], list[Workload]]:
-    """Rows with their families, and the workloads of their networks.
+def workloads_of(rows: Sequence[MeasuredRow], spaces: Mapping[str, SearchSpace] | None = None) -> list[Workload]:
+    """The workloads of measured networks.
 
     Args:
         spaces: by what their names begin with; others are loaded.
@@ -300,9 +298,4 @@ def resolved(
         UserError: a network that there is not.
     """
     known = dict(spaces or {})
-    found, workloads = [], []
-    for row in rows:
-        network = network_of(row.network, known)
-        found.append(row.model_copy(update={"family": row.family or network.family}))
-        workloads.append(network.workload)
-    return found, workloads
+    return [network_of(row.network, known).workload for row in rows]

@@ -288,7 +288,7 @@ def validate(
     quiet: _Quiet = False,
 ) -> None:
     """Compare predictions with fresh measurements: error, rank, interval coverage, and drift since the calibration."""
-    from nasbench.devices import VALIDATION_NETWORKS, calibration_networks, resolved, validate_target
+    from nasbench.devices import VALIDATION_NETWORKS, calibration_networks, validate_target, workloads_of
     from nasbench.measurements import read_measurements
     from nasbench.networks import named_networks
 
@@ -306,8 +306,7 @@ def validate(
         device, measured = _measured(device, chosen, meter, None, quiet, _measurements_path(device))
         _say_failures(measured)
         rows = [m.row for m in measured if m.row]
-    rows, workloads = resolved(rows, spaces)
-    found = validate_target(device, rows, workloads, predictor)
+    found = validate_target(device, rows, workloads_of(rows, spaces), predictor)
     table(
         ("network", "measured ms", "predicted ms", "90 % interval", "error", "since calibration"),
         [
@@ -427,13 +426,12 @@ def _fit_and_keep(
     output: Path | None,
     quiet: bool,
 ) -> None:
-    from nasbench.devices import resolved
+    from nasbench.devices import workloads_of
     from nasbench.progress import Reporter
     from predictors.calibration import calibration_path, fit_target
 
     with Reporter(quiet).phase(f"fit {target.name}"):
-        rows, workloads = resolved(rows, spaces)
-        calibration = fit_target(target, rows, workloads, method=method, **about)  # type: ignore[arg-type]
+        calibration = fit_target(target, rows, workloads_of(rows, spaces), method=method, **about)  # type: ignore[arg-type]
     path, replaced = calibration_path(target), _replaced(target)
     calibration.save(path)
     if output is not None:

@@ -155,7 +155,7 @@ def read_measurements(
             raise UserError(f"{path}: line {number}: {key} is empty")
         network = _network(path, number, key, values[key], spaces)
         try:
-            network_of(network, known)
+            family = network_of(network, known).family
         except UserError as error:
             raise UserError(f"{path}: line {number}: {error}") from error
         ms = factor * _positive(path, number, latency, values[latency])
@@ -173,6 +173,7 @@ def read_measurements(
                 )
         row = MeasuredRow(
             network=network,
+            family=family,
             latency_ms=ms,
             energy_mj=mj,
             throttled=values.get("throttled", "") == "true",

@@ -281,7 +281,9 @@ def test_a_table_in_another_encoding_is_told_what_to_do(tmp_path: Path) -> None:
 def test_a_network_measured_again_counts_with_its_last_value(tmp_path: Path) -> None:
     table = tmp_path / "m.csv"
     table.write_text("network,latency_ms\nresnet18,3\nresnet34,5\nresnet18,4\n")
-    assert {r.network: r.latency_ms for r in read_measurements(table)} == {"resnet34": 5.0, "resnet18": 4.0}
+    rows = read_measurements(table)
+    assert {r.network: r.latency_ms for r in rows} == {"resnet34": 5.0, "resnet18": 4.0}
+    assert {r.family for r in rows} == {"resnet"}
 
 
 def test_tables_name_networks_by_architecture_or_file_too(tmp_path: Path) -> None:
