@@ -20,11 +20,20 @@ from search_spaces.errors import nearest
 
 # Nothing that loads and runs a network is quicker than a tenth of a microsecond, or draws less or more than this; and
 # nobody waits for one inference longer than a day.
-SHORTEST_MS = 1e-4
-LONGEST_MS = 24 * 3600 * 1e3
-WATTS = (1e-4, 5000.0)
+_SHORTEST_MS = 1e-4
+_LONGEST_MS = 24 * 3600 * 1e3
+_WATTS = (1e-4, 5000.0)
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))"
+
+
+def implausible(latency_ms: float, energy_mj: float | None = None) -> str:
+    """What no inference takes or draws, in words; empty where the figures may be true."""
+    if not _SHORTEST_MS <= latency_ms <= _LONGEST_MS:
+        return f"{latency_ms:.4g} ms, which no inference takes"
+    if energy_mj is not None and not _WATTS[0] <= (watts := energy_mj / latency_ms) <= _WATTS[1]:
+        return f"{energy_mj:.4g} mJ in {latency_ms:.4g} ms, which is {watts:.3g} W"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -59,11 +68,9 @@ class Reading:
         if not self.samples_ms:
             raise ToolError("it gave no latency")
         for value in self.samples_ms:
-            if not (math.isfinite(value) and value > 0):
-                raise ToolError(f"it gave a latency of {value} ms, which is not positive and finite")
-        shortest, mean = min(self.samples_ms), sum(self.samples_ms) / len(self.samples_ms)
-        if shortest < SHORTEST_MS:
-            raise ToolError(f"it gave a latency of {shortest} ms, which nothing reaches; milliseconds are expected")
+            if why := implausible(value):
+                raise ToolError(f"it gave {why}; milliseconds per inference are expected")
+        mean = sum(self.samples_ms) / len(self.samples_ms)
         # The runs cannot have taken longer than the program: the surest sign of microseconds called milliseconds. A
         # factor three, as copies of one inference may overlap with the arithmetic of the next.
         count = max(self.count, len(self.samples_ms))
@@ -72,12 +79,8 @@ class Reading:
                 f"it gave {count} latencies of {mean:.4g} ms, but ran for {1000 * seconds:.4g} ms only; "
                 "milliseconds per inference are expected"
             )
-        if self.energy_mj is not None:
-            watts = self.energy_mj / mean
-            if not (math.isfinite(watts) and WATTS[0] <= watts <= WATTS[1]):
-                raise ToolError(
-                    f"it gave an energy of {self.energy_mj} mJ, which is {watts:.3g} W; mJ per inference are expected"
-                )
+        if why := implausible(mean, self.energy_mj):
+            raise ToolError(f"it gave {why}; mJ per inference are expected")
         if self.peak_memory_bytes is not None and self.peak_memory_bytes <= 0:
             raise ToolError(f"it gave a peak memory of {self.peak_memory_bytes} bytes, which is not positive")
         return self

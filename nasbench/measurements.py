@@ -15,7 +15,7 @@ from pathlib import Path
 from hardware_profiles import Measurement, Meter, Target, meter_for
 from hardware_profiles.measuring import Progress, convert_and_measure, measuring_progress
 from hardware_profiles.paths import locked, read_csv, write_text
-from hardware_profiles.tools import LONGEST_MS, SHORTEST_MS, WATTS
+from hardware_profiles.tools import implausible
 from nasbench.networks import NamedNetwork, network_of, space_network
 from predictors.calibration import MeasuredRow
 from search_spaces import SearchSpace, UserError, nearest
@@ -159,17 +159,15 @@ def read_measurements(
         except UserError as error:
             raise UserError(f"{path}: line {number}: {error}") from error
         ms = factor * _positive(path, number, latency, values[latency])
-        if not SHORTEST_MS <= ms <= LONGEST_MS:
-            raise UserError(
-                f"{path}: line {number}: {latency} is {values[latency]}, which is {ms:.4g} ms; no inference takes that"
-            )
+        if why := implausible(ms):
+            raise UserError(f"{path}: line {number}: {latency} is {values[latency]}, {why}")
         mj = None
         if energy is not None and values[energy]:
             mj = energy_factor * _positive(path, number, energy, values[energy])
-            if not WATTS[0] <= mj / ms <= WATTS[1]:
+            if why := implausible(ms, mj):
                 raise UserError(
-                    f"{path}: line {number}: {energy} is {values[energy]}, which is {mj / ms:.3g} W over {ms:.4g} ms; "
-                    "the energy of one inference was expected"
+                    f"{path}: line {number}: {energy} is {values[energy]}, {why}; "
+                    "the energy of one inference is expected"
                 )
         row = MeasuredRow(
             network=network,

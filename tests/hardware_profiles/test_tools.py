@@ -141,13 +141,14 @@ def test_json_that_is_none_says_what_it_is(output: str, message: str) -> None:
         (Reading(()), "no latency"),
         (Reading((1.0, float("nan"))), "nan ms"),
         (Reading((float("inf"),)), "inf ms"),
-        (Reading((-1.0,)), "-1.0 ms"),
-        (Reading((0.0,)), "0.0 ms"),
-        (Reading((1e-6,)), "milliseconds are expected"),
+        (Reading((-1.0,)), "-1 ms"),
+        (Reading((0.0,)), "0 ms"),
+        (Reading((1e-6,)), "1e-06 ms, which no inference takes; milliseconds per inference are expected"),
         (Reading((2500.0,) * 100), "ran for 2000 ms only"),  # microseconds
         (Reading((2500.0,), count=100), "100 latencies of 2500 ms"),
         (Reading((1.0,), energy_mj=1e9), "mJ per inference"),
         (Reading((1.0,), energy_mj=-1.0), "-1 W"),
+        (Reading((1.0,), energy_mj=float("nan")), "nan W"),
         (Reading((1.0,), peak_memory_bytes=-5), "-5 bytes"),
     ],
 )
