@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -236,6 +237,7 @@ def calibrate(
     from nasbench.devices import calibration_networks
     from nasbench.few_shot import read_sources, suggest_networks
     from nasbench.measurements import read_measurements
+    from nasbench.planning.sections import naming
 
     device = _load(target)
     _check_method(method)
@@ -265,10 +267,11 @@ def calibrate(
         _say_failures(measured)
         rows = [m.row for m in measured if m.row]
         about = _about(measured)
-    if others is not None:
-        _adapt_and_keep(device, rows, others, output)
-    else:
-        _fit_and_keep(device, rows, spaces, method, about, output, quiet)
+    with naming(str(from_)) if from_ else nullcontext():
+        if others is not None:
+            _adapt_and_keep(device, rows, others, output)
+        else:
+            _fit_and_keep(device, rows, spaces, method, about, output, quiet)
 
 
 @app.command()
@@ -452,7 +455,11 @@ def _replaced(target: Target) -> str:
         before = kept_calibration(target)
     except UserError:
         return ""
-    return f"; replaces one of {len(before.rows)} networks of {before.created:%Y-%m-%d}" if before else ""
+    if before is None:
+        return ""
+    error = before.models["latency_ms"].quality.get("median_error")
+    how_good = "" if error is None else f", median error {error:.1%}"
+    return f"; replaces one of {len(before.rows)} networks of {before.created:%Y-%m-%d}{how_good}"
 
 
 def _replaced_few_shot(path: Path) -> str:

@@ -96,8 +96,8 @@ class Calibration(KeptRecord):
 
     @property
     def warning(self) -> str:
-        """What makes the measurements doubtful; empty where nothing does."""
-        return _warning(self.rows)
+        """What makes the measurements, or the fits to them, doubtful; empty where nothing does."""
+        return "; ".join(w for w in (_warning(self.rows), *(m.doubt for m in self.models.values())) if w)
 
     def predictor(self, target: Target, metric: str = "latency_ms") -> Predictor:
         """The fitted predictor; the same bits whenever and wherever the file is loaded.

@@ -17,7 +17,8 @@ from hardware_profiles.records import Record
 from predictors.base import AdditivePredictor, Array, Estimate, Predictor
 from predictors.operator_model import LEAST_NETWORKS, OperatorModel
 from predictors.quality import covered, figures, spread_around
-from predictors.roofline import Roofline
+from predictors.roofline import Roofline, kind_of
+from predictors.units import check_mixed, level_doubt
 from search_spaces import UserError, Workload
 
 Method = Literal["scale", "roofline", "operator_model"]
@@ -27,6 +28,8 @@ METHODS: tuple[Method, ...] = ("scale", "roofline", "operator_model")
 LEAST_LOG_STD = 0.05
 # Assumed of a fit to one network.
 UNJUDGED_LOG_STD = 0.35
+# With a larger median error on networks left out, a fit says so itself.
+POOR = 0.5
 # From so many networks on, the parameters of a roofline are fitted anew.
 ROOFLINE_NETWORKS = 4
 
@@ -44,6 +47,9 @@ class FittedMetric(Record):
             `operator_model`, whose numbers say how it grows, where it is least.
         lowest, highest: range of the measured values.
         quality: `predictors.quality.figures` of networks left out, and how many `networks` and `families` there were.
+        kinds: of the operators of networks that were measured, as `predictors.roofline.kind_of` has them; empty where
+            the method tells strange operators itself.
+        doubt: what is doubtful of the measurements, or of the fit to them.
     """
 
     method: Method
@@ -52,6 +58,8 @@ class FittedMetric(Record):
     lowest: Positive
     highest: Positive
     quality: dict[str, float]
+    kinds: tuple[str, ...] = ()
+    doubt: str = ""
 
     def parsed(self) -> Any:
         """The numbers as their method takes them.
@@ -93,6 +101,7 @@ def fit_metric(sample: Sample, method: Method | Literal["auto"] = "auto") -> Fit
         UserError: too few networks for the method that is named, or a value in another unit.
     """
     y = sample.y
+    doubt = _unit_doubt(sample)
     if method != "auto" and len(y) < _WAYS[method].least:
         raise UserError(
             f"{sample.target.name}: {method} needs at least {_WAYS[method].least} networks, {len(y)} were measured"
@@ -108,6 +117,8 @@ def fit_metric(sample: Sample, method: Method | Literal["auto"] = "auto") -> Fit
         lowest=float(y.min()),
         highest=float(y.max()),
         quality={"networks": float(len(y)), "families": float(len(set(sample.families)))},
+        kinds=() if names[best] == "operator_model" else _kinds(sample.workloads),
+        doubt=doubt,
     )
     if not len(fitted.logs):
         return model
@@ -117,7 +128,36 @@ def fit_metric(sample: Sample, method: Method | Literal["auto"] = "auto") -> Fit
     count = len(np.unique(groups))
     model = _widened(model, max(1.0, interval_factor(ratios, count)))
     inside = covered(ratios, groups, lambda others: 1.645 * max(1.0, interval_factor(ratios[others], count - 1)))
-    return model.model_copy(update={"quality": {**model.quality, **figures(errors, y, inside)}})
+    quality = {**model.quality, **figures(errors, y, inside)}
+    return model.model_copy(update={"quality": quality, "doubt": doubt or _poor(sample, quality["median_error"])})
+
+
+def _unit_doubt(m: Sample) -> str:
+    """What the profile's guessed figures say against the unit of the values; "" for nothing.
+
+    Raises:
+        UserError: one value is in another unit than the others, or all are in another than figures that are no guesses.
+    """
+    base = _base(m.target, m.metric)
+    expected = base.predict(m.workloads).mean
+    check_mixed(m.target, m.metric, m.networks, m.y, expected)
+    doubt = level_doubt(m.target, m.metric, m.workloads, m.y, expected)
+    if doubt and (base.fit is not None or not m.target.point.estimated):
+        raise UserError(
+            f"{m.target.name}: {doubt}: are these values in another unit? If they are not, the profile is wrong; "
+            f"`nasbench devices show {m.target.profile.name} --toml` prints it, to be corrected under another name"
+        )
+    return f"{doubt}, which were guessed; if these values are in another unit, convert them" if doubt else ""
+
+
+def _poor(m: Sample, error: float) -> str:
+    if error <= POOR:
+        return ""
+    return f"{m.metric} of networks left out is predicted with a median error of {error:.0%}: do not rely on this fit"
+
+
+def _kinds(workloads: Sequence[Workload]) -> tuple[str, ...]:
+    return tuple(sorted({kind_of(op) for workload in workloads for op in workload.operators} - {""}))
 
 
 def _best(logs: Sequence[Array]) -> int:
@@ -236,19 +276,17 @@ def _left_out_together(families: Sequence[str]) -> NDArray[np.intp]:
     return np.unique(np.array(families), return_inverse=True)[1] if several else np.arange(len(families))
 
 
-def _base(target: Target, metric: str) -> Roofline:
+def _base(target: Target, metric: str, kinds: Iterable[str] = ()) -> Roofline:
     """A roofline of the metric; where nobody states the power, energy is taken as latency times some power."""
     if metric == "energy_mj" and target.point.power_w is None:
         point = target.point.model_copy(update={"power_w": 1.0})
         points = {**target.profile.operating_points, target.operating_point: point}
         target = Target(target.profile.model_copy(update={"operating_points": points}), target.operating_point)
-    return Roofline(target, metric)
+    return Roofline(target, metric, kinds)
 
 
 def _fit_scale(m: Sample) -> _Fitted:
     """The median of measured over predicted."""
-    from predictors.roofline_fitting import OTHER_UNIT
-
     ratios = np.log(m.y / _base(m.target, m.metric).predict(m.workloads).mean)
     groups = _left_out_together(m.families)
     left = [
@@ -257,13 +295,6 @@ def _fit_scale(m: Sample) -> _Fitted:
         if (groups != group).any()
     ]
     logs = np.array(left)
-    # With more networks, fitted costs tell other units from small networks that are all overhead.
-    if len(logs) and len(m.y) < ROOFLINE_NETWORKS and np.abs(logs).max() > np.log(OTHER_UNIT):
-        worst = int(np.argmax(np.abs(ratios - np.median(ratios))))
-        raise UserError(
-            f"{m.target.name}: {m.metric} of {m.networks[worst]}, {m.y[worst]:g}, is {np.exp(np.abs(logs).max()):.0f} "
-            "times off what the other networks lead to expect: is it in another unit?"
-        )
     log_std = LEAST_LOG_STD if len(logs) else UNJUDGED_LOG_STD
     return _Fitted({"factor": float(np.exp(np.median(ratios)))}, logs, log_std)
 
@@ -280,7 +311,8 @@ def _widen_scale(numbers: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def _load_scale(model: FittedMetric, target: Target, metric: str) -> Predictor:
-    return ScaledRoofline(_base(target, metric), model.parsed(), model.log_std, model.lowest, model.highest)
+    base = _base(target, metric, model.kinds)
+    return ScaledRoofline(base, model.parsed(), model.log_std, model.lowest, model.highest)
 
 
 def _fit_operators(m: Sample) -> _Fitted:
@@ -301,12 +333,11 @@ def _load_operators(model: FittedMetric, target: Target, metric: str) -> Predict
 
 def _fit_roofline(m: Sample) -> _Fitted:
     """The roofline's parameters, with what other devices of the class teach; of energy, time stands for mJ at 1 W."""
-    from predictors.roofline_fitting import fit_sample, leave_out, measured_sample, prior, shipped_costs
+    from predictors.roofline_fitting import fit_sample, leave_out, measured_sample, near, prior, shipped_costs
 
     data = measured_sample(m.target, m.networks, m.families, m.workloads, m.y)
-    others = shipped_costs()
-    fit = fit_sample(data, others)
-    assumed = prior(m.target, others)
+    assumed = near(prior(m.target, shipped_costs()), data)
+    fit = fit_sample(data, assumed)
     logs = -leave_out(data, assumed, _left_out_together(m.families)).errors
     return _Fitted(fit.model_dump(mode="json"), logs, max(LEAST_LOG_STD, fit.log_std))
 
@@ -324,7 +355,7 @@ def _load_roofline(model: FittedMetric, target: Target, metric: str) -> Predicto
     profile = target.profile.model_copy(
         update={"fits": {**target.profile.fits, target.operating_point: model.parsed()}}
     )
-    return Roofline(Target(profile, target.operating_point), metric)
+    return Roofline(Target(profile, target.operating_point), metric, model.kinds)
 
 
 _WAYS: dict[Method, _Way] = {

@@ -68,7 +68,7 @@ def choose_predictor(
         calibration: measurements of that target; None looks into the user's directory.
         predictor: `auto`, one of `PREDICTORS`, `few_shot:FILE` or `table:FILE` (what `FewShot.save` and
             `MeasuredTable.save` wrote; tied to the space of their table), or `module:Class` of one's own, made as
-            `Class(target, metric)`.
+            `Class(target, metric)`. A `roofline` is the calibration's, if it is by one, else the profile's.
         space: whose architectures are to be predicted; None of any networks.
 
     Raises:
@@ -95,12 +95,10 @@ def choose_predictor(
         raise UserError(f'unknown predictor {predictor!r}. {nearest(predictor, PREDICTORS)} Your own: "module:Class".')
     if metric in COUNTS or metric == "training_memory_bytes":
         raise UserError(f"{metric} is counted, not predicted; leave predictor at 'auto'")
-    if predictor == "roofline":
-        return _roofline(target, metric)
     found = _calibrated(target, metric, calibration, predictor)
     if found is not None:
         return found
-    if metric == "energy_mj" and predictor == "auto":
+    if metric == "energy_mj" and predictor in ("auto", "roofline"):
         timed = _calibrated(target, "latency_ms", calibration, predictor)
         if timed is not None and isinstance(timed.predictor, AdditivePredictor):
             power_w, log_std, doubt = Roofline(target, metric).power
@@ -110,7 +108,9 @@ def choose_predictor(
         kept = few_shot_path(target, space)
         if kept.is_file():
             return _of_table(f"few_shot:{kept}", target, metric)
-    if predictor != "auto" or (target.profile.local and metric == "latency_ms"):
+    if predictor not in ("auto", "roofline") or (
+        predictor == "auto" and target.profile.local and metric == "latency_ms"
+    ):
         raise UserError(
             f"{target.name}: {'latency on this machine' if predictor == 'auto' else predictor} is predicted from "
             f"measurements; make them with `nasbench devices calibrate {target.name}`, or pass a calibration"
@@ -119,7 +119,8 @@ def choose_predictor(
 
 
 def _calibrated(target: Target, metric: str, calibration: Calibration | None, predictor: str) -> Choice | None:
-    """From a calibration, given or kept; None where there is none of that metric."""
+    """From a calibration, given or kept; None where there is none of that metric, or none by the roofline that is asked
+    for: then the profile's is meant."""
     from predictors.calibration import kept_calibration
 
     given = calibration is not None
@@ -132,6 +133,8 @@ def _calibrated(target: Target, metric: str, calibration: Calibration | None, pr
     if metric not in calibration.models:
         return None
     method = calibration.models[metric].method
+    if predictor == "roofline" != method:
+        return None
     if predictor not in ("auto", method):
         where = "the calibration" if given else "your calibration of it"
         raise UserError(

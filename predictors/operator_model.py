@@ -25,13 +25,11 @@ from predictors.operator_features import (
     streamed,
     weights_seldom_used,
 )
-from predictors.quality import spread_around
+from predictors.quality import STRANGE, spread_around
 from search_spaces import Operator, UserError, Workload
 from search_spaces.errors import explain
 
 LEAST_NETWORKS = 8
-# A network with a larger share of its cost in operators unlike all measured ones is told so.
-STRANGE = 0.05
 
 Rows = tuple[tuple[float, ...], ...]
 

@@ -12,6 +12,8 @@ from predictors.base import Array, Estimate
 
 # Predictions this far outside the measured range are still called inside it.
 MARGIN = 0.1
+# A network with a larger share of its cost in operators unlike all measured ones is told so.
+STRANGE = 0.05
 
 
 def relative_errors(logs: Array) -> Array:

@@ -18,6 +18,7 @@ from hardware_profiles.constraints import check_workload
 from hardware_profiles.profile import Target
 from hardware_profiles.profile_sections import RooflineFit, RooflineParameters
 from predictors.base import AdditivePredictor, Array, Estimate
+from predictors.quality import STRANGE
 from search_spaces import Operator, UserError, Workload
 from search_spaces.operators import ELEMENTWISE, FOLDED
 
@@ -81,8 +82,17 @@ def operator_work(op: Operator, lanes: tuple[int, int], batch: int) -> tuple[str
     return kind, macs, op.params, values, 1.0
 
 
-def workload_work(workload: Workload, target: Target, lanes: tuple[int, int]) -> Array:
-    """`(C,)` multiples of `COSTS` that the operators of a workload ask of a target; none fixed, none over the link."""
+def kind_of(op: Operator) -> str:
+    """What an operator counts as where kinds are compared: `conv2d` is told from `pointwise` and `grouped_conv2d`; ""
+    for what is fused or folded into another one."""
+    if op.kind == "conv2d":
+        return operator_work(op, (1, 1), 1)[0]
+    return "" if op.kind in _IN_PLACE else op.kind
+
+
+def workload_work(workload: Workload, target: Target, lanes: tuple[int, int], kind: str = "") -> Array:
+    """`(C,)` multiples of `COSTS` that the operators of a workload, or those of one kind (`kind_of`), ask of a target;
+    none fixed, none over the link."""
     work = np.zeros(len(COSTS))
     writers: dict[int, str] = {}
     cache: dict[Operator, tuple[str, float, float, float, float]] = {}
@@ -90,13 +100,13 @@ def workload_work(workload: Workload, target: Target, lanes: tuple[int, int]) ->
         absorbed = op.kind in FOLDED and writers.get(reads[0]) in _ABSORBS
         # A normalisation stands for the convolution that absorbed it: one more after it would be absorbed, too.
         writers[write] = writers[reads[0]] if absorbed else op.kind
-        if absorbed:
+        if absorbed or (kind and kind_of(op) != kind):
             continue
         if op not in cache:
             cache[op] = operator_work(op, lanes, target.batch)
-        kind, macs, params, values, launches = cache[op]
-        if kind:
-            work[ARITHMETIC.index(kind)] += macs
+        arithmetic, macs, params, values, launches = cache[op]
+        if arithmetic:
+            work[ARITHMETIC.index(arithmetic)] += macs
         work[WEIGHTS] += params
         work[ACTIVATIONS] += values
         work[LAUNCH] += launches
@@ -161,6 +171,8 @@ class Roofline(AdditivePredictor):
     Args:
         target: device and operating point.
         metric: `latency_ms` or `energy_mj`.
+        kinds: of operators that the user's own measurements had (`kind_of`); predictions of others say so. Empty where
+            nobody knows.
 
     Raises:
         UserError: energy of an operating point whose power nobody states.
@@ -169,11 +181,12 @@ class Roofline(AdditivePredictor):
     # Columns of the features; directions of uncertainty follow, and the number of unsupported operators is last.
     TIME_MS, PARAM_BYTES, LINK_BYTES, WORKING = range(4)
 
-    def __init__(self, target: Target, metric: str = "latency_ms") -> None:
+    def __init__(self, target: Target, metric: str = "latency_ms", kinds: Iterable[str] = ()) -> None:
         if metric not in ("latency_ms", "energy_mj"):
             raise UserError(f"a roofline predicts latency_ms or energy_mj, not {metric!r}")
         self.target = target
         self.metric = metric
+        self.kinds = frozenset(kinds)
         self.fitted_at, self.fit = _fit_for(target)
         power = self.fit.power_w if self.fit and self.fitted_at == target.operating_point else None
         self._power = power or target.point.power_w
@@ -276,11 +289,23 @@ class Roofline(AdditivePredictor):
         return Estimate.relative(mean, np.sqrt(variance), "; ".join(warnings))
 
     def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
-        if not features[:, -1].any():
+        if not (self.kinds or features[:, -1].any()):
             return ""
-        doubtful = (w for w, count in zip(workloads, features[:, -1], strict=True) if count)
-        kinds = dict.fromkeys(f.operator.kind for w in doubtful for f in check_workload(w, self.target))
-        return f"{self.target.name} does not run some of these operators ({', '.join(kinds)})"
+        refused: dict[str, None] = {}
+        strange: dict[str, None] = {}
+        # Of a space's blocks, those that cost next to nothing do not count.
+        least = 0.5 * float(features[:, self.TIME_MS].mean())
+        for workload, row in zip(workloads, features, strict=True):
+            if row[-1]:
+                refused |= dict.fromkeys(f.operator.kind for f in check_workload(workload, self.target))
+            for kind in {kind_of(op) for op in workload.operators} - self.kinds - {""} if self.kinds else ():
+                spent = float(workload_work(workload, self.target, self.lanes, kind) @ self.costs)
+                if spent > STRANGE * max(row[self.TIME_MS], least):
+                    strange[kind] = None
+        told = [f"{self.target.name} does not run some of these operators ({', '.join(refused)})"] if refused else []
+        if strange:
+            told.append(f"no calibration network had operators like some of these: {', '.join(strange)}")
+        return "; ".join(told)
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:

@@ -23,6 +23,7 @@ from hardware_profiles.profile_sections import FitErrors, Reference, RooflineFit
 from predictors.base import Array
 from predictors.quality import covered, figures, share_within
 from predictors.roofline import ARITHMETIC, COSTS, FIXED, LINK, crossing_bytes, over_link, working_power, workload_work
+from predictors.units import OTHER_UNIT
 from search_spaces import UserError, Workload
 from search_spaces.reference import reference_network
 
@@ -32,8 +33,8 @@ LEAST_NETWORKS = 3
 # bounds, beginning with the first.
 FREEDOM = 4.0
 SCALE, SCALES = 0.08, (0.06, 0.3)
-# A figure this many times off the fit to the others is in another unit.
-OTHER_UNIT = 100.0
+# Figures of a profile that measurements are this many times off tell nothing of them.
+NO_USE = 10.0
 
 # Priors of devices of which nothing else is known: what they attain of their peaks, microseconds, and what they get
 # of a link's nominal speed; and standard deviations of the logarithms. Rough, and meant to be.
@@ -187,6 +188,15 @@ def prior(target: Target, others: Mapping[str, Sequence[tuple[Target, Array]]]) 
     return Prior(mean, std)
 
 
+def near(assumed: Prior, data: Sample) -> Prior:
+    """The prior, moved to the level of the measurements where that is an order of magnitude off.
+
+    Peaks that were guessed may be, and errors with long tails would take all measurements for odd ones.
+    """
+    off = float(np.median(data.logs - np.log(data.work @ np.exp(assumed.mean))))
+    return Prior(assumed.mean + off, assumed.std) if abs(off) > np.log(NO_USE) else assumed
+
+
 @dataclass(frozen=True)
 class Costs:
     """Fitted costs.
@@ -329,33 +339,31 @@ def fit_target(target: Target, others: Mapping[str, Sequence[tuple[Target, Array
         UserError: too few networks, an unknown network, or figures in different units.
     """
     powers = [r.energy_mj / r.latency_ms for r in _references(target) if r.energy_mj]
-    return fit_sample(sample(target), others, powers)
+    data, assumed = sample(target), prior(target, others)
+    fit = fit_sample(data, assumed, powers)
+    _check_units(data, fit_costs(data.work, data.logs, assumed).logs)
+    return fit
 
 
-def fit_sample(
-    data: Sample, others: Mapping[str, Sequence[tuple[Target, Array]]] | None = None, powers: Sequence[float] = ()
-) -> RooflineFit:
+def fit_sample(data: Sample, assumed: Prior, powers: Sequence[float] = ()) -> RooflineFit:
     """Fit measured networks of one operating point.
 
     Args:
         data: references, or networks that somebody measured (`measured_sample`).
-        others: as `prior` takes them; by default what is known of the shipped devices.
+        assumed: of the costs, before anything was measured.
         powers: W, of networks whose energy was measured too.
 
     Raises:
-        UserError: too few networks, or figures in different units.
+        UserError: too few networks.
     """
     target, n = data.target, len(data.names)
-    others = shipped_costs() if others is None else others
     if n < LEAST_NETWORKS:
         raise UserError(
             f"{target.name}: {n} networks with references are too few to fit a roofline; at least {LEAST_NETWORKS} "
             "are needed"
         )
     alone = fit_costs(data.work, data.logs, broad_prior(target)).logs
-    assumed = prior(target, others)
     costs = fit_costs(data.work, data.logs, assumed)
-    _check_units(data, costs.logs)
     errors, scale = evaluate(data, assumed)
     values, vectors = np.linalg.eigh(costs.covariance)
     order = np.argsort(-values)[:_DIRECTIONS]

@@ -89,7 +89,8 @@ def read_onnx(source: str | Path | onnx.ModelProto) -> Workload:
     its input is one `silu`. In a model with QuantizeLinear / DequantizeLinear pairs the tensors between two operators
     count in their quantised type and the pairs are no operators, as runtimes fuse them; quantisation of a graph input,
     or of a tensor that is also read unquantised, is an operator `quantize`. Weights count as the parameters of the
-    operator that reads them first.
+    operator that reads them first. Operators that ONNX does not know keep their name; the file must say how large what
+    they write is.
 
     Raises:
         UserError: no such file, not an ONNX model, a size that is not fixed, or a batch above 1.
@@ -149,14 +150,26 @@ def _fixed_shapes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
                 raise UserError(
                     f"{where}: input {value.name!r}: dimension {axis} is not fixed; export with fixed sizes"
                 )
-    # What was inferred for a dynamic batch would contradict batch 1.
+    # What was inferred for a dynamic batch would contradict batch 1; of operators that ONNX does not know nothing else
+    # tells the sizes.
+    foreign = {name for node in model.graph.node if not _is_known(node) for name in node.output}
+    said = [value for value in model.graph.value_info if value.name in foreign]
     del model.graph.value_info[:]
-    for value in model.graph.output:
-        value.type.tensor_type.ClearField("shape")
+    model.graph.value_info.extend(said)
+    for value in (*model.graph.value_info, *model.graph.output):
+        shape = value.type.tensor_type.shape
+        if value.name not in foreign:
+            value.type.tensor_type.ClearField("shape")
+        elif shape.dim and shape.dim[0].WhichOneof("value") != "dim_value":
+            shape.dim[0].dim_value = 1
     try:
         return infer(model)
     except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
         raise UserError(f"{where}: shapes cannot be inferred: {str(error).strip().splitlines()[0]}") from error
+
+
+def _is_known(node: onnx.NodeProto) -> bool:
+    return bool(onnx.defs.has(node.op_type, node.domain))
 
 
 @dataclass
@@ -213,6 +226,15 @@ class _Reader:
 
     def _type(self, name: str) -> Tensor:
         if name not in self._types:
+            for node in self._graph.node:
+                if name in node.output and not _is_known(node):
+                    domain = f" of domain {node.domain!r}" if node.domain else ""
+                    called = f" (node {node.name!r})" if node.name else ""
+                    raise UserError(
+                        f"{self._where}: ONNX knows no operator {node.op_type!r}{domain}{called}, and the file does "
+                        f"not say how large the tensor {name!r} is that it writes; write that into the model's "
+                        "value_info, or export with standard operators"
+                    )
             raise UserError(f"{self._where}: the size of tensor {name!r} is not fixed; export with fixed sizes")
         return self._types[name]
 

@@ -122,10 +122,11 @@ def test_energy_that_nobody_measured_is_calibrated_latency_times_stated_power(
     np.testing.assert_allclose(bound.std, one.std, rtol=1e-6)
     expected = energy.predictor.bind(space).expected([torch.eye(int(n), dtype=float)[0] for n in space.cardinalities])
     assert float(expected) == pytest.approx(energy.predictor.predict([space.workload(archs[0] * 0)]).mean[0], rel=1e-6)
-    # Measured energy comes first, and a roofline that is asked for is the profile's.
+    # Measured energy comes first, and a roofline that is asked for is the profile's where none was fitted.
     measured = fit_target(target, rows(truth(target, workloads), energy=True), workloads, method=method)  # type: ignore[arg-type]
     assert "W times" not in choose_predictor(target, "energy_mj", measured).basis
-    assert choose_predictor(target, "energy_mj", calibration, "roofline").basis == "roofline from datasheet figures"
+    roofline = choose_predictor(target, "energy_mj", calibration, "roofline")
+    assert roofline.basis == (energy.basis if method == "roofline" else "roofline from datasheet figures")
 
 
 def test_what_cannot_be_fitted_says_so(workloads: list[Workload]) -> None:
@@ -233,3 +234,99 @@ def test_eight_published_networks_give_intervals_that_hold_the_others() -> None:
         estimate = calibration.predictor(target).predict([works[i] for i in rest])
         inside.append((estimate.quantile(0.05) <= measured[rest]) & (measured[rest] <= estimate.quantile(0.95)))
     assert np.concatenate(inside).mean() >= 0.85
+
+
+def guessed(target: Target, factor: float = 1.0) -> Target:
+    """The target with peaks that somebody guessed, `factor` too high."""
+    point = target.point
+    point = point.model_copy(
+        update={
+            "estimated": True,
+            "peak_gmacs": factor * point.peak_gmacs,
+            "bandwidth_gbs": factor * point.bandwidth_gbs,
+        }
+    )
+    return Target(
+        target.profile.model_copy(update={"operating_points": {target.operating_point: point}}), target.operating_point
+    )
+
+
+@pytest.mark.parametrize("factor", [1000.0, 0.001])
+@pytest.mark.parametrize("n", [2, 3, 5, 14])
+def test_one_value_in_another_unit_is_named(n: int, factor: float, workloads: list[Workload]) -> None:
+    target = guessed(bare())
+    for wrong in range(n):
+        measured = truth(target, workloads)[:n]
+        measured[wrong] *= factor
+        which = NAMES[wrong] if n > 2 else "mobilenet_v[12]"
+        with pytest.raises(UserError, match=rf"latency_ms of {which} is .* times (more|less) than .*another unit"):
+            fit_target(target, rows(measured), workloads[:n])
+
+
+@pytest.mark.parametrize("n", [1, 3, 14])
+def test_values_that_are_all_in_another_unit_are_refused_where_the_profile_knows(
+    n: int, workloads: list[Workload]
+) -> None:
+    target = bare()
+    measured = truth(target, workloads)[:n]
+    with pytest.raises(UserError, match=r"latency_ms is \d+ times what the profile's figures .* in another unit\?"):
+        fit_target(target, rows(1000 * measured), workloads[:n])
+    with pytest.raises(UserError, match=r"latency_ms is \d+ times less than arithmetic alone takes"):
+        fit_target(target, rows(measured / 1000), workloads[:n])
+    assert fit_target(target, rows(measured), workloads[:n]).warning == ""
+
+
+def test_a_power_that_no_board_draws_is_another_unit_of_energy(workloads: list[Workload]) -> None:
+    target = bare()
+    measured = rows(truth(target, workloads), energy=True)
+    wrong = [measured[0].model_copy(update={"energy_mj": measured[0].energy_mj / 1000}), *measured[1:]]  # type: ignore[operator]
+    with pytest.raises(UserError, match=f"energy_mj of {NAMES[0]} is .* less than"):
+        fit_target(target, wrong, workloads)
+
+
+def test_overhead_of_small_networks_is_no_other_unit(workloads: list[Workload]) -> None:
+    target = guessed(bare())
+    tiny = reference_network("mobilenet_v3_small", resolution=32).workload()
+    measured = np.append(truth(target, workloads[:5]), Roofline(target).predict([tiny]).mean) + 200.0
+    names = [*NAMES[:5], "mobilenet_v3_small@32"]
+    found = fit_target(target, [MeasuredRow(network=n, latency_ms=v) for n, v in zip(names, measured, strict=True)],
+                       [*workloads[:5], tiny])  # fmt: skip
+    predicted = found.predictor(target).predict([tiny]).mean[0]
+    assert predicted == pytest.approx(measured[-1], rel=0.3)
+
+
+def test_guessed_peaks_that_are_far_off_cost_no_accuracy(workloads: list[Workload]) -> None:
+    measured = truth(bare(), workloads) * 50
+    target = guessed(bare(), 10.0)
+    found = fit_target(target, rows(measured), workloads, method="roofline")
+    assert "which were guessed" in found.warning
+    assert found.models["latency_ms"].quality["median_error"] < 0.15
+    assert np.median(np.abs(found.predictor(target).predict(workloads).mean / measured - 1)) < 0.05
+
+
+def test_a_poor_fit_says_so(workloads: list[Workload]) -> None:
+    measured = truth(bare(), workloads) * np.random.default_rng(0).lognormal(0, 1, len(workloads))
+    found = fit_target(bare(), rows(measured), workloads, method="scale")
+    assert found.models["latency_ms"].quality["median_error"] > 0.5
+    assert "do not rely on this fit" in found.warning
+
+
+@pytest.mark.parametrize("method", ["scale", "roofline"])
+def test_operators_that_no_measured_network_had_are_named(method: str, workloads: list[Workload]) -> None:
+    target = bare()
+    convolutional = [i for i, n in enumerate(NAMES) if n in ("resnet18", "resnet34", "vgg11", "alexnet")]
+    some = [rows(truth(target, workloads))[i] for i in convolutional]
+    fitted = fit_target(target, some, [workloads[i] for i in convolutional], method=method)  # type: ignore[arg-type]
+    predictor = fitted.predictor(target)
+    assert "no calibration network" not in predictor.predict([reference_network("vgg16").workload()]).warning
+    strange = reference_network("deit_tiny").workload()
+    assert "no calibration network had operators like some of these: matmul" in predictor.predict([strange]).warning
+    bound = predictor.bind(load_space("quickstart")).predict(np.zeros((1, len(load_space("quickstart").knobs)), int))
+    assert "depthwise_conv2d" in bound.warning
+
+
+def test_a_roofline_that_is_asked_for_is_the_calibration_s(workloads: list[Workload]) -> None:
+    target = bare()
+    for method, basis in (("roofline", "roofline fitted anew"), ("scale", "roofline from datasheet figures")):
+        fitted = fit_target(target, rows(truth(target, workloads)), workloads, method=method)  # type: ignore[arg-type]
+        assert choose_predictor(target, "latency_ms", fitted, "roofline").basis.startswith(basis)

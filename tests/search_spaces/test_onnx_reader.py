@@ -251,3 +251,28 @@ def test_sizes_that_depend_on_data_are_refused() -> None:
     nodes = [helper.make_node("NonZero", ["x"], ["i"]), helper.make_node("Cast", ["i"], ["y"], to=TensorProto.FLOAT)]
     with pytest.raises(UserError, match="size of tensor 'i' is not fixed"):
         read_onnx(model(nodes, [1, 4]))
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+def test_operators_that_onnx_does_not_know_keep_their_name_where_the_file_tells_their_sizes(batch: int | str) -> None:
+    nodes = [
+        helper.make_node("Fold", ["x"], ["a"], name="first", domain="my.operators"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Score", ["b"], ["y"], domain="my.operators"),
+    ]
+
+    def sized(name: str, *shape: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape])
+
+    def foreign(*known: onnx.ValueInfoProto) -> onnx.ModelProto:
+        graph = helper.make_graph(nodes, "g", [sized("x", 8, 6)], [sized("y", 5)], value_info=known)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my.operators", 1)]
+        return helper.make_model(graph, opset_imports=opsets)
+
+    told = sized("a", 8, 3)
+    found = read_onnx(foreign(told)).operators
+    assert [(op.kind, op.output.shape) for op in found] == [("Fold", (8, 3)), ("relu", (8, 3)), ("Score", (5,))]
+    with pytest.raises(
+        UserError, match=r"no operator 'Fold' of domain 'my.operators' \(node 'first'\).* 'a' .*value_info"
+    ):
+        read_onnx(foreign())
