@@ -152,6 +152,14 @@ class Measurement:
         return (self.percentile_ms(75) - self.percentile_ms(25)) / self.median_ms
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while networks were measured, with what was finished before."""
+
+    def __init__(self, measured: Sequence[Measurement]) -> None:
+        super().__init__()
+        self.measured = tuple(measured)
+
+
 class Meter(ABC):
     """Runs artifacts on one runtime and returns measurements.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hardware_profiles.host import host_fingerprint
-from hardware_profiles.meter import Artifact, Measurement, Meter, OperatorTime, Protocol
+from hardware_profiles.meter import Artifact, Interrupted, Measurement, Meter, OperatorTime, Protocol
 from hardware_profiles.meter_section import AdbSection, CommandSection, SshSection
 from hardware_profiles.profile import Target
 from hardware_profiles.subprocesses import Finished, Runner, ToolError, run
@@ -102,6 +102,7 @@ class OutOfProcessMeter(Meter):
 
         Raises:
             UserError: the device is not there, or is another one.
+            Interrupted: on Ctrl-C; holds what was measured before.
         """
         self.transcript = []
         if not artifacts:
@@ -115,16 +116,20 @@ class OutOfProcessMeter(Meter):
         rng = np.random.default_rng(0)
         total, done = self.section.passes * len(running), 0
         gone = ""
-        for _ in range(self.section.passes):
-            for i in rng.permutation(len(running)) if self.section.passes > 1 else range(len(running)):
-                one = running[i]
-                if gone:
-                    one.error = one.error or gone
-                elif not one.error:
-                    gone = self._take(one, target)
-                done += 1
-                if self.progress:
-                    self.progress(done, total)
+        try:
+            for _ in range(self.section.passes):
+                for i in rng.permutation(len(running)) if self.section.passes > 1 else range(len(running)):
+                    one = running[i]
+                    if gone:
+                        one.error = one.error or gone
+                    elif not one.error:
+                        gone = self._take(one, target)
+                    done += 1
+                    if self.progress:
+                        self.progress(done, total)
+        except KeyboardInterrupt as stop:
+            finished = [r for r in running if r.readings and not r.error]
+            raise Interrupted([self._result(r, target, device) for r in finished]) from stop
         return [self._result(r, target, device) for r in running]
 
     def per_operator(self, artifact: Artifact, target: Target) -> list[OperatorTime]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from hardware_profiles.meter import Artifact, Measurement, Meter, OperatorTime, Protocol
+from hardware_profiles.meter import Artifact, Interrupted, Measurement, Meter, OperatorTime, Protocol
 from hardware_profiles.out_of_process import OutOfProcessMeter, file_digest
 from hardware_profiles.paths import locked
 from hardware_profiles.profile import Target
@@ -86,8 +86,16 @@ class RecordingMeter(Meter):
         _existing(path)
 
     def measure(self, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
-        """As the other meter; failed measurements are passed on, not recorded."""
-        measured = self.meter.measure(artifacts, target)
+        """As the other meter; failed measurements are passed on, not recorded. What an interrupt left is recorded."""
+        try:
+            measured = self.meter.measure(artifacts, target)
+        except Interrupted as stop:
+            self._keep(stop.measured, target)
+            raise
+        self._keep(measured, target)
+        return measured
+
+    def _keep(self, measured: Sequence[Measurement], target: Target) -> None:
         now = datetime.now(UTC)
         new = tuple(_record(m, target, now) for m in measured if not m.error)
         commands: tuple[Command, ...] = ()
@@ -108,7 +116,6 @@ class RecordingMeter(Meter):
                 measurements=before.measurements + new,
                 commands=before.commands + ((commands,) if commands else ()),
             ).save(self.path)
-        return measured
 
 
 def _existing(path: Path) -> Recording:

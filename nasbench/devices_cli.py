@@ -399,7 +399,11 @@ def _measured(
         if record is not None:
             chosen = RecordingMeter(chosen, record)
         append_measurements(path, target, [])  # what cannot be kept is not measured
-        measured = measure_networks(target, networks, meter=chosen, progress=steps)
+        try:
+            measured = measure_networks(target, networks, meter=chosen, progress=steps)
+        except KeyboardInterrupt as stop:
+            _keep_finished(stop, target, networks, path)
+            raise
         failed = sum(bool(m.error) for m in measured)
         phase.done(f"{len(measured) - failed} networks" + (f", {failed} failed" if failed else ""))
     try:
@@ -408,6 +412,21 @@ def _measured(
         _show_measured(measured)  # nothing else keeps them
         raise
     return target, measured
+
+
+def _keep_finished(stop: KeyboardInterrupt, target: Target, networks: list[NamedNetwork], path: Path) -> None:
+    """Add what was measured before an interrupt to a table, and say so."""
+    from hardware_profiles.meter import Interrupted
+    from nasbench.measurements import Measured, append_measurements
+
+    named = {n.name: n for n in networks}
+    finished = stop.measured if isinstance(stop, Interrupted) else ()
+    append_measurements(path, target, [Measured(named[m.artifact.name], m) for m in finished])
+    told = "no network was finished"
+    if finished:
+        told = f"{len(finished)} of {len(networks)} networks are kept in {path}; fit them with: nasbench devices calibrate "
+        told += f"{target.name} --from {path}"
+    print(f"\ninterrupted; {told}", file=sys.stderr)
 
 
 def _about(measured: list[Measured]) -> dict[str, Any]:

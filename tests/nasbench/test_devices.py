@@ -574,3 +574,34 @@ def test_tables_and_few_shot_transfer_predict_the_space_they_are_of(space: Path,
     assert "cannot be read" in bad(
         "predict", name, "--target", "jetson_nano", "--predictor", f"table:{tmp_path / 'no.npz'}"
     )
+
+
+def test_networks_finished_before_an_interrupt_are_kept(board: Path) -> None:
+    program = (board / "board.py").read_text()
+    calls = board / "calls"
+    stop = f"""
+import os, signal
+with open({str(calls)!r}, "a") as file: file.write("x")
+if os.path.getsize({str(calls)!r}) == 3:
+    os.kill(os.getppid(), signal.SIGINT)
+"""
+    (board / "board.py").write_text(stop + program)
+    names = ("mobilenet_v3_small@64", "squeezenet1_1@64", "resnet18@64", "mobilenet_v2@64")
+    table, recording = board / "m.csv", board / "recording.json"
+    command = ["devices", "measure", "board", *names, "--output", table, "--record", recording, "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "nasbench", *map(str, command)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 130
+    assert f"interrupted; 2 of 4 networks are kept in {table}; fit them with" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [row.network for row in read_measurements(table)] == list(names[:2])
+    assert len(json.loads(recording.read_text())["measurements"]) == 2
+    # Before the first network is through there is nothing to keep, and nothing is made up.
+    calls.write_text("xx")
+    done = subprocess.run(
+        [sys.executable, "-m", "nasbench", *map(str, command)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 130
+    assert "interrupted; no network was finished" in done.stderr
+    assert len(read_measurements(table)) == 2
