@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from hardware_profiles.records import Record
 from search_spaces.errors import nearest
-from search_spaces.operators import Operator
+from search_spaces.operators import Operator, unknown_kind
 
 ITEMSIZE = {"fp32": 4, "fp16": 2, "int8": 1}
 
@@ -181,7 +181,8 @@ class Constraints(Record):
         runtimes: the runtimes that this applies to; empty means all of the profile's operating points.
         precisions: the only ones that it computes in; empty for any.
         static_shapes: it takes networks whose shapes are all known when they are compiled, batch included.
-        operators: the only kinds of operators that it runs; empty for any but `unsupported_operators`.
+        operators: the only kinds of operators that it runs (`search_spaces.operators.KINDS`, and ONNX operators that
+            the reader leaves under their names); empty for any but `unsupported_operators`.
         unsupported_operators: kinds that it does not run.
         max_rank: most dimensions per sample (no batch dimension) of a tensor.
         limits: per kind of operator.
@@ -205,6 +206,9 @@ class Constraints(Record):
     def _check(self) -> Constraints:
         if (self.precisions or self.operators or self.unsupported_operators or self.max_rank) and not self.source:
             raise ValueError("constraints need a source")
+        for key in ("operators", "unsupported_operators", "limits"):
+            if why := next(filter(None, map(unknown_kind, getattr(self, key))), ""):
+                raise ValueError(f"{key}: {why}")
         both = set(self.operators) & set(self.unsupported_operators)
         if both:
             raise ValueError(f"{sorted(both)[0]!r} stands among operators and among unsupported_operators")

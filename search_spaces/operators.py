@@ -11,8 +11,36 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
+from search_spaces.errors import nearest
+
 Shape = tuple[int, ...]
 
+# Every kind of operator that spaces, reference networks and readers know, and the element-wise, reducing and indexing
+# operators of PyTorch's core set (`torch.Tag.core`), which tracing calls by their aten names. Others keep a name of
+# their own: in ONNX files, which begin with a capital there, and of modules with rare or home-made operators.
+KINDS = frozenset(
+    # products
+    {"conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "matmul"}
+    # activations
+    | {"relu", "relu6", "leaky_relu", "prelu", "elu", "celu", "gelu", "silu", "mish", "softplus", "sigmoid", "tanh"}
+    | {"hard_sigmoid", "hard_swish", "hardtanh", "clamp", "clip", "softmax", "log_softmax"}
+    # normalisation, pooling, and what changes sizes or types
+    | {"batch_norm", "layer_norm", "group_norm", "mean", "global_avg_pool", "avg_pool2d", "max_pool2d", "resize"}
+    | {"pixel_shuffle", "pixel_unshuffle", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "quantize"}
+    # of one value each, or of pairs
+    | {"abs", "ceil", "cos", "erf", "exp", "expm1", "floor", "log", "log10", "log1p", "log2", "logical_not", "neg"}
+    | {"reciprocal", "round", "rsqrt", "sign", "sin", "sqrt", "tan", "trunc", "isinf", "isnan", "acos", "acosh", "asin"}
+    | {"asinh", "atan", "atanh", "cosh", "sinh", "bitwise_not", "add", "sub", "mul", "div", "pow", "maximum", "minimum"}
+    | {"fmod", "remainder", "atan2", "eq", "ne", "ge", "gt", "le", "lt", "where", "logical_and", "logical_or"}
+    | {"logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"}
+    # of whole dimensions, and by indices
+    | {"amax", "amin", "any", "argmax", "argmin", "cumsum", "max", "min", "prod", "sum", "var", "sort", "topk"}
+    | {"embedding", "gather", "index", "index_put", "index_select", "masked_scatter", "scatter", "scatter_add"}
+    | {"scatter_reduce", "select_scatter", "slice_scatter", "nonzero", "grid_sampler_2d"}
+    | {"concat", "flip", "roll", "repeat"}
+    # moves and views: no operators of a workload, but compilers' lists of what they run name them too
+    | {"slice", "split", "transpose", "reshape"}
+)
 # Operators whose result may take the place of an input of equal size that nobody reads afterwards.
 ELEMENTWISE = frozenset(
     {"add", "mul", "batch_norm", "relu", "relu6", "leaky_relu", "elu", "tanh", "sigmoid", "silu", "gelu"}
@@ -20,6 +48,24 @@ ELEMENTWISE = frozenset(
 )
 # Operators that a runtime folds into the convolution or linear operator before them, at no cost of their own.
 FOLDED = frozenset({"batch_norm"})
+
+
+def unknown_kind(word: str) -> str:
+    """Why no workload has operators of a kind, and which may be meant; empty where one may have them.
+
+    >>> unknown_kind("hardswish")
+    "no network has operators of kind 'hardswish'. Did you mean 'hard_swish'? Kinds: search_spaces.operators.KINDS"
+    """
+    if word in KINDS:
+        return ""
+    hint = nearest(word, KINDS).partition("Known:")[0]
+    if word[:1].isupper():
+        from search_spaces.onnx_reader import _KINDS, _READERS, _VIEWS
+
+        if word not in (*_KINDS, *_READERS, *_VIEWS):
+            return ""  # an ONNX operator that keeps its name
+        hint = f"Of ONNX files it is read as {_KINDS[word]!r}. " if word in _KINDS else hint
+    return f"no network has operators of kind {word!r}. {hint}Kinds: search_spaces.operators.KINDS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +91,7 @@ class Operator:
     """One primitive with its shapes; equal operators compare and hash equal wherever they stand.
 
     Args:
-        kind: `conv2d`, `depthwise_conv2d`, `linear`, `matmul`, `batch_norm`, `add`, `mul`, `relu`, `hard_swish`,
-            `hard_sigmoid`, `global_avg_pool`, `avg_pool2d`, `max_pool2d`, `concat`, `resize`, ...
+        kind: one of `KINDS`, or its own name where a reader does not know it.
         inputs: the activation tensors it reads (weights are not among them), in the shape it sees them: a reshaped
             view is no operator of its own.
         output: the tensor it writes.

@@ -96,6 +96,13 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         (("operating_points", "fp16-maxn", "precision"), "int8", r"'fp16-maxn': precision is 'int8'.*fp32, fp16 only"),
         (("constraints", "operator"), ["add"], r"constraints.operator: unknown key. Did you mean 'operators'"),
         (("constraints", "precisions"), ["fp8"], r"constraints.precisions.0: .*'int8'.*got 'fp8'"),
+        (
+            ("constraints", "operators"),
+            ["relu", "hardswish"],
+            r"operators: .*kind 'hardswish'. Did you mean 'hard_swish'",
+        ),
+        (("constraints", "unsupported_operators"), ["Gelu"], r"unsupported_operators: .*'Gelu'.*read as 'gelu'"),
+        (("constraints", "limits"), {"maxpool": {"source": "x"}}, r"limits: .*'maxpool'. Did you mean 'max_pool2d'"),
         (("constraints", "source"), "", r"constraints: constraints need a source"),
         (("constraints", "otherwise"), "cpu", r"otherwise: .*'refused' or 'host_cpu', got 'cpu'"),
         (("constraints", "limits"), {"add": {"max_stride": 2}}, r"constraints.limits.add.source: this key is missing"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from search_spaces import Workload, reference_network, reference_networks
+from search_spaces.operators import KINDS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -44,6 +45,7 @@ def test_parameters_are_the_published_ones(name: str) -> None:
         assert rounds_to((1 if unit == "multiply-accumulates" else 2) * workload.macs, figure), workload.macs
     # Every weight is used, and none more than once per pixel of the input.
     assert 0 < workload.macs <= workload.params * prod(network.input_shape[1:])
+    assert {op.kind for op in workload.operators} <= KINDS
 
 
 def test_inception_v2_has_the_variables_that_its_reference_counts() -> None:

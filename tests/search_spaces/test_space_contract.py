@@ -25,6 +25,7 @@ from search_spaces import (
     reference_network,
     trace,
 )
+from search_spaces.operators import KINDS
 
 TINY: list[dict[str, Any]] = [
     {"width": 8, "expansions": [1]},
@@ -268,6 +269,11 @@ def test_costs_add_up_over_blocks(space: SearchSpace) -> None:
         assert workload.bytes_moved == sum(b.bytes_moved for b in blocks)
         # Blocks meet at one tensor, so that the whole network's peak is that of its worst block.
         assert workload.peak_memory_bytes == max(b.peak_memory_bytes for b in blocks)
+
+
+def test_every_block_is_of_known_kinds_of_operators(space: SearchSpace) -> None:
+    used = {op.kind for i in range(len(space.catalog)) for op in space.catalog[i].workload.operators}
+    assert used <= KINDS | {"new_empty"}  # circular padding is traced as the memory that it fills
 
 
 def test_published_figures_are_of_references(space: SearchSpace) -> None:
