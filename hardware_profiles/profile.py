@@ -6,6 +6,7 @@ parameters), so that a prediction can say what it rests on. A target is a profil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -208,6 +209,9 @@ def explain_fields(error: ValidationError, model: type[BaseModel], path: object)
         return f"{where}: unknown key. {nearest(str(last), fields.model_fields)}"
     if first["type"] == "missing":
         return f"{where}: this key is missing"
+    if first["type"] == "literal_error":
+        expected = re.findall("'([^']*)'", first["ctx"]["expected"])
+        return f"{where}: unknown value {first['input']!r}. {nearest(str(first['input']), expected)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" + ("" if first["type"] == "value_error" else f", got {first['input']!r}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hardware_profiles.records import Record
 from search_spaces.errors import nearest
@@ -22,6 +22,33 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _within(least: float, most: float, unit: str) -> AfterValidator:
+    """Bounds that no device is near: a figure beyond them is in another unit, and the error says which is expected."""
+
+    def check(value: float) -> float:
+        if not least <= value <= most:
+            raise ValueError(f"{value:g} is outside {least:g} to {most:g}, in {unit}")
+        return value
+
+    return AfterValidator(check)
+
+
+# From an 8-bit microcontroller (some 10^5 multiply-accumulates/s, 10^7 bytes/s, 1 mW) to a wafer of a chip (Cerebras
+# WSE-3: 6 x 10^16 multiply-accumulates/s, 21 PB/s) and a server (kW), with room on both sides.
+GMacs = Annotated[float, _within(1e-5, 1e8, "10^9 multiply-accumulates/s")]
+Bandwidth = Annotated[float, _within(1e-4, 1e8, "GB/s")]
+WATTS = (1e-4, 5000.0)
+Watts = Annotated[float, _within(*WATTS, "W")]
+# A serial line; several bundled links between accelerators.
+LinkSpeed = Annotated[float, _within(1e-6, 1e4, "GB/s")]
+Threads = Annotated[int, _within(1, 4096, "threads of one inference")]
+Batch = Annotated[int, _within(1, 1_000_000, "samples per inference")]
+# Nothing waits ten seconds before it computes.
+Microseconds = Annotated[float, _within(0, 1e7, "microseconds")]
+# Far from 1 where a roofline was fitted beside peaks that were guessed.
+Fraction = Annotated[float, _within(1e-9, 1e6, "fractions of the peak, so that 60 % is 0.6")]
 
 
 class Figure(Record):
@@ -71,14 +98,14 @@ class OperatingPoint(Record):
 
     precision: Precision
     runtime: Text
-    threads: Count = 1
-    batch: Count = 1
+    threads: Threads = 1
+    batch: Batch = 1
     power_mode: str = ""
-    peak_gmacs: Positive
-    bandwidth_gbs: Positive
-    power_w: Positive | None = None
+    peak_gmacs: GMacs
+    bandwidth_gbs: Bandwidth
+    power_w: Watts | None = None
     host_link: str = ""
-    host_link_gbs: Positive | None = None
+    host_link_gbs: LinkSpeed | None = None
     measure: str = ""
     options: dict[str, str | int | float | bool] = Field(default={})
     estimated: bool = False
@@ -114,13 +141,13 @@ class RooflineParameters(Record):
         estimated, source: as above.
     """
 
-    efficiency: dict[str, Positive]
-    bandwidth_efficiency: Positive = 0.6
-    weight_bandwidth_efficiency: Positive | None = None
+    efficiency: dict[str, Fraction]
+    bandwidth_efficiency: Fraction = 0.6
+    weight_bandwidth_efficiency: Fraction | None = None
     lanes: tuple[Count, Count] = (1, 1)
-    launch_us: NotNegative
-    fixed_us: NotNegative = 0.0
-    host_link_gbs: Positive | None = None
+    launch_us: Microseconds
+    fixed_us: Microseconds = 0.0
+    host_link_gbs: LinkSpeed | None = None
     on_chip_bytes: Count | None = None
     estimated: bool = True
     source: Text
@@ -129,11 +156,15 @@ class RooflineParameters(Record):
     def _check(self) -> RooflineParameters:
         if "other" not in self.efficiency:
             raise ValueError("efficiency must name 'other', the fraction for all kinds not named")
-        for kind, value in self.efficiency.items():
+        for kind in self.efficiency:
             if kind not in EFFICIENCIES:
                 raise ValueError(f"efficiency.{kind}: unknown kind of arithmetic. {nearest(kind, EFFICIENCIES)}")
+        fractions = {f"efficiency.{kind}": value for kind, value in self.efficiency.items()}
+        fractions["bandwidth_efficiency"] = self.bandwidth_efficiency
+        fractions["weight_bandwidth_efficiency"] = self.weight_bandwidth_efficiency or 0.0
+        for key, value in fractions.items():
             if self.estimated and value > 1:
-                raise ValueError(f"efficiency.{kind}: an estimate is less than or equal to 1, got {value:g}")
+                raise ValueError(f"{key}: an estimate is a fraction less than or equal to 1, got {value:g}")
         if self.on_chip_bytes is not None and self.host_link_gbs is None:
             raise ValueError("on_chip_bytes needs host_link_gbs, the link that the remaining parameters come over")
         return self
@@ -345,5 +376,5 @@ class RooflineFit(Record):
     log_std: Positive
     deviations: tuple[tuple[float, ...], ...] = ()
     alone: tuple[float, ...] = ()
-    power_w: Positive | None = None
+    power_w: Watts | None = None
     errors: FitErrors

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hardware_profiles.meter import OperatorTime
+from hardware_profiles.profile_sections import WATTS
 from hardware_profiles.subprocesses import ToolError
 from search_spaces.errors import nearest
 
-# Nothing that loads and runs a network is quicker than a tenth of a microsecond, or draws less or more than this; and
-# nobody waits for one inference longer than a day.
+# Nothing that loads and runs a network is quicker than a tenth of a microsecond, and nobody waits for one inference
+# longer than a day.
 _SHORTEST_MS = 1e-4
 _LONGEST_MS = 24 * 3600 * 1e3
-_WATTS = (1e-4, 5000.0)
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))"
 
@@ -31,7 +31,7 @@ def implausible(latency_ms: float, energy_mj: float | None = None) -> str:
     """What no inference takes or draws, in words; empty where the figures may be true."""
     if not _SHORTEST_MS <= latency_ms <= _LONGEST_MS:
         return f"{latency_ms:.4g} ms, which no inference takes"
-    if energy_mj is not None and not _WATTS[0] <= (watts := energy_mj / latency_ms) <= _WATTS[1]:
+    if energy_mj is not None and not WATTS[0] <= (watts := energy_mj / latency_ms) <= WATTS[1]:
         return f"{energy_mj:.4g} mJ in {latency_ms:.4g} ms, which is {watts:.3g} W"
     return ""
 

@@ -33,8 +33,9 @@ def nearest(word: str, known: Iterable[object]) -> str:
     "Did you mean 'latency_ms'? Known: latency_ms, params."
     """
     names = sorted(str(k) for k in known)
-    match = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    hint = f"Did you mean {match[0]!r}? " if match else ""
+    written = {name.lower(): name for name in names}
+    match = difflib.get_close_matches(word.lower(), written, n=1, cutoff=0.5)
+    hint = f"Did you mean {written[match[0]]!r}? " if match else ""
     return f"{hint}Known: {', '.join(names)}."
 
 
