@@ -115,8 +115,9 @@ class Tool(ABC):
 class JsonTool(Tool):
     """Any program that prints one JSON object: `{"latency_ms": [1.2, 1.3], "energy_mj": 3.4, ...}`.
 
-    Lines before it may say anything. `latency_ms` is a number or a list with one value per inference; `energy_mj`,
-    `peak_memory_bytes`, `runtime_version`, `notes` and `operators` (`[{"name", "kind", "latency_ms"}]`) may be absent.
+    It begins a line; other lines may say anything. `latency_ms` is a number or a list with one value per inference;
+    `energy_mj`, `peak_memory_bytes`, `runtime_version`, `notes` and `operators` (`[{"name", "kind", "latency_ms"}]`)
+    may be absent.
     """
 
     name = "json"
@@ -128,7 +129,7 @@ class JsonTool(Tool):
         return [artifact]
 
     def parse(self, stdout: str, stderr: str = "") -> Reading:
-        result = _last_object(stdout)
+        result = _result(stdout)
         for key in result:
             if key not in self.keys:
                 raise ToolError(f"its JSON has an unknown key {key!r}. {nearest(key, self.keys)}")
@@ -157,23 +158,30 @@ class JsonTool(Tool):
         )
 
 
-def _last_object(text: str) -> dict[str, Any]:
-    """The JSON object that is all of a text, or its last lines."""
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
-        lines = text.rstrip().splitlines()
-        starts = [i for i, line in enumerate(lines) if line.startswith("{")]
-        if not starts:
-            shown = text.strip()[-120:]
-            raise ToolError(f"it printed no JSON object, but {shown!r}" if shown else "it printed nothing") from None
+def _result(text: str) -> dict[str, Any]:
+    """The JSON object with a latency among lines that may say anything; the last object where none has one."""
+    text = text.strip()
+    objects: list[dict[str, Any]] = []
+    damage, end = "", 0
+    for start in (match.start() for match in re.finditer(r"^\{", text, re.MULTILINE)):
+        if start < end:  # inside the object before
+            continue
         try:
-            found = json.loads("\n".join(lines[starts[-1] :]))
+            found, end = json.JSONDecoder().raw_decode(text, start)
+            objects.append(found)
         except json.JSONDecodeError as error:
-            raise ToolError(f"it printed JSON that breaks off or is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ToolError(f"it printed JSON, but a {type(found).__name__} instead of an object with 'latency_ms'")
-    return found
+            damage = f"it printed JSON that breaks off or is damaged: {error}"
+    results = [found for found in objects if "latency_ms" in found]
+    if len(results) > 1:
+        raise ToolError(
+            f"it printed {len(results)} JSON objects with 'latency_ms', where the result of one network is expected; "
+            'several inferences go into one list, as in {"latency_ms": [1.2, 1.3]}'
+        )
+    if results:
+        return results[0]
+    if damage or not objects:
+        raise ToolError(damage or (f"it printed no JSON object, but {text[-120:]!r}" if text else "it printed nothing"))
+    return objects[-1]
 
 
 def _float(value: Any, key: str) -> float:

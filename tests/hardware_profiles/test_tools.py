@@ -108,9 +108,11 @@ def test_tegrastats_of_five_boards() -> None:
     assert tegrastats_power(["RAM 775/7620MB SWAP 0/3810MB (cached 0MB) GR3D_FREQ 0%", ""]) == ()
 
 
-def test_json_after_other_lines() -> None:
+def test_json_between_other_lines() -> None:
     reading = JsonTool().parse('loading\n{"latency_ms": [1.5, 2], "energy_mj": 4, "runtime_version": "3.1"}\n')
     assert (reading.samples_ms, reading.energy_mj, reading.version) == ((1.5, 2.0), 4.0, "3.1")
+    noisy = '{"level": "info"}\n{"latency_ms": [1.5, 2]}\nclosing {device}\n{ready}\n[I] done\n{"level": "info"}\n'
+    assert JsonTool().parse(noisy).samples_ms == (1.5, 2.0)
     spread = JsonTool().parse('{\n "latency_ms": 1.5,\n "operators": [{"name": "conv", "latency_ms": 1}]\n}')
     assert spread.samples_ms == (1.5,)
     assert spread.operators[0].name == "conv"
@@ -122,7 +124,12 @@ def test_json_after_other_lines() -> None:
         ("", "printed nothing"),
         ("Segmentation fault", "no JSON object, but 'Segmentation fault'"),
         ('{"latency_ms": [1.2, ', "breaks off"),
-        ("[1.2]", "a list instead of an object"),
+        ("[1.2]", r"no JSON object, but '\[1.2\]'"),
+        (
+            '{"latency_ms": 1.2}\n{"latency_ms": 1.3}',
+            "2 JSON objects with 'latency_ms'.* go into one list",
+        ),
+        ('{"level": "info"}\n{"latency_ms": [1.2, ', "breaks off"),
         ('{"latency": 1.2}', "unknown key 'latency'. Did you mean 'latency_ms'"),
         ('{"energy_mj": 1.2}', "no key 'latency_ms'"),
         ('{"latency_ms": "1.2 ms"}', "'1.2 ms', where a number"),
