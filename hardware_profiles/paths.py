@@ -113,7 +113,8 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Header, and (line number, values) of each row, of a table as CSV or `.csv.gz`. Blank lines are passed over.
 
     Raises:
-        UserError: it cannot be read, a column stands twice, or a row has not as many values as there are columns.
+        UserError: it cannot be read, its columns are not separated by commas, one stands twice, or a row has not as
+            many values as there are columns.
     """
     try:
         raw = path.read_bytes()
@@ -122,8 +123,15 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         reader = csv.reader(io.StringIO(text, newline=""))
         header = [column.strip() for column in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if row]
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a directory, where a table as CSV is expected") from error
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {in_words(error)}") from error
+    if len(header) == 1 and (other := next((c for c in ";\t|" if c in header[0]), "")):
+        raise UserError(
+            f"{path}: line 1: columns are separated by {other!r}, where commas are expected; save it with commas, and "
+            "with points in decimals"
+        )
     if len(set(header)) != len(header):
         raise UserError(f"{path}: a column occurs twice: {', '.join(header)}")
     for line, row in rows:

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hardware_profiles.paths import write_text
-from search_spaces.errors import UserError, explain
+from search_spaces.errors import UserError, explain, in_words
 
 
 class Record(BaseModel):
@@ -44,7 +44,7 @@ class KeptRecord(Record):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot read this {cls.kind}: {error}") from error
+            raise UserError(f"{path}: cannot read this {cls.kind}: {in_words(error)}") from error
         found, known = _format(text), cls.model_fields["format"].default
         if found is not None and found != known:
             raise UserError(f"{path}: {cls.kind} format {found}, this version reads {known}; {cls.otherwise}")

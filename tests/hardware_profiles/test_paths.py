@@ -30,6 +30,8 @@ def test_rows_come_with_their_lines_from_plain_and_packed_files(encoding: str, t
     [
         ("a.csv", b"a,b\n1,2\n3\n", r"a\.csv: line 3: 1 values for 2 columns"),
         ("a.csv", b"a,a\n1,2\n", r"a\.csv: a column occurs twice: a, a"),
+        ("a.csv", b"a;b\n1,5;2\n", r"a\.csv: line 1: columns are separated by ';', where commas are expected"),
+        ("a.csv", b"a\tb\n1\t2\n", r"a\.csv: line 1: columns are separated by '\\t'"),
         ("a.csv", b"\xff\xfe", r"a\.csv: cannot be read"),
         ("a.csv.gz", b"a,b\n", r"a\.csv\.gz: cannot be read"),
         ("a.csv.gz", gzip.compress(b"a,b\n1,2\n", mtime=0)[:-6], r"a\.csv\.gz: cannot be read"),
@@ -39,6 +41,13 @@ def test_what_is_no_table_is_refused(name: str, data: bytes, message: str, tmp_p
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         read_csv(tmp_path / name)
+
+
+def test_a_directory_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=f"^{re.escape(str(tmp_path))}: is a directory, where a table as CSV is expected$"
+    ):
+        read_csv(tmp_path)
 
 
 def test_an_error_about_another_file_names_that_file(tmp_path: Path) -> None:
