@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from hardware_profiles.meter import Meter
 from hardware_profiles.meter_section import AdbSection, MeterSection, SshSection
 from hardware_profiles.paths import read_toml
 from hardware_profiles.profile import Target, explain_fields
-from hardware_profiles.runtimes import meter_for
+from hardware_profiles.runtimes import meter_for, own_meter
 from search_spaces.errors import UserError, nearest
 
 # What measures networks of a runtime on a device that ssh reaches.
@@ -62,15 +61,7 @@ def with_meter(target: Target, spec: str, progress: Callable[[int, int], None] |
     if ":" not in spec:
         known = ("adb", "adb:SERIAL", "ssh:HOST", "replay:FILE", "module:Class", "FILE.toml")
         raise UserError(f"unknown meter {spec!r}. {nearest(spec, known)}")
-    try:
-        made = getattr(importlib.import_module(kind), rest)(progress=progress)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's module may raise
-        raise UserError(f"meter {spec!r}: cannot be made: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Meter):
-        raise UserError(f"meter {spec!r} is no Meter")
-    return target, made
+    return target, own_meter(spec, target, progress)
 
 
 def _section(
@@ -87,5 +78,10 @@ def _section(
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The keys of a section: all that a file holds, or its one table `[meter]`."""
     table = read_toml(path)
-    return dict(table.get("meter", table))
+    if not isinstance(section := table.get("meter", table), dict):
+        raise UserError(f"{path}: meter: is {section!r}, where a table [meter] is expected")
+    if others := [key for key in table if section is not table and key != "meter"]:
+        raise UserError(f"{path}: {others[0]}: unknown key beside [meter], which is all that a file for --meter holds")
+    return section

@@ -94,7 +94,7 @@ def meter_for(target: Target, progress: Callable[[int, int], None] | None = None
         return device_meter(target, progress)
     recipe = f" To measure there: {target.profile.measure}" if target.profile.measure else ""
     if ":" in target.runtime:
-        return _made(_load(target.runtime, target), target, progress=progress)
+        return own_meter(target.runtime, target, progress)
     known = RUNTIMES.get(target.runtime, Runtime())
     name = known.meter if target.profile.local else known.remote
     if name:
@@ -104,6 +104,25 @@ def meter_for(target: Target, progress: Callable[[int, int], None] | None = None
     _runtime(target)
     here = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.meter)
     raise UserError(f"{target.name}: cannot measure with runtime {target.runtime!r}; known here: {here}.{recipe}")
+
+
+def own_meter(path: str, target: Target, progress: Callable[[int, int], None] | None = None) -> Meter:
+    """A meter of the user's own, `"module:Class"`, made as `Class(progress=...)`.
+
+    Raises:
+        UserError: it cannot be imported or made, or is no Meter.
+    """
+    make = _load(path, target)
+    try:
+        may_be = issubclass(make, Meter) if isinstance(make, type) else callable(make)
+        made = _made(make, target, progress=progress) if may_be else None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's module may raise
+        raise UserError(f"{target.name}: {path!r} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Meter):
+        raise UserError(f"{target.name}: {path!r} is no Meter, a class that extends hardware_profiles.Meter")
+    return made
 
 
 def _runtime(target: Target) -> Runtime:

@@ -546,6 +546,9 @@ def test_a_meter_by_a_word_keeps_what_the_profile_says_of_its_device(phone: Path
         ('kind = "ssh"', "ssh.host: this key is missing"),
         ("timeout_s = 1", "needs kind = one of 'command', 'adb', 'ssh'"),
         ("kind = [", "not valid TOML"),
+        ('name = "x"\n[meter]\nkind = "adb"', r"name: unknown key beside \[meter\]"),
+        ('[meter]\nkind = "adb"\n[metre]\nserial = "x"', r"metre: unknown key beside \[meter\]"),
+        ("meter = 3", r"meter: is 3, where a table \[meter\] is expected"),
     ],
 )
 def test_a_meter_in_a_file_is_checked_key_by_key(text: str, message: str, phone: Path, tmp_path: Path) -> None:

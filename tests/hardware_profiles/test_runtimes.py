@@ -315,6 +315,8 @@ def test_a_runtime_may_be_the_users_own_class(tmp_path: Path, monkeypatch: pytes
     assert converter_for(target).format == "onnx"
     with pytest.raises(UserError, match="Bare has no attribute 'converter'"):
         converter_for(own_target("my_meter:Bare"))
+    with pytest.raises(UserError, match="'os:path' is no Meter, a class that extends"):
+        meter_for(own_target("os:path"))
     with pytest.raises(UserError, match="cannot import 'my_meter:Absent'"):
         meter_for(own_target("my_meter:Absent"))
     with pytest.raises(UserError, match="unknown runtime 'onnxruntim'. Did you mean 'onnxruntime'"):
