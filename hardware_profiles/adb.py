@@ -55,6 +55,9 @@ class AdbMeter(OutOfProcessMeter):
         if re.search(r"^(adb: |error: )", text, re.MULTILINE) and _GONE.search(text):
             raise DeviceGone(f"adb lost the device: {done.complaint}")
 
+    def programs(self, target: Target) -> list[str]:
+        return [self.section.adb]
+
     def identify(self, target: Target) -> str:
         if (state := self._adb("get-state", timeout_s=60).stdout.strip()) != "device":
             raise DeviceGone(f"adb says the device is {state!r} instead of 'device'")

@@ -28,6 +28,10 @@ class CommandMeter(OutOfProcessMeter):
     ) -> None:
         super().__init__(section, tool(section.tool, device=section.device), progress, runner)
 
+    def programs(self, target: Target) -> list[str]:
+        values = self.values(target) | {"artifact": ""}
+        return [fill(line, values)[0] for line in (self.section.command, self.section.identity_command) if line]
+
     def identify(self, target: Target) -> str:
         if not self.section.identity_command:
             return f"whatever {fill(self.section.command, self.values(target) | {'artifact': '...'})[0]} runs on"

@@ -163,6 +163,7 @@ class Interrupted(KeyboardInterrupt):
 class Meter(ABC):
     """Runs artifacts on one runtime and returns measurements.
 
+    Before networks are built for it, `missing` tells whether it can run at all.
     `measure` takes many artifacts at once so that passes over them can be interleaved: a drift of the clock then falls
     on all of them alike. One that fails gets a measurement with an error; the others keep theirs.
     """
@@ -172,6 +173,10 @@ class Meter(ABC):
     @abstractmethod
     def measure(self, artifacts: Sequence[Artifact], target: Target) -> list[Measurement]:
         """One measurement per artifact, in order."""
+
+    def missing(self, target: Target) -> str:
+        """What it needs on this machine and does not find, in words; empty where nothing is known to be missing."""
+        return ""
 
     def per_operator(self, artifact: Artifact, target: Target) -> list[OperatorTime]:
         """The time of each operator as the runtime runs it (fused, in order), where the runtime tells.

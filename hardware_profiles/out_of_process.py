@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,6 +67,14 @@ class OutOfProcessMeter(Meter):
         self.progress = progress
         self.runner = runner
         self.transcript: list[Finished] = []
+
+    @abstractmethod
+    def programs(self, target: Target) -> list[str]:
+        """The programs that it runs on this machine."""
+
+    def missing(self, target: Target) -> str:
+        program = next((p for p in self.programs(target) if p and shutil.which(p) is None), "")
+        return f"no program {program!r}{'' if os.path.dirname(program) else ' on the PATH'}" if program else ""
 
     @abstractmethod
     def identify(self, target: Target) -> str:

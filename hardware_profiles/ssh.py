@@ -65,6 +65,9 @@ class SshMeter(OutOfProcessMeter):
             self.tool.parse(done.stdout, done.stderr)  # says why
         raise ToolError(f"{self.binary} on {self.section.host}: {done.ending}")
 
+    def programs(self, target: Target) -> list[str]:
+        return [self.section.ssh, self.section.scp]
+
     def identify(self, target: Target) -> str:
         script = (
             "tr -d '\\0' < /proc/device-tree/model 2>/dev/null || uname -nm; echo; "
