@@ -183,7 +183,7 @@ def dashboard(
 @app.command()
 def runs(
     run: Annotated[Path | None, typer.Argument(help="Show this run; all below --below when left out.")] = None,
-    below: Annotated[Path, typer.Option(help="Where to look for runs.")] = Path("runs"),
+    below: Annotated[Path | None, typer.Option(help="Where to look for runs; runs/ by default.")] = None,
 ) -> None:
     """List runs, or show the front of one.
 
@@ -191,6 +191,8 @@ def runs(
     """
     from nasbench.run import load_run
 
+    if run is not None and below is not None:
+        raise UserError("RUN and --below exclude each other: one run is shown, or all below a directory are listed")
     if run is not None:
         view = load_run(run)
         front = view.front()
@@ -199,7 +201,7 @@ def runs(
         table(columns, rows.itertuples(index=False, name=None))
         return
     found: list[tuple[object, ...]] = []
-    for path in sorted(p.parent for p in below.glob("*/config.toml")):
+    for path in sorted(p.parent for p in (below or Path("runs")).glob("*/config.toml")):
         try:
             view = load_run(path)
             found.append((str(path), view.status, view.state["created"], len(view.evaluations())))
@@ -262,7 +264,8 @@ def predict(
     ] = "auto",
 ) -> None:
     """Predict costs of one network on a target, with 90 % intervals and what they rest on."""
-    from hardware_profiles import check_workload, load_target
+    from hardware_profiles import load_target
+    from nasbench.devices import unsupported_operators
     from nasbench.networks import named_networks
     from predictors.choice import choose_predictor
     from predictors.counts import Count
@@ -295,8 +298,8 @@ def predict(
         for warning in filter(None, estimate.warning.split("; ")):
             about = "" if warning.startswith(device.name) else f"{name} on {device.name}: "
             warnings[about + warning] = None
-    for finding in check_workload(workload, device)[:5]:
-        warnings[str(finding)] = None
+    for kind, times, reason, then in unsupported_operators(device, [workload]):
+        warnings[f"{times} x {kind} on {device.name}: {reason}; {then}"] = None
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -55,9 +55,9 @@ class NewDevice:
     runtime: str = "onnxruntime"
     precision: str = "fp32"
     threads: int = 1
-    command: str = ""
+    command: str | None = None
     adb: str | None = None
-    ssh: str = ""
+    ssh: str | None = None
     local: bool = False
     peak_gmacs: float | None = None
     bandwidth_gbs: float | None = None
@@ -74,11 +74,11 @@ def new_profile(device: NewDevice) -> Path:
     Raises:
         UserError: the name is taken or not a name, or a value that is none.
     """
+    text = profile_text(device)
+    parse_profile(tomllib.loads(text), f"the new profile {device.name!r}")
     if device.name in list_profiles():
         raise UserError(f"device {device.name!r} exists; choose another name, or edit its file")
     path = user_data_dir() / "devices" / f"{device.name}.toml"
-    text = profile_text(device)
-    parse_profile(tomllib.loads(text), f"the new profile {device.name!r}")
     if path.exists():
         raise UserError(f"{path}: exists already and is not overwritten")
     write_text(path, text)
@@ -148,10 +148,10 @@ other = 0.3
 
 
 def _meter_text(device: NewDevice) -> str:
-    if sum(map(bool, (device.command, device.ssh, device.adb is not None, device.local))) > 1:
+    if sum(given is not None for given in (device.command, device.adb, device.ssh, device.local or None)) > 1:
         raise UserError("a device is local, or measured by --command, --adb or --ssh: give one of them")
     head = "# How it is measured.\n[meter]\n"
-    if device.command:
+    if device.command is not None:
         return (
             f'{head}kind = "command"\ncommand = {_quoted(device.command)}\n'
             '# It prints JSON: {"latency_ms": [1.2, 1.3], "energy_mj": 3.4, "peak_memory_bytes": 5, '
@@ -164,7 +164,7 @@ def _meter_text(device: NewDevice) -> str:
             f"serial = {_quoted(device.adb)}\n" if device.adb else '# serial = "..."   # where several are connected\n'
         )
         return f'{head}kind = "adb"\n{serial}# taskset = "f0"     # mask of the cores to run on\n'
-    if device.ssh:
+    if device.ssh is not None:
         tools = {"tensorrt": "trtexec", "openvino": "benchmark_app", "tflite": "benchmark_model"}
         tool = tools.get(device.runtime, "json")
         binary = (

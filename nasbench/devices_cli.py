@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,7 @@ from nasbench.tables import table
 from search_spaces.errors import UserError
 
 if TYPE_CHECKING:
-    from hardware_profiles import Target
+    from hardware_profiles import Meter, Target
     from nasbench.few_shot import Sources
     from nasbench.measurements import Measured
     from nasbench.networks import NamedNetwork
@@ -45,6 +45,8 @@ _Sources = Annotated[
     ),
 ]
 _Column = Annotated[list[str] | None, typer.Option(help="Devices of --sources to learn from; all by default.")]
+# Why --from excludes what says how and what to measure.
+_READ = "measurements are read from its file, and none are taken"
 _Quiet = Annotated[bool, typer.Option(help="Say nothing but the result.")]
 
 
@@ -85,9 +87,11 @@ def new(
     ] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
     threads: Annotated[int, typer.Option(help="Of one inference.")] = 1,
-    command: Annotated[str, typer.Option(help="Measures a network and prints JSON; {artifact} is the file.")] = "",
+    command: Annotated[
+        str | None, typer.Option(help="Measures a network and prints JSON; {artifact} is the file.")
+    ] = None,
     adb: Annotated[str | None, typer.Option(help="An Android device's serial number; '' for the only one.")] = None,
-    ssh: Annotated[str, typer.Option(help="A host that ssh reaches without asking.")] = "",
+    ssh: Annotated[str | None, typer.Option(help="A host that ssh reaches without asking.")] = None,
     local: Annotated[bool, typer.Option("--local", help="It is the machine this runs on.")] = False,
     peak_gmacs: Annotated[float | None, typer.Option(help="10^9 multiply-accumulates/s, from its datasheet.")] = None,
     bandwidth_gbs: Annotated[float | None, typer.Option(help="Memory bandwidth, GB/s, from its datasheet.")] = None,
@@ -122,6 +126,8 @@ def check(
     from nasbench.devices import REFUSED, unsupported_operators
     from nasbench.networks import named_networks, space_network
 
+    if arch and not space:
+        raise UserError(f"--arch {arch[0]!r} needs --space")
     target = load_profile(name).target() if name.endswith(".toml") else load_target(name)
     _explain(target)
     if not networks and not space:
@@ -242,7 +248,9 @@ def calibrate(
     device = _load(target)
     _check_method(method)
     if from_ is None:
-        _check_meter(device, meter)
+        _meter(device, meter)
+    else:
+        _exclude("--from", _READ, {"--meter": meter, "--networks": networks})
     spaces = _spaces(space)
     about: dict[str, Any] = {}
     others = None
@@ -279,7 +287,7 @@ def validate(
     target: _Target,
     networks: _Networks = None,
     space: _Space = None,
-    count: Annotated[int, typer.Option(min=1, help="How many architectures of the spaces.")] = 12,
+    count: Annotated[int | None, typer.Option(min=1, help="How many architectures of the spaces; 12.")] = None,
     from_: Annotated[
         Path | None, typer.Option("--from", help="Measured networks in a CSV, instead of measuring.")
     ] = None,
@@ -297,7 +305,13 @@ def validate(
 
     device = _load(target)
     if from_ is None:
-        _check_meter(device, meter)
+        _meter(device, meter)
+    else:
+        _exclude("--from", _READ, {"networks": networks, "--meter": meter, "--count": count})
+    if networks:
+        _exclude("networks", "those named are measured", {"--space": space, "--count": count})
+    if count is not None and not space:
+        raise UserError("--count needs --space, whose architectures are counted")
     spaces = _spaces(space)
     if from_ is not None:
         rows = read_measurements(from_, device, spaces)
@@ -305,7 +319,7 @@ def validate(
         if networks or not spaces:
             chosen = named_networks(networks or VALIDATION_NETWORKS)
         else:
-            chosen = calibration_networks(device, count, spaces, seed=1)
+            chosen = calibration_networks(device, count or 12, spaces, seed=1)
         device, measured = _measured(device, chosen, meter, None, quiet, _measurements_path(device))
         _say_failures(measured)
         rows = [m.row for m in measured if m.row]
@@ -354,15 +368,23 @@ def _check_method(method: str) -> None:
         raise UserError(f"--method {method!r}: {nearest(method, ('auto', *METHODS))}")
 
 
-def _check_meter(target: Target, meter: str | None) -> None:
-    """Say that a device cannot be measured before networks for it are chosen and built."""
+def _meter(
+    target: Target, spec: str | None, progress: Callable[[int, int], None] | None = None
+) -> tuple[Target, Meter]:
+    """The target's own meter or the one that was asked for; errors before networks for it are chosen and built."""
     from hardware_profiles import meter_for
     from hardware_profiles.meter_choice import with_meter
 
-    if meter:
-        with_meter(target, meter)
-    else:
-        meter_for(target)
+    target, meter = with_meter(target, spec, progress) if spec is not None else (target, meter_for(target, progress))
+    if missing := meter.missing(target):
+        raise UserError(f"{target.name}: its meter finds {missing}")
+    return target, meter
+
+
+def _exclude(first: str, why: str, others: Mapping[str, object]) -> None:
+    """Refuse options beside one that would leave them without effect."""
+    if given := [name for name, value in others.items() if value is not None and value != []]:
+        raise UserError(f"{first} and {' and '.join(given)} exclude each other: {why}")
 
 
 def _spaces(names: Iterable[str] | None) -> dict[str, SearchSpace]:
@@ -381,8 +403,7 @@ def _measured(
     target: Target, networks: list[NamedNetwork], meter: str | None, record: Path | None, quiet: bool, path: Path
 ) -> tuple[Target, list[Measured]]:
     """Measure with a bar, as the target's own meter or the one that was asked for does, and add that to a table."""
-    from hardware_profiles import RecordingMeter, meter_for
-    from hardware_profiles.meter_choice import with_meter
+    from hardware_profiles import RecordingMeter
     from nasbench.measurements import append_measurements, measure_networks
     from nasbench.progress import Reporter
 
@@ -392,10 +413,7 @@ def _measured(
         def said(done: int, total: int) -> None:
             steps("measure", done, total)
 
-        if meter:
-            target, chosen = with_meter(target, meter, said)
-        else:
-            chosen = meter_for(target, said)
+        target, chosen = _meter(target, meter, said)
         if record is not None:
             chosen = RecordingMeter(chosen, record)
         append_measurements(path, target, [])  # what cannot be kept is not measured
@@ -463,7 +481,11 @@ def _fit_and_keep(
         print(_quality(model))
     if calibration.warning:
         print(f"warning: {calibration.warning}", file=sys.stderr)
-    print(f"kept in {path}{replaced}", file=sys.stderr)
+    _say_kept(path, output, replaced)
+
+
+def _say_kept(path: Path, output: Path | None, replaced: str) -> None:
+    print(f"kept in {path}{f' and in {output}' if output else ''}{replaced}", file=sys.stderr)
 
 
 def _replaced(target: Target) -> str:
@@ -504,7 +526,7 @@ def _adapt_and_keep(target: Target, rows: list[MeasuredRow], sources: Sources, o
     print(f"latency_ms on {target.name}: {few_shot_basis(adapted)}")
     judged = ", each predicted without it" if "median_error" in quality else ": too few to judge the fit"
     print(_figures(quality, int(quality["networks"])) + judged)
-    print(f"kept in {path}{replaced}", file=sys.stderr)
+    _say_kept(path, output, replaced)
     print(f"an experiment takes it by name: few_shot:{output or path}, under targets.predictors", file=sys.stderr)
 
 
@@ -544,7 +566,6 @@ def _say_failures(measured: list[Measured]) -> None:
 
 def _explain(target: Target) -> None:
     """What a profile says, in lines, and what each prediction of it would rest on."""
-    from hardware_profiles import meter_for
     from predictors.choice import choose_predictor
 
     profile, point = target.profile, target.point
@@ -554,7 +575,7 @@ def _explain(target: Target) -> None:
     guessed = " (estimated)" if point.estimated else ""
     print(f"peak {point.peak_gmacs:g} GMAC/s, memory {point.bandwidth_gbs:g} GB/s{guessed}: {point.source}")
     try:
-        meter_for(target)
+        _meter(target, None)
         print("measured from here: yes")
     except UserError as error:
         print(f"measured from here: no: {error}")

@@ -203,7 +203,7 @@ def named_networks(names: Iterable[str], space: str | None = None, archs: Iterab
     """Networks by name, and architectures of one space; each once.
 
     Raises:
-        UserError: none, one that there is not, or one twice.
+        UserError: none, one that there is not, one twice, or a space of which no architecture is named.
     """
     chosen = load_space(space) if space else None
     if chosen is None and (archs := list(archs)):
@@ -214,6 +214,8 @@ def named_networks(names: Iterable[str], space: str | None = None, archs: Iterab
         raise UserError(
             "name a network: a reference network, SPACE:ARCHITECTURE, FILE.onnx, or an architecture with --space"
         )
+    if chosen is not None and not any(n.space is not None and n.space.name == chosen.name for n in found):
+        raise UserError(f"--space {space} and {found[0].name}, which is none of its architectures, exclude each other")
     listed = [n.name for n in found]
     if twice := sorted({n for n in listed if listed.count(n) > 1}):
         raise UserError(f"{twice[0]}: named twice")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tomllib
@@ -128,11 +129,11 @@ def test_a_new_profile_is_valid_and_commented(options: list[str]) -> None:
         ),
         (["b", "--command", "run it"], r"must have \{artifact\}"),
         (["b", "--command", "x {artifact}", "--local"], "give one of them"),
+        (["b", "--command", ""], r"meter.command: .*must have \{artifact\}"),
+        (["b", "--ssh", ""], "meter.ssh.host"),
     ],
 )
 def test_a_profile_that_would_be_wrong_is_not_written(options: list[str], message: str) -> None:
-    import re
-
     assert re.search(message, bad("devices", "new", *options))
     assert files(user_data_dir()) == []
 
@@ -146,6 +147,61 @@ def test_check_tells_what_a_device_cannot_run() -> None:
     for more in ([], ["--arch", "largest"]):
         assert "hard_swish" in good("devices", "check", "edge_tpu", "--space", "mobilenet_v3_small", *more)
     assert "Did you mean 'mobilenet_v2'" in bad("devices", "check", "edge_tpu", "mobilnet_v2")
+
+
+@pytest.mark.parametrize(
+    ("how", "program"),
+    [
+        (["--command", "no-such-program {artifact}"], "'no-such-program' on the PATH"),
+        (["--command", "/nowhere/measure {artifact}"], "'/nowhere/measure'$"),
+        (["--adb", "1", "--runtime", "tflite"], "'adb' on the PATH"),
+        (["--ssh", "nano", "--runtime", "tensorrt"], "'ssh' on the PATH"),
+    ],
+)
+def test_a_missing_program_is_told_before_networks_are_built(
+    how: list[str], program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    good("devices", "new", "board", *how)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("nasbench.networks.NamedNetwork.build", lambda _: pytest.fail("built"))
+    expected = f"board:fp32: its meter finds no program {program}"
+    assert re.search(f"measured from here: no: {expected}", good("devices", "check", "board"), re.MULTILINE)
+    for command in (["measure", "board", "resnet18"], ["calibrate", "board"], ["validate", "board"]):
+        assert re.search(f"^{expected}", bad("devices", *command, "--quiet"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["calibrate", "board", "--from", "m.csv", "--meter", "adb"], "--from and --meter exclude each other"),
+        (["calibrate", "board", "--from", "m.csv", "--networks", 9], "--from and --networks exclude"),
+        (["validate", "board", "--from", "m.csv", "--meter", "adb"], "--from and --meter exclude"),
+        (["validate", "board", "--from", "m.csv", "--count", 3], "--from and --count exclude"),
+        (["validate", "board", "resnet18", "--from", "m.csv"], "--from and networks exclude"),
+        (["validate", "board", "resnet18", "--space", "quickstart"], "networks and --space exclude"),
+        (["validate", "board", "--count", 3], "--count needs --space"),
+        (["check", "board", "--arch", "largest"], "--arch 'largest' needs --space"),
+        (["measure", "board", "resnet18", "--space", "quickstart"], "--space quickstart and resnet18, .* exclude"),
+        (["measure", "board", "resnet18", "--meter", ""], "unknown meter ''"),
+        (["measure", "board", "resnet18", "--meter", "os:path"], "'os:path' is no Meter"),
+        (["measure", "board", "resnet18", "--meter", "builtins:int"], "'builtins:int' is no Meter"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(arguments: list[Any], message: str, board: Path) -> None:
+    assert re.search(message, bad("devices", *arguments))
+
+
+def test_a_file_is_not_predicted_in_a_space(tmp_path: Path) -> None:
+    (tmp_path / "net.onnx").touch()
+    said = bad("predict", tmp_path / "net.onnx", "--space", "quickstart", "--target", "jetson_nano")
+    assert "--space quickstart and " in said
+    assert "net.onnx, which is none of its architectures, exclude each other" in said
+
+
+def test_a_refused_network_is_predicted_with_a_warning() -> None:
+    said = good("predict", "mobilenet_v3_small", "--target", "ncs1")
+    assert "latency_ms of mobilenet_v3_small on ncs1:fp16: " in said
+    assert re.search(r"^warning: \d+ x hard_swish on ncs1:fp16: .*not supported; the network is refused$", said, re.M)
 
 
 def test_measuring_keeps_a_table_and_a_recording(board: Path, space: Path) -> None:
@@ -233,9 +289,11 @@ def test_a_handful_read_from_a_table_calibrates_a_device_that_is_not_here(space:
     table = tmp_path / "m.csv"
     text = 'network,latency_us\nmobilenet_v2,9000\nresnet18,40000\nsqueezenet1_1,"11000"\n'
     table.write_text(text, encoding="utf-8-sig")  # as spreadsheets write it
-    said = good("devices", "calibrate", "snapdragon_855", "--from", table, "--output", tmp_path / "c.json", "--quiet")
+    output = tmp_path / "new" / "c.json"
+    said = good("devices", "calibrate", "snapdragon_855", "--from", table, "--output", output, "--quiet")
     assert "of 3 networks measured" in said
-    calibration = Calibration.load(tmp_path / "c.json")
+    assert f"kept in {calibration_path(load_target('snapdragon_855'))} and in {output}\n" in said
+    calibration = Calibration.load(output)
     assert calibration == kept_calibration(load_target("snapdragon_855"))
     assert sorted(r.latency_ms for r in calibration.rows) == [9.0, 11.0, 40.0]
     said = good("devices", "validate", "snapdragon_855", "--from", table, "--quiet")
@@ -483,8 +541,6 @@ def test_damaged_calibrations_are_told_and_nothing_else_is_used_instead(tmp_path
     ],
 )
 def test_what_a_person_can_mend_says_how(arguments: list[str], message: str) -> None:
-    import re
-
     assert re.search(message, bad(*arguments))
 
 
