@@ -60,10 +60,14 @@ def unknown_kind(word: str) -> str:
         return ""
     hint = nearest(word, KINDS).partition("Known:")[0]
     if word[:1].isupper():
+        from onnx.defs import has
+
         from search_spaces.onnx_reader import _KINDS, _READERS, _VIEWS
 
-        if word not in (*_KINDS, *_READERS, *_VIEWS):
-            return ""  # an ONNX operator that keeps its name
+        # An ONNX operator that keeps its name: one of the standard (`CumSum`), or of a runtime unless it is like ours.
+        ours = word.lower().replace("_", "") in {kind.replace("_", "") for kind in KINDS}
+        if word not in (*_KINDS, *_READERS, *_VIEWS) and (has(word) or not ours):
+            return ""
         hint = f"Of ONNX files it is read as {_KINDS[word]!r}. " if word in _KINDS else hint
     return f"no network has operators of kind {word!r}. {hint}Kinds: search_spaces.operators.KINDS"
 

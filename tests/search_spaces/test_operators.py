@@ -37,6 +37,8 @@ def test_operators_of_pytorch_that_are_traced_under_their_names_are_known() -> N
         ("hardswish", "Did you mean 'hard_swish'"),
         ("HardSwish", "Of ONNX files it is read as 'hard_swish'"),
         ("Conv", "no network has operators of kind 'Conv'"),
+        ("Conv2D", "Did you mean 'conv2d'"),
+        ("ReLU", "Did you mean 'relu'"),
         ("conv", "Did you mean 'conv2d'"),
         ("fully_connected", r"Kinds: search_spaces\.operators\.KINDS"),
         ("", "kind ''"),
@@ -46,6 +48,6 @@ def test_a_kind_that_no_network_has_is_told(word: str, message: str) -> None:
     assert re.search(message, unknown_kind(word))
 
 
-@pytest.mark.parametrize("word", ["hard_swish", "cumsum", "slice", "GridSample", "MyOwnOperator"])
+@pytest.mark.parametrize("word", ["hard_swish", "cumsum", "slice", "GridSample", "CumSum", "MyOwnOperator"])
 def test_a_kind_that_a_network_may_have_is_taken(word: str) -> None:
     assert unknown_kind(word) == ""
