@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from hardware_profiles import Measurement, Meter, Target, meter_for
 from hardware_profiles.measuring import Progress, convert_and_measure, measuring_progress
@@ -30,6 +33,10 @@ _UNITS = {
     "latency_ms": {"latency_us": 1e-3, "latency_s": 1e3, "latency_ns": 1e-6},
     "energy_mj": {"energy_j": 1e3, "energy_uj": 1e-3},
 }
+_NETWORK = ("network", "onnx", "arch")  # columns that say which network a row is of
+_POINT = ("precision", "threads", "batch", "runtime")  # and on which operating point it was measured
+# A column as much like one that is read, which is not there, is that one misspelt: `enrgy_mj`, `thread`.
+_ALIKE = 0.85
 
 
 @dataclass(frozen=True)
@@ -123,41 +130,46 @@ def read_measurements(
     In place of `network` there may be `onnx` (paths, relative to the CSV) or, with one space, `arch` (choice indices
     joined by `_`, `.` or blanks, knob -> choice as JSON, or the name of a reference).
     `latency_us`, `latency_s` and `energy_j` are understood and converted. Where there is a column `target`, rows of
-    other targets are passed over. A network that was measured again counts with its last row.
+    other targets are passed over. A network that was measured again counts with its last row, in a table that says
+    when each was `measured`, as `append_measurements` writes.
 
     Args:
         target: whose rows are taken; all where None.
         spaces: by name; of the architectures.
 
     Raises:
-        UserError: no such file or columns, two latency columns, or with its line a network that there is not, or a
-            value that is no positive number or that no device reaches.
+        UserError: no such file or columns, a misspelt one, two latency columns, or with its line a network that there
+            is not, two networks in one row, a network with two results, another operating point or unit than the
+            target's or the column's, or a value that is no positive number or that no device reaches.
     """
     header, lines = read_csv(path)
-    key = next((c for c in ("network", "onnx", "arch") if c in header), None)
-    if key is None:
+    keys = [c for c in _NETWORK if c in header]
+    if not keys:
         hint = nearest("network", header) if header else "It is empty."
         raise UserError(f"{path}: needs a column 'network' (or 'onnx', or 'arch'). {hint}")
     latency, factor = _column(path, header, "latency_ms")
     if latency is None:
         raise UserError(f"{path}: needs a column 'latency_ms'. {nearest('latency_ms', header)}")
     energy, energy_factor = _column(path, header, "energy_mj")
+    _check_spelling(path, header, energy)
     spaces = spaces or {}
     known = {space.name: space for space in spaces.values()} | dict(spaces)
-    rows: dict[str, MeasuredRow] = {}
+    rows: dict[object, tuple[int, MeasuredRow]] = {}
     elsewhere: set[str] = set()
     for number, line in lines:
         values = dict(zip(header, (v.strip() for v in line), strict=True))
         if target is not None and values.get("target") and values["target"] != target.name:
             elsewhere.add(values["target"])
             continue
-        if not values[key]:
-            raise UserError(f"{path}: line {number}: {key} is empty")
-        network = _network(path, number, key, values[key], spaces)
-        try:
-            family = network_of(network, known).family
-        except UserError as error:
-            raise UserError(f"{path}: line {number}: {error}") from error
+        name, network = _network(path, number, {k: values[k] for k in keys}, spaces, known)
+        if target is not None:
+            _check_point(path, number, values, target)
+        unit = latency.rpartition("_")[2]
+        if values.get("unit", unit) not in (unit, ""):
+            raise UserError(
+                f"{path}: line {number}: unit is {values['unit']!r}, but the column {latency!r} is in {unit}; "
+                "name the column by its unit, such as latency_us"
+            )
         ms = factor * _positive(path, number, latency, values[latency])
         if why := implausible(ms):
             raise UserError(f"{path}: line {number}: {latency} is {values[latency]}, {why}")
@@ -169,19 +181,28 @@ def read_measurements(
                     f"{path}: line {number}: {energy} is {values[energy]}, {why}; "
                     "the energy of one inference is expected"
                 )
+        if values.get("peak_memory_bytes"):
+            _positive(path, number, "peak_memory_bytes", values["peak_memory_bytes"])
         row = MeasuredRow(
-            network=network,
-            family=family,
+            network=name,
+            family=network.family,
             latency_ms=ms,
             energy_mj=mj,
-            throttled=values.get("throttled", "") == "true",
+            throttled=_flag(path, number, "throttled", values.get("throttled", "")),
         )
-        rows.pop(row.network, None)
-        rows[row.network] = row
+        same = _identity(network), "" if target is not None else values.get("target", "")
+        if same in rows:
+            first, before = rows.pop(same)
+            if not values.get("measured") and _figures(before) != _figures(row):
+                raise UserError(
+                    f"{path}: line {number}: {name} again, with {_figures(row)} instead of {_figures(before)} in line "
+                    f"{first}; keep one row, such as the median"
+                )
+        rows[same] = number, row
     if not rows:
         other = f"; it has {', '.join(sorted(elsewhere))}" if elsewhere else ""
         raise UserError(f"{path}: no measurements{f' of {target.name}' if target else ''}{other}")
-    return list(rows.values())
+    return [row for _, row in rows.values()]
 
 
 def named_in(path: Path) -> list[str]:
@@ -200,7 +221,35 @@ def named_in(path: Path) -> list[str]:
     return [line[at].strip() for _, line in lines]
 
 
-def _network(path: Path, number: int, key: str, text: str, spaces: Mapping[str, SearchSpace]) -> str:
+def _network(
+    path: Path,
+    number: int,
+    named: Mapping[str, str],
+    spaces: Mapping[str, SearchSpace],
+    known: dict[str, SearchSpace],
+) -> tuple[str, NamedNetwork]:
+    """The network of a row by the columns that name it, of which one is enough, and what it is called there."""
+    found = {}
+    for key, text in named.items():
+        if text:
+            name = _name(path, number, key, text, spaces)
+            try:
+                found[key] = name, network_of(name, known)
+            except UserError as error:
+                raise UserError(f"{path}: line {number}: {error}") from error
+    if not found:
+        raise UserError(f"{path}: line {number}: {next(iter(named))} is empty")
+    first, *others = found
+    for key in others:
+        if _identity(found[key][1]) != _identity(found[first][1]):
+            raise UserError(
+                f"{path}: line {number}: {first} is {named[first]!r}, but {key} is {named[key]!r}, which is another "
+                "network; keep one of the two columns"
+            )
+    return found[first]
+
+
+def _name(path: Path, number: int, key: str, text: str, spaces: Mapping[str, SearchSpace]) -> str:
     """The name of a network from the column `key`."""
     if key == "network":
         return text
@@ -215,6 +264,62 @@ def _network(path: Path, number: int, key: str, text: str, spaces: Mapping[str, 
         return space_network(space, text if text in space.references else text.replace("_", "."), name).name
     except (UserError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: line {number}: arch: {error}") from error
+
+
+def _identity(network: NamedNetwork) -> object:
+    """Equal for equal networks, whatever they are called."""
+    if network.file is not None:
+        return network.file.resolve()
+    if network.space is not None:
+        arch = np.array([network.arch], dtype=network.space.dtype)
+        return network.space.name, network.space.canonical(arch).tobytes()
+    return network.name
+
+
+def _figures(row: MeasuredRow) -> str:
+    """What was measured, in words."""
+    return f"{row.latency_ms:.6g} ms" + ("" if row.energy_mj is None else f" and {row.energy_mj:.6g} mJ")
+
+
+def _check_spelling(path: Path, header: Sequence[str], energy: str | None) -> None:
+    """Raises UserError where a column is much like one that would be read, and is not there under its own name."""
+    optional = {"target", "throttled", "peak_memory_bytes", "unit", *_POINT} - {"runtime"}  # like `runtime_s`
+    if energy is None:
+        optional |= {"energy_mj", *_UNITS["energy_mj"]}
+    absent = sorted(optional - set(header))
+    letters = {_letters(c): c for c in absent}
+    for column in (c for c in header if c not in COLUMNS and c not in optional):
+        same = letters.get(_letters(column))
+        if near := [same] if same else difflib.get_close_matches(column.casefold(), absent, 1, _ALIKE):
+            raise UserError(
+                f"{path}: unknown column {column!r}. Did you mean {near[0]!r}? Rename it; a note, to "
+                "something less alike"
+            )
+
+
+def _letters(column: str) -> str:
+    """Letters and digits of a column's name, in any order and case."""
+    return "".join(sorted(filter(str.isalnum, column.casefold())))
+
+
+def _check_point(path: Path, number: int, values: Mapping[str, str], target: Target) -> None:
+    """Raises UserError where a row says that it was measured on another operating point."""
+    for column in _POINT:
+        text, mine = values.get(column, ""), str(getattr(target, column))
+        word = text.casefold().removesuffix(".0")  # of numbers, as pandas writes them where others are missing
+        if not text or word == mine.casefold():
+            continue
+        if column == "precision" and values.get("target") and (word, mine) == ("fp32", "fp16"):
+            continue  # a meter of one's own says that of the file, which the runtime lowers
+        points = target.profile.operating_points.items()
+        others = [f"{target.profile.name}:{n}" for n, p in points if str(getattr(p, column)).casefold() == word]
+        if column == "runtime" and not others:
+            continue  # what a meter calls itself
+        has = f", as {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
+        raise UserError(
+            f"{path}: line {number}: {column} is {text!r}{has}, but {target.name} has {mine!r}; name the operating "
+            "point that was measured, or leave the row out"
+        )
 
 
 def _column(path: Path, header: Sequence[str], name: str) -> tuple[str | None, float]:
@@ -233,6 +338,12 @@ def _positive(path: Path, number: int, column: str, text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise UserError(f"{path}: line {number}: {column} is {text}, it must be positive and finite")
     return value
+
+
+def _flag(path: Path, number: int, column: str, text: str) -> bool:
+    if text.casefold() not in ("true", "false", ""):
+        raise UserError(f"{path}: line {number}: {column} is {text!r}, 'true' or 'false' was expected")
+    return text.casefold() == "true"
 
 
 def _read_text(path: Path) -> str:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from hardware_profiles import Artifact, Measurement, Protocol, load_profile, load_target, user_data_dir
 from nasbench.cli import app
 from nasbench.measurements import Measured, append_measurements, named_in, read_measurements
-from nasbench.networks import named_network, suite_networks
+from nasbench.networks import named_network, space_network, suite_networks
 from predictors.calibration import Calibration, calibration_path, kept_calibration
 from predictors.choice import METRICS
 from search_spaces import UserError, load_space
@@ -322,6 +322,32 @@ def test_a_handful_read_from_a_table_calibrates_a_device_that_is_not_here(space:
         ("network,latency_ms\nresnet19,3\n", "m.csv: line 2: no network 'resnet19'. Did you mean 'resnet1"),
         ("network,latency_ms\nresnet18,3\nquickstart:bigest,3\n", "m.csv: line 3: quickstart: 'bigest' is neither"),
         ("onnx,latency_ms\ngone.onnx,3\n", "gone.onnx: no such file"),
+        ("network,latency_ms,enrgy_mj\nresnet18,3,4\n", "unknown column 'enrgy_mj'. Did you mean 'energy_mj'"),
+        ("network,latency_ms,energy mJ\nresnet18,3,4\n", "unknown column 'energy mJ'. Did you mean 'energy_mj'"),
+        ("network,latency_ms,presicion\nresnet18,3,int8\n", "unknown column 'presicion'. Did you mean 'precision'"),
+        ("network,latency_ms,thread\nresnet18,3,4\n", "unknown column 'thread'. Did you mean 'threads'"),
+        ("network,latency_ms,unit\nresnet18,3000,us\n", "line 2: unit is 'us', but the column 'latency_ms' is in ms"),
+        ("network,latency_ms,throttled\nresnet18,3,yes\n", "line 2: throttled is 'yes', 'true' or 'false'"),
+        (
+            "network,latency_ms,peak_memory_bytes\nresnet18,3,-4\n",
+            "line 2: peak_memory_bytes is -4, it must be positive",
+        ),
+        ("network,latency_ms,peak_memory_bytes\nresnet18,3,4 MB\n", "line 2: peak_memory_bytes is '4 MB', a number"),
+        (
+            "network,latency_ms,precision\nresnet18,3,fp32\n",
+            "line 2: precision is 'fp32', as jetson_nano:fp32-maxn has it, but jetson_nano:fp16-maxn has 'fp16'; name",
+        ),
+        ("network,latency_ms,precision\nresnet18,3,float\n", "is 'float', but jetson_nano:fp16-maxn has 'fp16'"),
+        ("network,latency_ms,threads\nresnet18,3,4\n", "line 2: threads is '4', but jetson_nano:fp16-maxn has '1'"),
+        ("network,latency_ms,batch\nresnet18,3,8\n", "line 2: batch is '8', but jetson_nano:fp16-maxn has '1'"),
+        (
+            "network,latency_ms\nresnet18,3\nresnet34,5\nresnet18,4\n",
+            "line 4: resnet18 again, with 4 ms instead of 3 ms in line 2; keep one row",
+        ),
+        (
+            "network,latency_ms,measured\nresnet18,3,2026-01-01\nresnet18,4,\n",
+            "line 3: resnet18 again, with 4 ms instead of 3 ms in line 2; keep one row",
+        ),
         (
             "network,target,latency_ms\nresnet18,pixel_3:fp32,3\n",
             "no measurements of jetson_nano:fp16-maxn; it has pixel_3:fp32",
@@ -344,10 +370,70 @@ def test_a_table_in_another_encoding_is_told_what_to_do(tmp_path: Path) -> None:
 
 def test_a_network_measured_again_counts_with_its_last_value(tmp_path: Path) -> None:
     table = tmp_path / "m.csv"
-    table.write_text("network,latency_ms\nresnet18,3\nresnet34,5\nresnet18,4\n")
+    table.write_text(
+        "network,latency_ms,measured\nresnet18,3,2026-01-01\nresnet34,5,2026-01-01\nresnet18,4,2026-01-02\n"
+    )
     rows = read_measurements(table)
-    assert {r.network: r.latency_ms for r in rows} == {"resnet34": 5.0, "resnet18": 4.0}
+    assert [(r.network, r.latency_ms) for r in rows] == [("resnet34", 5.0), ("resnet18", 4.0)]
     assert {r.family for r in rows} == {"resnet"}
+
+
+def test_equal_rows_of_one_network_count_once_whatever_it_is_called(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    largest = ".".join(map(str, load_space("quickstart").references["largest"]))
+    text = f"network,latency_ms\nquickstart:largest,3\nquickstart:{largest},"
+    table.write_text(text + "3.0\n")
+    assert len(read_measurements(table)) == 1
+    table.write_text(text + "4\n")
+    with pytest.raises(UserError, match="line 3: quickstart:.* again, with 4 ms instead of 3 ms in line 2"):
+        read_measurements(table)
+
+
+def test_one_network_may_be_measured_on_several_targets(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text("network,target,latency_ms\nresnet18,pixel_4:fp32-1thread,3\nresnet18,jetson_nano:fp16-maxn,4\n")
+    assert [r.latency_ms for r in read_measurements(table)] == [3, 4]
+    assert [r.latency_ms for r in read_measurements(table, load_target("jetson_nano"))] == [4]
+
+
+def test_rows_of_the_operating_point_are_taken_whatever_wrote_them(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    # As a data frame with gaps writes numbers and flags; meters may call themselves anything.
+    table.write_text(
+        "network,latency_ms,precision,threads,batch,runtime,throttled,unit,notes\n"
+        "resnet18,3,FP32,4.0,1,TFLite,True,ms,a\nresnet34,5,,,,my stopwatch,False,,b\n"
+    )
+    rows = read_measurements(table, load_target("pixel_4:fp32-4threads"))
+    assert [r.throttled for r in rows] == [True, False]
+    table.write_text("network,target,latency_ms,precision\nresnet18,jetson_nano:fp16-maxn,3,fp32\n")  # of the ONNX file
+    assert len(read_measurements(table, load_target("jetson_nano"))) == 1
+    table.write_text("network,latency_ms,runtime\nresnet18,3,tflite\n")
+    with pytest.raises(
+        UserError, match=r"line 2: runtime is 'tflite', as .*raspberry_pi_4:fp32-xnnpack .* have it, but"
+    ):
+        read_measurements(table, load_target("raspberry_pi_4:fp32-ncnn"))
+
+
+def test_two_columns_that_name_a_network_must_agree(tmp_path: Path) -> None:
+    space = load_space("quickstart")
+    largest, smallest = ("_".join(map(str, space.references[n])) for n in ("largest", "smallest"))
+    table = tmp_path / "m.csv"
+    table.write_text(f"network,arch,latency_ms\nquickstart:largest,{largest},3\n,{smallest},2\n")
+    rows = read_measurements(table, spaces={"quickstart": space})
+    assert [named_network(r.network).arch for r in rows] == [
+        space_network(space, n).arch for n in ("largest", "smallest")
+    ]
+    table.write_text(f"network,arch,latency_ms\nquickstart:largest,{smallest},3\n")
+    with pytest.raises(UserError, match=f"line 2: network is 'quickstart:largest', but arch is '{smallest}', which is"):
+        read_measurements(table, spaces={"quickstart": space})
+    (tmp_path / "a.onnx").touch()
+    table.write_text(f"network,onnx,latency_ms\n{tmp_path / 'a.onnx'},a.onnx,3\n")
+    assert len(read_measurements(table)) == 1
+    table.write_text("network,onnx,latency_ms\nresnet18,a.onnx,3\n")
+    with pytest.raises(
+        UserError, match=r"line 2: network is 'resnet18', but onnx is 'a.onnx', which is another network"
+    ):
+        read_measurements(table)
 
 
 def test_tables_name_networks_by_architecture_or_file_too(tmp_path: Path) -> None:
