@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -176,7 +175,7 @@ def suggest(
         raise UserError("--column and --from need --sources")
     others = read_sources(sources, loaded, label, device, column) if sources else None
     rows = read_measurements(from_, device, {label: loaded}) if from_ else []
-    found = suggest_networks(device, loaded, label, networks, others, rows, seed)
+    found = suggest_networks(device, loaded, label, networks, others, rows, seed, str(from_ or ""))
     if output is None:
         print("\n".join(n.name for n in found))
         return
@@ -275,10 +274,11 @@ def calibrate(
         _say_failures(measured)
         rows = [m.row for m in measured if m.row]
         about = _about(measured)
-    with naming(str(from_)) if from_ else nullcontext():
-        if others is not None:
-            _adapt_and_keep(device, rows, others, output)
-        else:
+    origin = str(from_ or "")
+    if others is not None:
+        _adapt_and_keep(device, rows, others, origin, output)
+    else:
+        with naming(origin):
             _fit_and_keep(device, rows, spaces, method, about, output, quiet)
 
 
@@ -514,11 +514,13 @@ def _replaced_few_shot(path: Path) -> str:
     return f"; replaces one of {len(before.latency_ms)} networks" if before else ""
 
 
-def _adapt_and_keep(target: Target, rows: list[MeasuredRow], sources: Sources, output: Path | None) -> None:
+def _adapt_and_keep(
+    target: Target, rows: list[MeasuredRow], sources: Sources, origin: str, output: Path | None
+) -> None:
     from nasbench.few_shot import adapt_few_shot
     from predictors.choice import few_shot_basis, few_shot_path
 
-    adapted, quality = adapt_few_shot(target, rows, sources)
+    adapted, quality = adapt_few_shot(target, rows, sources, origin)
     path = few_shot_path(target, sources.space)
     replaced = _replaced_few_shot(path)
     for file in (path, *([output] if output else [])):

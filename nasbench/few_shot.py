@@ -14,6 +14,7 @@ from hardware_profiles import Target
 from hardware_profiles.paths import read_csv, write_text
 from nasbench.devices import REFUSED, calibration_networks, unsupported_operators
 from nasbench.networks import NamedNetwork, space_network
+from nasbench.planning.sections import naming
 from predictors.calibration import MeasuredRow
 from predictors.few_shot import LEAST_SAMPLES, FewShot
 from predictors.tables import MeasuredTable
@@ -77,6 +78,7 @@ def suggest_networks(
     sources: Sources | None = None,
     rows: Sequence[MeasuredRow] = (),
     seed: int = 0,
+    origin: str = "",
 ) -> list[NamedNetwork]:
     """Architectures to measure on a target; those with operators that it refuses are passed over.
 
@@ -84,9 +86,10 @@ def suggest_networks(
 
     Args:
         rows: what was measured on the target before, so that suggestions add to it.
+        origin: the file that rows are from, for messages.
 
     Raises:
-        UserError: none is left, or more than the table has.
+        UserError: none is left, or more than the table has, or rows that contradict each other.
     """
     if sources is None:
         return calibration_networks(target, networks, {label: space}, seed)
@@ -94,7 +97,8 @@ def suggest_networks(
     if rows:
         archs, latency_ms = _measured(rows, sources)
         if len(archs) >= LEAST_SAMPLES:
-            learned = learned.adapt(archs, latency_ms)
+            with naming(origin):
+                learned = learned.adapt(archs, latency_ms)
     chosen = [
         space_network(space, [int(i) for i in arch], label)
         for arch in sources.table.archs[learned.suggest(networks, seed)]
@@ -122,14 +126,19 @@ def write_suggestions(path: Path, networks: Sequence[NamedNetwork]) -> None:
     write_text(path, text.getvalue())
 
 
-def adapt_few_shot(target: Target, rows: Sequence[MeasuredRow], sources: Sources) -> tuple[FewShot, dict[str, float]]:
+def adapt_few_shot(
+    target: Target, rows: Sequence[MeasuredRow], sources: Sources, origin: str = ""
+) -> tuple[FewShot, dict[str, float]]:
     """The few-shot predictor of a target, and how well it predicts each measured network without it.
+
+    Args:
+        origin: the file that rows are from, for messages.
 
     Returns:
         The predictor and its figures: `networks`, and with enough of them those of `predictors.quality`.
 
     Raises:
-        UserError: too few measured architectures of the space.
+        UserError: too few measured architectures of the space, or in the sources, or one in another unit.
     """
     from predictors.quality import figures
 
@@ -142,7 +151,8 @@ def adapt_few_shot(target: Target, rows: Sequence[MeasuredRow], sources: Sources
             f"`nasbench devices suggest {target.name} --space {sources.label}` says which to measure"
         )
     learned = FewShot.learn(sources.table)
-    adapted = learned.adapt(archs, latency_ms)
+    with naming(origin):
+        adapted = learned.adapt(archs, latency_ms)
     found = {"networks": float(len(archs))}
     if len(archs) >= _LEAST_JUDGED:
         logs, inside = [], []

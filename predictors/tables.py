@@ -386,10 +386,11 @@ def only_device(table: MeasuredTable) -> str:
 
 
 def describe(table: MeasuredTable, key: NDArray[Any]) -> str:
-    """A network in words."""
+    """A network by its choice indices, as files name it, and in words."""
     if not table.knobs:
         return "a network of other operators"
-    return ", ".join(f"{k.name}={k.choices[int(c)]}" for k, c in zip(table.knobs, key, strict=True))
+    words = ", ".join(f"{k.name}={k.choices[int(c)]}" for k, c in zip(table.knobs, key, strict=True))
+    return f"{'.'.join(str(int(c)) for c in key)} ({words})"
 
 
 def load_arrays(path: Path, what: str) -> dict[str, NDArray[Any]]:

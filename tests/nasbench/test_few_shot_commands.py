@@ -147,6 +147,14 @@ def test_tables_in_other_layouts_are_sources(folder: Path) -> None:
             (*FLOW, "--from", "two.csv"),
             "at least 3 measured architectures of 'small.toml', got 2; `nasbench devices suggest",
         ),
+        (
+            (*FLOW[:-1], "fewer.csv", "--from", "three.csv"),
+            "fewer.csv: 14 networks measured on the sources; at least 15",
+        ),
+        (
+            (*FLOW, "--from", "unit.csv"),
+            r"unit.csv: few-shot predictor: measurement 1: [\d.]+ \(.*\): 20000 ms is .*more",
+        ),
         ((*FLOW, "--from", "elsewhere.csv"), r"got 0 \(3 measured networks are none\)"),
         ((*FLOW, "--from", "blank.csv"), "blank.csv: line 2: latency_ms is ''"),
         ((*FLOW, "--column", "phon", "--from", "two.csv"), "Did you mean 'phone'"),
@@ -169,9 +177,13 @@ def test_bad_input_is_explained(folder: Path, arguments: tuple[str, ...], messag
     MeasuredTable.from_csv(Path("others.csv"), space).save(Path("others.npz"))
     Path("two.csv").write_text(f"network,latency_ms\nsmall.toml:{archs[0]},1\nsmall.toml:{archs[1]},2\n")
     Path("three.csv").write_text(Path("two.csv").read_text() + f"small.toml:{archs[2]},3\n")
+    pd.read_csv("others.csv")[:14].to_csv("fewer.csv", index=False)
+    Path("unit.csv").write_text(Path("three.csv").read_text().replace(",2\n", ",20000\n"))
     Path("elsewhere.csv").write_text("network,latency_ms\nresnet18,1\nresnet34,2\nmobilenet_v2,3\n")
     Path("blank.csv").write_text(f"network,latency_ms\nsmall.toml:{archs[0]},\n")
     assert re.search(message, bad("devices", "calibrate", *arguments))
+    if "unit.csv" in arguments:
+        assert re.search(message, bad("devices", "suggest", *arguments))
     assert not few_shot_path(load_target("board"), space).exists()
 
 

@@ -135,7 +135,8 @@ def test_bad_input_is_refused(made: Made, learned: FewShot, space: MobileNetV3Sp
             learned.adapt(table.archs[:4], [1.0, bad, 2.0, 3.0])
     with pytest.raises(UserError, match=r"network 0: knob .* has choices 0\.\..*, got 99"):
         learned.adapt(np.full_like(table.archs[:4], 99), [1.0, 2.0, 3.0, 4.0])
-    with pytest.raises(UserError, match=r"measurement 2: .* ms is \d+ times more .* in milliseconds"):
+    name = ".".join(map(str, table.archs[2]))
+    with pytest.raises(UserError, match=rf"measurement 2: {name} \(.*\): .* ms is \d+ times more .* in milliseconds"):
         learned.adapt(table.archs[:6], np.where(np.arange(6) == 2, 1000, 1) * truth[:6])
     with pytest.raises(UserError, match="measured twice, 2 and 3 ms"):
         learned.adapt(table.archs[[0, 1, 2, 1]], [1.0, 2.0, 4.0, 3.0])
@@ -145,6 +146,9 @@ def test_bad_input_is_refused(made: Made, learned: FewShot, space: MobileNetV3Sp
         FewShot.learn(table, ["aa", "b"])
     with pytest.raises(UserError, match="at least two families"):
         FewShot.learn(table, families=dict.fromkeys(DEVICES, "x"))
+    few = replace(table, archs=table.archs[:14], latency_ms=table.latency_ms[:14])
+    with pytest.raises(UserError, match="made up: 14 networks measured on the sources; at least 15 are needed"):
+        FewShot.learn(few)
     fitted = learned.adapt(table.archs[:5], truth[:5])
     with pytest.raises(UserError, match="tied"):
         fitted.predict([space.workload(table.archs[0])])
