@@ -77,7 +77,7 @@ class TargetsSection(Section):
         calibration_networks: whole networks measured to calibrate a latency model of a device that is here.
         calibration: per target a calibration file to use as it is, instead of measuring.
         predictors: per target what predicts its latency and energy: `auto` (by what data exist), `roofline`, `scale`,
-            `operator_model`, `few_shot:FILE`, `table:FILE`, or `module:Class` of your own.
+            `operator_model`, `few_shot:FILE`, `table:FILE[@COLUMN]`, or `module:Class` of your own.
         meters: per target that is elsewhere how its networks are measured: `adb[:SERIAL]`, `ssh:HOST`, a TOML file with
             a `[meter]` section, `replay:FILE` of recorded measurements, or `module:Class` of your own.
         fallback: networks with operators that a device leaves to the CPU of its host are never proposed where there

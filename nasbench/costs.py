@@ -12,12 +12,13 @@ from hardware_profiles.paths import atomic
 from nasbench.feasibility import check_limits
 from nasbench.objectives import Objective
 from nasbench.plan import Plan
+from nasbench.planning.sections import naming
 from nasbench.progress import Reporter
 from nasbench.registry import resolve
 from nasbench.run import Run
 from predictors import BoundPredictor, Calibration, calibrate, predictor_for
 from predictors.calibration import kept_calibration
-from predictors.choice import TABLES
+from predictors.choice import TABLES, table_file
 from predictors.derived import FunctionCost, Throughput
 from predictors.training_memory import TrainingMemoryCount
 from search_spaces.base import Archs
@@ -33,7 +34,7 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
     that lies in the user's directory, and any file that a predictor is made of.
     """
     calibrations: dict[str, Calibration] = {}
-    predictors = {n: _frozen(p, n, run) for n, p in plan.config.targets.predictors.items()}
+    predictors = {n: _frozen(p, n, plan, run) for n, p in plan.config.targets.predictors.items()}
     for name in sorted({o.target for o in plan.predicted if o.metric in _CALIBRATED}):
         target = plan.targets[name]
         if predictors.get(name, "auto") not in ("auto", "operator_model", "scale"):
@@ -82,19 +83,26 @@ def bound_cost(
         latency = replace(objective, metric="latency_ms")
         return Throughput(bound_cost(plan, latency, calibrations, predictors), target.batch)
     spec = _predictor_of(objective, predictors)
-    return predictor_for(target, metric, calibrations.get(objective.target), spec).bind(plan.space)
+    space = plan.space if spec.startswith(TABLES) else None  # what lies in the user's directory is not taken unasked
+    return predictor_for(target, metric, calibrations.get(objective.target), spec, space).bind(plan.space)
 
 
-def _frozen(predictor: str, target: str, run: Run) -> str:
-    """The predictor, from the run's own copy of the file that it is made of."""
+def _frozen(predictor: str, target: str, plan: Plan, run: Run) -> str:
+    """The predictor, from the run's own copy of the file that it is made of.
+
+    Raises:
+        UserError: the file, which is not copied then, gives no predictor of that target on the space.
+    """
     if not predictor.startswith(TABLES):
         return predictor
-    kind, _, file = predictor.partition(":")
+    kind, file, column = table_file(predictor)
     copy = run.directory("calibration") / f"{target.replace(':', '-')}{Path(file).suffix}"
     if not copy.is_file():
+        with naming(f"targets.predictors: {target}"):
+            predictor_for(plan.targets[target], "latency_ms", predictor=predictor, space=plan.space).bind(plan.space)
         with atomic(copy) as temporary:
             shutil.copyfile(file, temporary)
-    return f"{kind}:{copy}"
+    return f"{kind}:{copy}" + (f"@{column}" if column else "")
 
 
 def _predictor_of(objective: Objective, predictors: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hardware_profiles import Target
-from hardware_profiles.paths import read_csv, write_text
+from hardware_profiles.paths import write_text
 from nasbench.devices import REFUSED, calibration_networks, unsupported_operators
 from nasbench.networks import NamedNetwork, space_network
 from nasbench.planning.sections import naming
@@ -53,12 +53,7 @@ def read_sources(
     Raises:
         UserError: no such file or columns, fewer than two devices, or a table of another space.
     """
-    if path.suffix == ".npz":
-        table = MeasuredTable.load(path)
-    elif {"op_code", "op_idx"} & set(read_csv(path)[0]):
-        table = MeasuredTable.from_help(path)
-    else:
-        table = MeasuredTable.from_csv(path, space)
+    table = MeasuredTable.read(path, space)
     if not table.belongs_to(space):
         raise UserError(
             f"{path}: its networks are those of {table.space!r}, which has other knobs or another input than "

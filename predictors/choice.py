@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,10 @@ def choose_predictor(
         target: `device` or `device:operating-point`; counts need none (peak memory then means fp32).
         metric: `latency_ms`, `energy_mj`, or one of `COUNTS`.
         calibration: measurements of that target; None looks into the user's directory.
-        predictor: `auto`, one of `PREDICTORS`, `few_shot:FILE` or `table:FILE` (what `FewShot.save` and
-            `MeasuredTable.save` wrote; tied to the space of their table), or `module:Class` of one's own, made as
-            `Class(target, metric)`. A `roofline` is the calibration's, if it is by one, else the profile's.
+        predictor: `auto`, one of `PREDICTORS`, `few_shot:FILE` (what `FewShot.save` wrote) or `table:FILE` (any that
+            `MeasuredTable.read` takes), tied to the space of their table, or `module:Class` of one's own, made as
+            `Class(target, metric)`. Of a table with several devices the column is that of the target's name, or as
+            `table:FILE@COLUMN` says. A `roofline` is the calibration's, if it is by one, else the profile's.
         space: whose architectures are to be predicted; None of any networks.
 
     Raises:
@@ -88,7 +90,7 @@ def choose_predictor(
     if target is None:
         raise UserError(f'{metric} needs a target, such as "host" or "raspberry_pi_4"')
     if predictor.startswith(TABLES):
-        return _of_table(predictor, target, metric)
+        return _of_table(predictor, target, metric, space)
     if ":" in predictor:
         return Choice(_own(predictor, target, metric), f"your {predictor}")
     if predictor not in PREDICTORS:
@@ -107,7 +109,7 @@ def choose_predictor(
     if predictor == "auto" and metric == "latency_ms" and space is not None:
         kept = few_shot_path(target, space)
         if kept.is_file():
-            return _of_table(f"few_shot:{kept}", target, metric)
+            return _of_table(f"few_shot:{kept}", target, metric, space)
     if predictor not in ("auto", "roofline") or (
         predictor == "auto" and target.profile.local and metric == "latency_ms"
     ):
@@ -149,23 +151,42 @@ def _roofline(target: Target, metric: str) -> Choice:
     return Choice(roofline, roofline.basis)
 
 
-def _of_table(spec: str, target: Target, metric: str) -> Choice:
+def table_file(predictor: str) -> tuple[str, str, str]:
+    """Kind, file and column of `few_shot:FILE`, `table:FILE` or `table:FILE@COLUMN`; the column may be empty.
+
+    >>> table_file("table:boards@home.csv@phone")
+    ('table', 'boards@home.csv', 'phone')
+    """
+    kind, _, file = predictor.partition(":")
+    named = re.fullmatch(r"(.+\.(?:csv|gz|npz))@(.+)", file) if kind == "table" else None
+    return (kind, named[1], named[2]) if named else (kind, file, "")
+
+
+def _of_table(spec: str, target: Target, metric: str, space: SearchSpace | None) -> Choice:
     """A predictor of one space, from a file."""
     from predictors.few_shot import FewShot
-    from predictors.tables import MeasuredTable, TableLookup
+    from predictors.tables import MeasuredTable, TableLookup, device_of
 
     if metric != "latency_ms":
         raise UserError(f"predictor {spec!r}: predicts latency_ms, not {metric}")
-    kind, _, file = spec.partition(":")
+    kind, file, column = table_file(spec)
     if kind == "few_shot":
         adapted = FewShot.load(Path(file))
         if not len(adapted.latency_ms):
             raise UserError(f"{file}: was not adapted to any device; call adapt(networks, latency_ms) before saving it")
         return Choice(adapted, few_shot_basis(adapted), tied=True)
-    table = MeasuredTable.load(Path(file))
-    names = [n for n in (target.name, target.profile.name) if n in table.devices]
-    found = TableLookup(table, names[0] if names else None)
-    return Choice(found, f"measured table of {len(table)} networks, {found.device}", tied=True)
+    table = MeasuredTable.read(Path(file), space)
+    if column:
+        device = column if column in table.devices else device_of(column)
+    else:
+        own = [n for n in (target.name, target.profile.name) if n in table.devices]
+        device, *others = own[:1] or table.devices
+        if others:
+            raise UserError(
+                f"{file}: which of its devices is {target.name}? It has {', '.join(table.devices)}; name one as "
+                f"table:{file}@{device}"
+            )
+    return Choice(TableLookup(table, device), f"measured table of {len(table)} networks, {device}", tied=True)
 
 
 def few_shot_path(target: Target, space: SearchSpace) -> Path:

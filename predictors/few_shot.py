@@ -37,8 +37,8 @@ _FLOOR = 1e-5  # noise variance that every measurement has: 0.3 %
 # believed of a prediction.
 _MOST, _LEAST = 4.0, 0.03
 # Networks of each source that teach together, and how many times. A table of fewer teaches too little: of NAS-Bench-201
-# with five sources, up to ten networks measured on each of five devices rank 400 others by a Spearman correlation of 0.95
-# (the worst of four draws of a table: 0.87) with tables of 15, of 0.94 (0.56) with 10 and 0.86 (0.26) with 5.
+# with five sources, up to ten networks measured on a device rank 400 others by a Spearman correlation of 0.95 by tables
+# of 15 (the worst of five devices and four draws of a table: 0.87), of 0.94 (0.56) by 10, and of 0.86 (0.26) by 5.
 _LESSON, _LESSONS = 15, 8
 _ITERATIONS = 100
 _NEGLIGIBLE = 1e-3  # probability below which a hypothesis is left out

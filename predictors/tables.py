@@ -25,6 +25,7 @@ LEAST_ROWS = 2
 
 _FORMAT = "nasbench measured table 2"
 _FBNET_OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
+_HELP_KEYS = frozenset({"op_code", "op_idx"})
 _HELP_INPUT = (3, 32, 32)  # both of HELP's tables that are read here
 # Columns of HELP's files that are not devices.
 _HELP_OTHER = frozenset({"arch_idx", "arch_str", "op_code", "op_idx", "ops", "macs_cifar10", "params_cifar10"})
@@ -155,6 +156,20 @@ class MeasuredTable:
         return bool(self.knobs) and space.knobs == self.knobs and same_input
 
     @classmethod
+    def read(cls, path: Path, space: SearchSpace | None = None) -> MeasuredTable:
+        """A table from a file of any kind: `.npz` that `save` wrote, else a CSV in HELP's layout or for `from_csv`.
+
+        Args:
+            space: of the architectures in a column `arch`.
+
+        Raises:
+            UserError: as `load`, `from_help` and `from_csv`; it names this file, wherever its figures come from.
+        """
+        if path.suffix == ".npz":
+            return replace(cls.load(path), source=str(path))
+        return cls.from_help(path) if _HELP_KEYS & set(read_csv(path)[0]) else cls.from_csv(path, space)
+
+    @classmethod
     def from_help(cls, path: Path, devices: Sequence[str] | None = None) -> MeasuredTable:
         """Import a table in the layout of HELP (Lee et al., NeurIPS 2021): NAS-Bench-201 or FBNet, CSV or `.csv.gz`.
 
@@ -213,7 +228,7 @@ class MeasuredTable:
         header, lines = read_csv(path)
         unit = _unit_column(path, header, lines, unit)
         found = {}
-        for device, column in (columns or {_device(c): c for c in header if _suffix(c) or c == "latency"}).items():
+        for device, column in (columns or {device_of(c): c for c in header if _suffix(c) or c == "latency"}).items():
             if column not in header:
                 raise UserError(f"{path}: no column {column!r}. {nearest(column, header)}")
             its_unit = _suffix(column) or unit
@@ -223,7 +238,7 @@ class MeasuredTable:
                 raise UserError(f"{path}: column {column!r} is in {its_unit} by its name, but the unit given is {unit}")
             found[device] = (column, its_unit)
         if not found:
-            layout = "; a table in HELP's layout is read by from_help" if {"op_code", "op_idx"} & set(header) else ""
+            layout = "; a table in HELP's layout is read by from_help" if _HELP_KEYS & set(header) else ""
             raise UserError(f"{path}: no column of latencies; their names end in _ms, _us or _s, got {header}{layout}")
         if "arch" in header and space is not None:
             texts = [row[header.index("arch")] for _, row in lines]
@@ -467,7 +482,7 @@ def _suffix(column: str) -> str | None:
     return match[1] if match else None
 
 
-def _device(column: str) -> str:
+def device_of(column: str) -> str:
     """A column's name without its unit and without the word latency, where anything is left."""
     name = re.sub(r"_(s|ms|us|ns)$", "", column)
     return re.sub(r"_?latency$", "", name) or name

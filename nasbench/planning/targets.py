@@ -9,7 +9,7 @@ from hardware_profiles.meter_choice import with_meter
 from nasbench.config import Config
 from nasbench.planning.sections import find, naming
 from nasbench.registry import resolve
-from predictors.choice import PREDICTORS, TABLES
+from predictors.choice import PREDICTORS, TABLES, table_file
 from search_spaces import UserError, nearest
 
 
@@ -38,8 +38,8 @@ def settled_targets(config: Config, where: Path | None) -> dict[str, Target]:
     for name, predictor in section.predictors.items():
         key = f"targets.predictors: {name}"
         if predictor.startswith(TABLES):
-            kind, _, file = predictor.partition(":")
-            section.predictors[name] = f"{kind}:{find(file, key, where)}"
+            kind, file, column = table_file(predictor)
+            section.predictors[name] = f"{kind}:{find(file, key, where)}" + (f"@{column}" if column else "")
         elif ":" in predictor:
             with naming(key):
                 resolve("predictor", predictor, where)

@@ -693,6 +693,46 @@ def test_names_of_networks_lead_back_to_them() -> None:
     assert math.prod(named_network("mobilenet_v2@96").input_shape) == 3 * 96 * 96
 
 
+def test_a_table_is_looked_up_in_any_form_and_says_which_device_is_meant(space: Path, tmp_path: Path) -> None:
+    from predictors import MeasuredTable
+
+    loaded = load_space(str(space))
+    archs = ["_".join(map(str, loaded.references[n])) for n in ("largest", "smallest")]
+    rows = "".join(f"{a},{i + 1},{i + 3}\n" for i, a in enumerate(archs))
+    table, target = tmp_path / "t.csv", ("--target", "jetson_nano", "--predictor")
+
+    def write(*columns: str) -> None:
+        table.write_text(f"arch,{','.join(columns)}\n{rows}")
+
+    for columns, spec in [
+        (("a_ms", "jetson_nano_ms"), ""),
+        (("a_ms", "jetson_nano:fp16-maxn_ms"), ""),
+        (("a_ms", "b_ms"), "@b"),
+        (("a_ms", "b_ms"), "@b_ms"),
+        (("a_ms", "unmeasured"), ""),
+    ]:
+        write(*columns)
+        said = good("predict", f"{space}:largest", *target, f"table:{table}{spec}")
+        assert f": {1 if 'unmeasured' in columns else 3} ms, predicted: measured table of 2 networks" in said
+    write("a_ms", "b_ms")
+    MeasuredTable.from_csv(table, loaded).save(tmp_path / "t.npz")
+    table.rename(tmp_path / "t@home.csv")
+    for name in ("t@home.csv", "t.npz"):
+        file = tmp_path / name
+        assert "3 ms, predicted" in good("predict", f"{space}:largest", *target, f"table:{file}@b")
+        assert bad("predict", f"{space}:largest", *target, f"table:{file}") == (
+            f"{file}: which of its devices is jetson_nano:fp16-maxn? It has a, b; name one as table:{file}@a"
+        )
+        assert bad("predict", f"{space}:largest", *target, f"table:{file}@bb").startswith(
+            f"{file}: no device 'bb'. Did you mean 'b'"
+        )
+        if name.endswith("npz"):
+            assert str(file) in bad("predict", "quickstart:largest", *target, f"table:{file}@b")
+    assert "gone.csv: cannot be read" in bad("predict", f"{space}:largest", *target, f"table:{tmp_path / 'gone.csv'}@b")
+    table.write_text("op_code,phone\n000000,3\n111111,4\n")  # HELP's layout
+    assert "4 ms, predicted" in good("predict", "nasbench201:1.1.1.1.1.1", *target, f"table:{table}")
+
+
 def test_tables_and_few_shot_transfer_predict_the_space_they_are_of(space: Path, tmp_path: Path) -> None:
     import numpy as np
 

@@ -225,3 +225,37 @@ def test_a_run_keeps_the_few_shot_predictor_that_it_used(folder: Path, monkeypat
     assert kept.read_bytes() == Path("board.npz").read_bytes()
     assert not kept.with_suffix(".json").exists()  # so nothing was measured to calibrate
     assert load_run(folder / "run").front()["latency_ms"].gt(0).all()
+
+
+def test_a_run_looks_up_the_column_that_it_names_in_its_own_copy_of_a_table(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "table_parts"
+    Path(f"{name}.py").write_text("def accuracy(choices):\n    return 0.5\n")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(folder)
+    np.savez("colours.npz", images=np.zeros((120, 3, 16, 16), dtype=np.uint8), labels=np.arange(120) % 3)
+    space = load_space("small.toml")
+    archs = np.unique(space.sample(5000, np.random.default_rng(0)), axis=0)  # all there are
+    table = pd.DataFrame({"arch": ["_".join(map(str, a)) for a in archs], "phone_ms": 1.0, "cpu_ms": 2.0})
+
+    config = parse_config(
+        {
+            "task": {"name": "npz", "path": str(folder / "colours.npz")},
+            "space": {"name": "small.toml"},
+            "evaluator": {"name": f"{name}:accuracy", "samples": 0, "verify": 2},
+            "targets": {"devices": ["board"], "predictors": {"board": "table:all.csv@cpu"}},
+            "objectives": {"accuracy": {}, "latency_ms": {}},
+            "strategy": {"name": "random", "evaluations": 6, "batch": 3},
+        }
+    )
+    table.assign(cpu_ms="fast").to_csv("all.csv", index=False)
+    with pytest.raises(UserError, match=r"^targets.predictors: board:fp32: .*/all.csv: line 2, column 'cpu_ms'"):
+        run_experiment(config, folder / "run", where=folder)
+    table.to_csv("all.csv", index=False)
+    run_experiment(
+        config, folder / "run", resume=True, where=folder
+    )  # with the file as it is now, for a wrong one was not kept
+    assert (folder / "run" / "calibration" / "board-fp32.csv").read_bytes() == Path("all.csv").read_bytes()
+    front = load_run(folder / "run").front()
+    assert (front["latency_ms_predicted"] == 2).all()
