@@ -130,7 +130,7 @@ def read_measurements(
     In place of `network` there may be `onnx` (paths, relative to the CSV) or, with one space, `arch` (choice indices
     joined by `_`, `.` or blanks, knob -> choice as JSON, or the name of a reference).
     `latency_us`, `latency_s` and `energy_j` are understood and converted. Where there is a column `target`, rows of
-    other targets are passed over. A network that was measured again counts with its last row, in a table that says
+    other targets are passed over; a device alone means its default operating point. A network that was measured again counts with its last row, in a table that says
     when each was `measured`, as `append_measurements` writes.
 
     Args:
@@ -158,7 +158,7 @@ def read_measurements(
     elsewhere: set[str] = set()
     for number, line in lines:
         values = dict(zip(header, (v.strip() for v in line), strict=True))
-        if target is not None and values.get("target") and values["target"] != target.name:
+        if target is not None and values.get("target") and not _means(values["target"], target):
             elsewhere.add(values["target"])
             continue
         name, network = _network(path, number, {k: values[k] for k in keys}, spaces, known)
@@ -315,11 +315,16 @@ def _check_point(path: Path, number: int, values: Mapping[str, str], target: Tar
         others = [f"{target.profile.name}:{n}" for n, p in points if str(getattr(p, column)).casefold() == word]
         if column == "runtime" and not others:
             continue  # what a meter calls itself
-        has = f", as {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
+        has = f" ({text!r} is that of {', '.join(others)})" if others else ""
         raise UserError(
-            f"{path}: line {number}: {column} is {text!r}{has}, but {target.name} has {mine!r}; name the operating "
+            f"{path}: line {number}: {column} is {text!r}, but {target.name} has {mine!r}{has}; name the operating "
             "point that was measured, or leave the row out"
         )
+
+
+def _means(name: str, target: Target) -> bool:
+    """Whether a name is that of a target; a device's alone means its default operating point."""
+    return name == target.name or (name == target.profile.name and target.operating_point == target.profile.default)
 
 
 def _column(path: Path, header: Sequence[str], name: str) -> tuple[str | None, float]:

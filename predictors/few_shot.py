@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hardware_profiles.paths import atomic
 from predictors.base import Array, Estimate, Predictor
-from predictors.table_features import workload_totals
+from predictors.table_features import table_features, workload_totals
 from predictors.tables import BoundTable, MeasuredTable, describe, load_arrays, tied
 from predictors.transfer import Inputs, Points, centre
 from search_spaces import SearchSpace, UserError, Workload
@@ -168,9 +168,11 @@ def lessons(
     family = {d: (families or {}).get(d, device_family(d)) for d in table.devices}
     if len(set(family.values())) < 2:
         raise UserError(f"few-shot predictor: needs sources of at least two families, got {', '.join(table.devices)}")
-    if len(table) < _LESSON:
+    cut = table_features(table, table.keys).cut
+    if (live := int((~cut).sum())) < _LESSON:
+        cut_off = f", without {int(cut.sum())} whose output does not depend on their input" if cut.any() else ""
         raise UserError(
-            f"few-shot predictor: {table.source or table.space}: {len(table)} networks measured on the sources; at "
+            f"few-shot predictor: {table.source or table.space}: {live} networks measured on the sources{cut_off}; at "
             f"least {_LESSON} are needed to learn how they differ"
         )
     whole = Inputs(table, design.smooth)

@@ -227,8 +227,10 @@ class MeasuredTable:
         path = Path(path)
         header, lines = read_csv(path)
         unit = _unit_column(path, header, lines, unit)
-        found = {}
-        for device, column in (columns or {device_of(c): c for c in header if _suffix(c) or c == "latency"}).items():
+        found: dict[str, tuple[str, str]] = {}
+        for device, column in columns.items() if columns else [(device_of(c), c) for c in header if _is_latency(c)]:
+            if device in found:
+                raise UserError(f"{path}: columns {found[device][0]!r} and {column!r} are of one device; keep one")
             if column not in header:
                 raise UserError(f"{path}: no column {column!r}. {nearest(column, header)}")
             its_unit = _suffix(column) or unit
@@ -478,14 +480,18 @@ def _indices(text: str, knobs: Sequence[Knob], where: str) -> list[int]:
 
 
 def _suffix(column: str) -> str | None:
-    match = re.search(r"_(s|ms|us|ns)$", column)
+    match = re.search(r"_(s|ms|us|ns)$", column.casefold())
     return match[1] if match else None
+
+
+def _is_latency(column: str) -> bool:
+    return _suffix(column) is not None or column.casefold() == "latency"
 
 
 def device_of(column: str) -> str:
     """A column's name without its unit and without the word latency, where anything is left."""
-    name = re.sub(r"_(s|ms|us|ns)$", "", column)
-    return re.sub(r"_?latency$", "", name) or name
+    name = re.sub(r"(?i)_(s|ms|us|ns)$", "", column)
+    return re.sub(r"(?i)_?latency$", "", name) or name
 
 
 def _unit_column(path: Path, header: list[str], lines: list[tuple[int, list[str]]], unit: str | None) -> str | None:

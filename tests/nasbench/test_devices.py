@@ -335,7 +335,7 @@ def test_a_handful_read_from_a_table_calibrates_a_device_that_is_not_here(space:
         ("network,latency_ms,peak_memory_bytes\nresnet18,3,4 MB\n", "line 2: peak_memory_bytes is '4 MB', a number"),
         (
             "network,latency_ms,precision\nresnet18,3,fp32\n",
-            "line 2: precision is 'fp32', as jetson_nano:fp32-maxn has it, but jetson_nano:fp16-maxn has 'fp16'; name",
+            "line 2: precision is 'fp32', but jetson_nano:fp16-maxn has 'fp16' ('fp32' is that of jetson_nano:fp32-",
         ),
         ("network,latency_ms,precision\nresnet18,3,float\n", "is 'float', but jetson_nano:fp16-maxn has 'fp16'"),
         ("network,latency_ms,threads\nresnet18,3,4\n", "line 2: threads is '4', but jetson_nano:fp16-maxn has '1'"),
@@ -396,6 +396,13 @@ def test_one_network_may_be_measured_on_several_targets(tmp_path: Path) -> None:
     assert [r.latency_ms for r in read_measurements(table, load_target("jetson_nano"))] == [4]
 
 
+def test_a_device_alone_means_its_default_operating_point(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text("network,target,latency_ms\nresnet18,jetson_nano,3\nresnet34,jetson_nano:fp32-maxn,4\n")
+    assert [r.latency_ms for r in read_measurements(table, load_target("jetson_nano"))] == [3]
+    assert [r.latency_ms for r in read_measurements(table, load_target("jetson_nano:fp32-maxn"))] == [4]
+
+
 def test_rows_of_the_operating_point_are_taken_whatever_wrote_them(tmp_path: Path) -> None:
     table = tmp_path / "m.csv"
     # As a data frame with gaps writes numbers and flags; meters may call themselves anything.
@@ -409,7 +416,7 @@ def test_rows_of_the_operating_point_are_taken_whatever_wrote_them(tmp_path: Pat
     assert len(read_measurements(table, load_target("jetson_nano"))) == 1
     table.write_text("network,latency_ms,runtime\nresnet18,3,tflite\n")
     with pytest.raises(
-        UserError, match=r"line 2: runtime is 'tflite', as .*raspberry_pi_4:fp32-xnnpack .* have it, but"
+        UserError, match=r"line 2: runtime is 'tflite', but .* has 'ncnn' .*raspberry_pi_4:fp32-xnnpack,"
     ):
         read_measurements(table, load_target("raspberry_pi_4:fp32-ncnn"))
 

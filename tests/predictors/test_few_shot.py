@@ -10,7 +10,9 @@ from scipy.stats import spearmanr
 from predictors import FewShot, MeasuredTable
 from predictors.few_shot import device_family
 from predictors.table_features import table_features, workload_totals
+from predictors.tables import nasbench201_knobs
 from search_spaces import MobileNetV3Space, UserError, load_space
+from search_spaces.nasbench201 import EDGES
 
 Made = tuple[MeasuredTable, np.ndarray, np.ndarray]
 DEVICES = ("a", "b", "c", "d")
@@ -156,6 +158,14 @@ def test_bad_input_is_refused(made: Made, learned: FewShot, space: MobileNetV3Sp
         fitted.bind(load_space("mobile96"))
     with pytest.raises(UserError, match="cannot suggest"):
         fitted.suggest(len(table))
+
+
+def test_sources_need_networks_whose_output_depends_on_their_input() -> None:
+    archs = np.array([[i // 25, i // 5 % 5, i % 5, 0, 0, 0] for i in range(100)], dtype=np.uint8)
+    assert all(not archs[:, edge].any() for edge, (_, end) in enumerate(EDGES) if end == 3)
+    latency = np.random.default_rng(0).uniform(1, 2, (100, 2))
+    with pytest.raises(UserError, match="cut: 0 networks measured on the sources, without 100 whose output does not"):
+        FewShot.learn(MeasuredTable("nasbench201", nasbench201_knobs(), archs, ("a", "b"), latency, "cut"))
 
 
 def test_families_of_columns() -> None:

@@ -75,7 +75,7 @@ def test_csv_of_architectures_in_any_unit(tmp_path: Path, space: MobileNetV3Spac
     indices = ["_".join(map(str, arch)) for arch in archs]
     as_json = ['"' + json.dumps(space.decode(arch)).replace('"', '""') + '"' for arch in archs]
     rows = [f"{a},{1000 + i},{i + 1}" for i, a in enumerate(indices)]
-    by_name = write(tmp_path / "a.csv", "arch,phone_us,latency_s", *rows)
+    by_name = write(tmp_path / "a.csv", "arch,phone_US,latency_s", *rows)
     by_column = write(tmp_path / "b.csv", "arch,latency,unit", *(f"{a},{1000 + i},us" for i, a in enumerate(as_json)))
     first, second = MeasuredTable.from_csv(by_name, space), MeasuredTable.from_csv(by_column, space)
     assert first.devices == ("phone", "latency")
@@ -98,6 +98,7 @@ def test_csv_units_must_be_there_and_one(tmp_path: Path, space: MobileNetV3Space
         (["arch,latency,unit", f"{a},1,ms", f"{b},2,us"], "mixed units"),
         (["arch,latency,unit", f"{a},1,sec", f"{b},2,sec"], "unknown unit 'sec'"),
         (["arch,latency_us,unit", f"{a},1,ms", f"{b},2,ms"], "by its name"),
+        (["arch,phone_ms,phone_us", f"{a},1,1000", f"{b},2,2000"], "'phone_ms' and 'phone_us' are of one device"),
         (["net,latency_ms", f"{a},1", f"{b},2"], "'arch' or 'onnx'"),
         (["arch,latency_ms", "{oops,1", f"{b},2"], "not valid JSON"),
         (["arch,latency_ms", '"{""colour"": 3}",1', f"{b},2"], "unknown knob 'colour'"),
