@@ -130,8 +130,8 @@ def read_measurements(
     In place of `network` there may be `onnx` (paths, relative to the CSV) or, with one space, `arch` (choice indices
     joined by `_`, `.` or blanks, knob -> choice as JSON, or the name of a reference).
     `latency_us`, `latency_s` and `energy_j` are understood and converted. Where there is a column `target`, rows of
-    other targets are passed over; a device alone means its default operating point. A network that was measured again counts with its last row, in a table that says
-    when each was `measured`, as `append_measurements` writes.
+    other targets are passed over; a device alone means its default operating point. A network that was measured again
+    counts with its last row, in a table that says when each was `measured`, as `append_measurements` writes.
 
     Args:
         target: whose rows are taken; all where None.
@@ -256,7 +256,9 @@ def _name(path: Path, number: int, key: str, text: str, spaces: Mapping[str, Sea
     if key == "onnx":
         return str(path.parent / text)
     if len(spaces) != 1:
-        raise UserError(f"{path}: the column 'arch' needs one space, whose architectures these are (--space)")
+        raise UserError(
+            f"{path}: the column 'arch' needs one space, whose architectures these are (--space); rename a note"
+        )
     ((name, space),) = spaces.items()
     try:
         if text.startswith("{"):
@@ -284,16 +286,17 @@ def _figures(row: MeasuredRow) -> str:
 def _check_spelling(path: Path, header: Sequence[str], energy: str | None) -> None:
     """Raises UserError where a column is much like one that would be read, and is not there under its own name."""
     optional = {"target", "throttled", "peak_memory_bytes", "unit", *_POINT} - {"runtime"}  # like `runtime_s`
+    energies = ["energy_mj", *_UNITS["energy_mj"]]
     if energy is None:
-        optional |= {"energy_mj", *_UNITS["energy_mj"]}
+        optional |= {*energies}
     absent = sorted(optional - set(header))
     letters = {_letters(c): c for c in absent}
     for column in (c for c in header if c not in COLUMNS and c not in optional):
         same = letters.get(_letters(column))
         if near := [same] if same else difflib.get_close_matches(column.casefold(), absent, 1, _ALIKE):
+            meant = " or ".join(map(repr, energies if near[0] in energies else near))
             raise UserError(
-                f"{path}: unknown column {column!r}. Did you mean {near[0]!r}? Rename it; a note, to "
-                "something less alike"
+                f"{path}: unknown column {column!r}. Did you mean {meant}? Rename it; a note, to something less alike"
             )
 
 

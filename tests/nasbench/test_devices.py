@@ -323,6 +323,7 @@ def test_a_handful_read_from_a_table_calibrates_a_device_that_is_not_here(space:
         ("network,latency_ms\nresnet18,3\nquickstart:bigest,3\n", "m.csv: line 3: quickstart: 'bigest' is neither"),
         ("onnx,latency_ms\ngone.onnx,3\n", "gone.onnx: no such file"),
         ("network,latency_ms,enrgy_mj\nresnet18,3,4\n", "unknown column 'enrgy_mj'. Did you mean 'energy_mj'"),
+        ("network,latency_ms,energy\nresnet18,3,4\n", "column 'energy'. Did you mean 'energy_mj' or 'energy_j' or"),
         ("network,latency_ms,energy mJ\nresnet18,3,4\n", "unknown column 'energy mJ'. Did you mean 'energy_mj'"),
         ("network,latency_ms,presicion\nresnet18,3,int8\n", "unknown column 'presicion'. Did you mean 'precision'"),
         ("network,latency_ms,thread\nresnet18,3,4\n", "unknown column 'thread'. Did you mean 'threads'"),
