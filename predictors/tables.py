@@ -220,13 +220,17 @@ class MeasuredTable:
             unit: `s`, `ms`, `us` or `ns`, for columns whose names have none.
 
         Raises:
-            UserError: file, line and column of what is not as it should be: no or mixed units, an architecture that
-                the space does not have, an ONNX file that cannot be read, a latency that is not a positive number, or
-                a network with two different latencies. Equal repetitions count once.
+            UserError: file, line and column of what is not as it should be: no or mixed units, rows of several
+                targets in a column `target`, an architecture that the space does not have, an ONNX file that cannot be
+                read, a latency that is not a positive number, or a network with two different latencies. Equal
+                repetitions count once.
         """
         path = Path(path)
         header, lines = read_csv(path)
-        unit = _unit_column(path, header, lines, unit)
+        unit = _common(path, header, lines, "unit") if unit is None else unit
+        if unit is not None and unit not in MS_PER_UNIT:
+            raise UserError(f"{path}: unknown unit {unit!r} of a latency. {nearest(unit, MS_PER_UNIT)}")
+        _common(path, header, lines, "target")  # devices are columns
         found: dict[str, tuple[str, str]] = {}
         for device, column in columns.items() if columns else [(device_of(c), c) for c in header if _is_latency(c)]:
             if device in found:
@@ -494,18 +498,16 @@ def device_of(column: str) -> str:
     return re.sub(r"(?i)_?latency$", "", name) or name
 
 
-def _unit_column(path: Path, header: list[str], lines: list[tuple[int, list[str]]], unit: str | None) -> str | None:
-    """The unit of all rows, from the argument or a column `unit`."""
-    if unit is None and "unit" in header:
-        at = header.index("unit")
-        for line, row in lines:
-            if row[at] != lines[0][1][at]:
-                first = lines[0][1][at]
-                raise UserError(f"{path}: line {line}, column 'unit': mixed units, {row[at]!r} after {first!r}")
-        unit = lines[0][1][at] if lines else None
-    if unit is not None and unit not in MS_PER_UNIT:
-        raise UserError(f"{path}: unknown unit {unit!r} of a latency. {nearest(unit, MS_PER_UNIT)}")
-    return unit
+def _common(path: Path, header: list[str], lines: list[tuple[int, list[str]]], column: str) -> str | None:
+    """The value of all rows in a column; None where there is no such column or no row."""
+    if column not in header or not lines:
+        return None
+    at = header.index(column)
+    first = lines[0][1][at]
+    for line, row in lines:
+        if row[at] != first:
+            raise UserError(f"{path}: line {line}, column {column!r}: mixed {column}s, {row[at]!r} after {first!r}")
+    return first
 
 
 def _assemble(

@@ -96,6 +96,7 @@ def test_csv_units_must_be_there_and_one(tmp_path: Path, space: MobileNetV3Space
     for lines, word in [
         (["arch,latency", f"{a},1", f"{b},2"], "no unit"),
         (["arch,latency,unit", f"{a},1,ms", f"{b},2,us"], "mixed units"),
+        (["arch,latency_ms,target", f"{a},1,pixel_3", f"{b},2,pixel_4"], "line 3, column 'target': mixed targets"),
         (["arch,latency,unit", f"{a},1,sec", f"{b},2,sec"], "unknown unit 'sec'"),
         (["arch,latency_us,unit", f"{a},1,ms", f"{b},2,ms"], "by its name"),
         (["arch,phone_ms,phone_us", f"{a},1,1000", f"{b},2,2000"], "'phone_ms' and 'phone_us' are of one device"),
