@@ -260,7 +260,10 @@ def predict(
         ),
     ] = None,
     predictor: Annotated[
-        str, typer.Option(help="auto, roofline, scale, operator_model, few_shot:FILE, table:FILE, or module:Class.")
+        str,
+        typer.Option(
+            help="auto, roofline, scale, operator_model, few_shot:FILE, table:FILE\\[@COLUMN], or module:Class."
+        ),
     ] = "auto",
 ) -> None:
     """Predict costs of one network on a target, with 90 % intervals and what they rest on."""

@@ -442,8 +442,8 @@ def _keep_finished(stop: KeyboardInterrupt, target: Target, networks: list[Named
     append_measurements(path, target, [Measured(named[m.artifact.name], m) for m in finished])
     told = "no network was finished"
     if finished:
-        told = f"{len(finished)} of {len(networks)} networks are kept in {path}; fit them with: nasbench devices calibrate "
-        told += f"{target.name} --from {path}"
+        command = f"nasbench devices calibrate {target.name} --from {path}"
+        told = f"{len(finished)} of {len(networks)} networks are kept in {path}; fit them with: {command}"
     print(f"\ninterrupted; {told}", file=sys.stderr)
 
 

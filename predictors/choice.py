@@ -110,9 +110,8 @@ def choose_predictor(
         kept = few_shot_path(target, space)
         if kept.is_file():
             return _of_table(f"few_shot:{kept}", target, metric, space)
-    if predictor not in ("auto", "roofline") or (
-        predictor == "auto" and target.profile.local and metric == "latency_ms"
-    ):
+    unknown = target.profile.local and metric == "latency_ms"  # without measurements
+    if predictor != "roofline" and (predictor != "auto" or unknown):
         raise UserError(
             f"{target.name}: {'latency on this machine' if predictor == 'auto' else predictor} is predicted from "
             f"measurements; make them with `nasbench devices calibrate {target.name}`, or pass a calibration"

@@ -19,11 +19,10 @@ from predictors.base import Array, Estimate, Predictor
 from predictors.table_features import table_features, workload_totals
 from predictors.tables import BoundTable, MeasuredTable, describe, load_arrays, tied
 from predictors.transfer import Inputs, Points, centre
+from predictors.units import OTHER_UNIT
 from search_spaces import SearchSpace, UserError, Workload
 
 LEAST_SAMPLES = 3
-# A latency this many times off what sources and other measurements lead to expect is in another unit.
-OTHER_UNIT = 100.0
 # Networks whose output does not depend on their input may be optimised away in part or whole, so measured ones differ
 # by orders of magnitude. With such a spread the mean of a log-normal says nothing (thousands of times the median) and
 # would rank these networks last: predictions count no more of it than this.

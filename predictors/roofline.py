@@ -20,7 +20,7 @@ from hardware_profiles.profile_sections import RooflineFit, RooflineParameters
 from predictors.base import AdditivePredictor, Array, Estimate
 from predictors.quality import STRANGE
 from search_spaces import Operator, UserError, Workload
-from search_spaces.operators import ELEMENTWISE, FOLDED
+from search_spaces.operators import ELEMENTWISE, FOLDED, KINDS
 
 # What an inference pays for. Arithmetic by kind, parameters and activations are counted as milliseconds at the peaks,
 # so that their costs are inverses of attained fractions; launches and the inference itself cost microseconds, the
@@ -178,7 +178,7 @@ class Roofline(AdditivePredictor):
         UserError: energy of an operating point whose power nobody states.
     """
 
-    # Columns of the features; directions of uncertainty follow, and the number of unsupported operators is last.
+    # Columns of the features; directions of uncertainty follow, then the number of unsupported and unknown operators.
     TIME_MS, PARAM_BYTES, LINK_BYTES, WORKING = range(4)
 
     def __init__(self, target: Target, metric: str = "latency_ms", kinds: Iterable[str] = ()) -> None:
@@ -226,7 +226,7 @@ class Roofline(AdditivePredictor):
 
     def block_features(self, workload: Workload) -> Array:
         """`(F,)`: operators' ms, parameter bytes, input less output bytes, powers of their working memory, uncertainty
-        of the ms in each direction, number of unsupported operators."""
+        of the ms in each direction, number of unsupported or unknown operators."""
         spent = workload_work(workload, self.target, self.lanes) * self.costs
         size = self.target.itemsize
         return np.array(
@@ -236,7 +236,7 @@ class Roofline(AdditivePredictor):
                 crossing_bytes(workload, self.target),
                 working_power(workload, self.target) if self.on_chip_bytes is not None else 0.0,
                 *(self.directions @ spent),
-                len(check_workload(workload, self.target)),
+                len(check_workload(workload, self.target)) + sum(op.kind not in KINDS for op in workload.operators),
             ]
         )
 
@@ -292,20 +292,26 @@ class Roofline(AdditivePredictor):
         if not (self.kinds or features[:, -1].any()):
             return ""
         refused: dict[str, None] = {}
+        unknown: dict[str, None] = {}
         strange: dict[str, None] = {}
         # Of a space's blocks, those that cost next to nothing do not count.
         least = 0.5 * float(features[:, self.TIME_MS].mean())
         for workload, row in zip(workloads, features, strict=True):
             if row[-1]:
                 refused |= dict.fromkeys(f.operator.kind for f in check_workload(workload, self.target))
-            for kind in {kind_of(op) for op in workload.operators} - self.kinds - {""} if self.kinds else ():
+                unknown |= dict.fromkeys(op.kind for op in workload.operators if op.kind not in KINDS)
+            if not self.kinds:
+                continue
+            for kind in {kind_of(op) for op in workload.operators} - self.kinds - {""}:
                 spent = float(workload_work(workload, self.target, self.lanes, kind) @ self.costs)
                 if spent > STRANGE * max(row[self.TIME_MS], least):
                     strange[kind] = None
-        told = [f"{self.target.name} does not run some of these operators ({', '.join(refused)})"] if refused else []
-        if strange:
-            told.append(f"no calibration network had operators like some of these: {', '.join(strange)}")
-        return "; ".join(told)
+        told = (
+            (refused, f"{self.target.name} does not run some of these operators ({', '.join(refused)})"),
+            (unknown, f"unknown operators, taken as ones that only move data: {', '.join(unknown)}"),
+            (strange, f"no calibration network had operators like some of these: {', '.join(strange)}"),
+        )
+        return "; ".join(words for found, words in told if found)
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:

@@ -21,7 +21,7 @@ from predictors.roofline_fitting import (
     prior,
     sample,
 )
-from search_spaces import UserError, load_space, reference_network
+from search_spaces import Tensor, UserError, WorkloadBuilder, load_space, reference_network
 from tools.update_profiles import MARKER, tail, updated, upper_part
 
 # Costs of a made-up board: what it attains of its peaks, microseconds, and what it gets of its link.
@@ -291,3 +291,13 @@ def test_stated_errors_meet_the_aims() -> None:
         assert fit.errors.median_ape <= (0.2 if name == "edge_tpu" else 0.15), name
         assert fit.errors.family_median_ape <= 0.25, name
         assert set(fit.parameters.efficiency) == {*ARITHMETIC, "other"}
+
+
+def test_operators_that_nobody_knows_are_named() -> None:
+    builder = WorkloadBuilder()
+    ends = builder.input(Tensor((3, 8, 8)))
+    strange = builder.add("Fold", [builder.add("relu", [ends], (3, 8, 8))], (3, 4, 4))
+    predictor, known = Roofline(load_target("jetson_nano")), reference_network("mobilenet_v2").workload()
+    warning = predictor.predict([builder.build([strange]), known]).warning
+    assert "unknown operators, taken as ones that only move data: Fold" in warning
+    assert "unknown operators" not in predictor.predict([known]).warning
