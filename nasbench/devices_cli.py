@@ -519,6 +519,7 @@ def _adapt_and_keep(
 ) -> None:
     from nasbench.few_shot import adapt_few_shot
     from predictors.choice import few_shot_basis, few_shot_path
+    from predictors.quality import poor
 
     adapted, quality = adapt_few_shot(target, rows, sources, origin)
     path = few_shot_path(target, sources.space)
@@ -528,6 +529,8 @@ def _adapt_and_keep(
     print(f"latency_ms on {target.name}: {few_shot_basis(adapted)}")
     judged = ", each predicted without it" if "median_error" in quality else ": too few to judge the fit"
     print(_figures(quality, int(quality["networks"])) + judged)
+    if doubt := poor("latency_ms", quality):
+        print(f"warning: {doubt}", file=sys.stderr)
     _say_kept(path, output, replaced)
     print(f"an experiment takes it by name: few_shot:{output or path}, under targets.predictors", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from hardware_profiles.profile_sections import RooflineFit
 from hardware_profiles.records import Record
 from predictors.base import AdditivePredictor, Array, Estimate, Predictor
 from predictors.operator_model import LEAST_NETWORKS, OperatorModel
-from predictors.quality import covered, figures, spread_around
+from predictors.quality import covered, figures, poor, spread_around
 from predictors.roofline import Roofline, kind_of
 from predictors.units import check_mixed, level_doubt
 from search_spaces import UserError, Workload
@@ -28,8 +28,6 @@ METHODS: tuple[Method, ...] = ("scale", "roofline", "operator_model")
 LEAST_LOG_STD = 0.05
 # Assumed of a fit to one network.
 UNJUDGED_LOG_STD = 0.35
-# With a larger median error on networks left out, a fit says so itself.
-POOR = 0.5
 # From so many networks on, the parameters of a roofline are fitted anew.
 ROOFLINE_NETWORKS = 4
 
@@ -129,7 +127,7 @@ def fit_metric(sample: Sample, method: Method | Literal["auto"] = "auto") -> Fit
     model = _widened(model, max(1.0, interval_factor(ratios, count)))
     inside = covered(ratios, groups, lambda others: 1.645 * max(1.0, interval_factor(ratios[others], count - 1)))
     quality = {**model.quality, **figures(errors, y, inside)}
-    return model.model_copy(update={"quality": quality, "doubt": doubt or _poor(sample, quality["median_error"])})
+    return model.model_copy(update={"quality": quality, "doubt": doubt or poor(sample.metric, quality)})
 
 
 def _unit_doubt(m: Sample) -> str:
@@ -148,12 +146,6 @@ def _unit_doubt(m: Sample) -> str:
             f"`nasbench devices show {m.target.profile.name} --toml` prints it, to be corrected under another name"
         )
     return f"{doubt}, which were guessed; if these values are in another unit, convert them" if doubt else ""
-
-
-def _poor(m: Sample, error: float) -> str:
-    if error <= POOR:
-        return ""
-    return f"{m.metric} of networks left out is predicted with a median error of {error:.0%}: do not rely on this fit"
 
 
 def _kinds(workloads: Sequence[Workload]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from predictors.base import Array, Estimate
 MARGIN = 0.1
 # A network with a larger share of its cost in operators unlike all measured ones is told so.
 STRANGE = 0.05
+# With a larger median error on networks left out, a fit says so itself.
+POOR = 0.5
 
 
 def relative_errors(logs: Array) -> Array:
@@ -67,6 +69,14 @@ def figures(logs: Array, measured: Array, inside: float = np.nan) -> dict[str, f
         if np.isfinite(rank):
             found["spearman"] = rank
     return found
+
+
+def poor(metric: str, quality: Mapping[str, float]) -> str:
+    """What is to be said of a fit with such `figures` of networks left out; empty where it may be relied on."""
+    error = quality.get("median_error", 0.0)
+    if error <= POOR:
+        return ""
+    return f"{metric} of networks left out is predicted with a median error of {error:.0%}: do not rely on this fit"
 
 
 def spread_around(mean: Array, log_std: Array | float, lowest: float, highest: float, unit: str = "") -> Estimate:

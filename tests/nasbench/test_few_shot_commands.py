@@ -107,6 +107,7 @@ def test_from_other_devices_tables_to_predictions_and_a_run(folder: Path) -> Non
     assert "8 networks, median error" in said
     assert "kept in" in result.stderr
     assert "replaces" not in result.stderr
+    assert "do not rely" not in result.stderr
     repeated = call("devices", "calibrate", *FLOW, "--from", "measured.csv")
     assert "; replaces one of 8 networks\n" in repeated.stderr
     target, space = load_target("board"), load_space("small.toml")
@@ -117,6 +118,10 @@ def test_from_other_devices_tables_to_predictions_and_a_run(folder: Path) -> Non
     for options in ((), ("--predictor", "few_shot:board.npz")):
         said = good("predict", name, "--target", "board", *options)
         assert "few-shot transfer of 8 measured networks from phone, cpu" in said
+    # Latencies that have nothing to do with the networks are fitted, and the fit warns of itself.
+    noise = measured.assign(latency_ms=[1.0, 30.0, 2.0, 40.0, 1.5, 20.0, 50.0, 1.2])
+    noise.drop(columns="measured").to_csv("noise.csv", index=False)
+    assert "do not rely on this fit" in call("devices", "calibrate", *FLOW, "--from", "noise.csv").stderr
     # Of other networks it says nothing; nor is it energy.
     assert "few-shot" not in good("predict", "mobilenet_v2", "--target", "board")
     assert not choose_predictor(target, "latency_ms").tied
