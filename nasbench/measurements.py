@@ -140,7 +140,8 @@ def read_measurements(
     Raises:
         UserError: no such file or columns, a misspelt one, two latency columns, or with its line a network that there
             is not, two networks in one row, a network with two results, another operating point or unit than the
-            target's or the column's, or a value that is no positive number or that no device reaches.
+            target's (of rows that name no target) or the column's, or a value that is no positive number or that no
+            device reaches.
     """
     header, lines = read_csv(path)
     keys = [c for c in _NETWORK if c in header]
@@ -162,10 +163,10 @@ def read_measurements(
             elsewhere.add(values["target"])
             continue
         name, network = _network(path, number, {k: values[k] for k in keys}, spaces, known)
-        if target is not None:
+        if target is not None and not values.get("target"):  # a row that names it says itself what it is
             _check_point(path, number, values, target)
         unit = latency.rpartition("_")[2]
-        if values.get("unit", unit) not in (unit, ""):
+        if values.get("unit", unit).casefold() not in (unit, ""):
             raise UserError(
                 f"{path}: line {number}: unit is {values['unit']!r}, but the column {latency!r} is in {unit}; "
                 "name the column by its unit, such as latency_us"
@@ -182,7 +183,7 @@ def read_measurements(
                     "the energy of one inference is expected"
                 )
         if values.get("peak_memory_bytes"):
-            _positive(path, number, "peak_memory_bytes", values["peak_memory_bytes"])
+            _positive(path, number, "peak_memory_bytes", values["peak_memory_bytes"], or_zero=True)  # of 0: unknown
         row = MeasuredRow(
             network=name,
             family=network.family,
@@ -231,7 +232,8 @@ def _network(
     """The network of a row by the columns that name it, of which one is enough, and what it is called there."""
     found = {}
     for key, text in named.items():
-        if text:
+        note = key == "arch" and found and not spaces  # such as `arm64`
+        if text and not note:
             name = _name(path, number, key, text, spaces)
             try:
                 found[key] = name, network_of(name, known)
@@ -241,7 +243,9 @@ def _network(
         raise UserError(f"{path}: line {number}: {next(iter(named))} is empty")
     first, *others = found
     for key in others:
-        if _identity(found[key][1]) != _identity(found[first][1]):
+        one, other = found[first][1], found[key][1]
+        comparable = (one.file is None) == (other.file is None)  # a file does not say which network it is
+        if comparable and _identity(one) != _identity(other):
             raise UserError(
                 f"{path}: line {number}: {first} is {named[first]!r}, but {key} is {named[key]!r}, which is another "
                 "network; keep one of the two columns"
@@ -275,7 +279,8 @@ def _identity(network: NamedNetwork) -> object:
     if network.space is not None:
         arch = np.array([network.arch], dtype=network.space.dtype)
         return network.space.name, network.space.canonical(arch).tobytes()
-    return network.name
+    assert network.design is not None
+    return network.name.partition("@")[0], network.design.input_shape  # with the resolution that is not said
 
 
 def _figures(row: MeasuredRow) -> str:
@@ -301,8 +306,9 @@ def _check_spelling(path: Path, header: Sequence[str], energy: str | None) -> No
 
 
 def _letters(column: str) -> str:
-    """Letters and digits of a column's name, in any order and case."""
-    return "".join(sorted(filter(str.isalnum, column.casefold())))
+    """Letters and digits of a column's name in any case, those between the first and the last in any order."""
+    letters = "".join(filter(str.isalnum, column.casefold()))
+    return letters[:1] + "".join(sorted(letters)) + letters[-1:]  # `presicion`; `hardest` is not `threads`
 
 
 def _check_point(path: Path, number: int, values: Mapping[str, str], target: Target) -> None:
@@ -312,8 +318,6 @@ def _check_point(path: Path, number: int, values: Mapping[str, str], target: Tar
         word = text.casefold().removesuffix(".0")  # of numbers, as pandas writes them where others are missing
         if not text or word == mine.casefold():
             continue
-        if column == "precision" and values.get("target") and (word, mine) == ("fp32", "fp16"):
-            continue  # a meter of one's own says that of the file, which the runtime lowers
         points = target.profile.operating_points.items()
         others = [f"{target.profile.name}:{n}" for n, p in points if str(getattr(p, column)).casefold() == word]
         if column == "runtime" and not others:
@@ -338,20 +342,21 @@ def _column(path: Path, header: Sequence[str], name: str) -> tuple[str | None, f
     return found[0] if found else (None, 1.0)
 
 
-def _positive(path: Path, number: int, column: str, text: str) -> float:
+def _positive(path: Path, number: int, column: str, text: str, or_zero: bool = False) -> float:
     try:
         value = float(text)
     except ValueError:
         raise UserError(f"{path}: line {number}: {column} is {text!r}, a number without unit was expected") from None
-    if not (math.isfinite(value) and value > 0):
+    if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
         raise UserError(f"{path}: line {number}: {column} is {text}, it must be positive and finite")
     return value
 
 
 def _flag(path: Path, number: int, column: str, text: str) -> bool:
-    if text.casefold() not in ("true", "false", ""):
+    word = text.casefold().removesuffix(".0")
+    if word not in ("true", "false", "1", "0", ""):
         raise UserError(f"{path}: line {number}: {column} is {text!r}, 'true' or 'false' was expected")
-    return text.casefold() == "true"
+    return word in ("true", "1")
 
 
 def _read_text(path: Path) -> str:

@@ -385,6 +385,8 @@ def test_equal_rows_of_one_network_count_once_whatever_it_is_called(tmp_path: Pa
     text = f"network,latency_ms\nquickstart:largest,3\nquickstart:{largest},"
     table.write_text(text + "3.0\n")
     assert len(read_measurements(table)) == 1
+    table.write_text("network,latency_ms\nmobilenet_v2,3\nmobilenet_v2@224,3\nmobilenet_v2@160,2\n")
+    assert len(read_measurements(table)) == 2
     table.write_text(text + "4\n")
     with pytest.raises(UserError, match="line 3: quickstart:.* again, with 4 ms instead of 3 ms in line 2"):
         read_measurements(table)
@@ -409,17 +411,29 @@ def test_rows_of_the_operating_point_are_taken_whatever_wrote_them(tmp_path: Pat
     # As a data frame with gaps writes numbers and flags; meters may call themselves anything.
     table.write_text(
         "network,latency_ms,precision,threads,batch,runtime,throttled,unit,notes\n"
-        "resnet18,3,FP32,4.0,1,TFLite,True,ms,a\nresnet34,5,,,,my stopwatch,False,,b\n"
+        "resnet18,3,FP32,4.0,1,TFLite,True,MS,a\nresnet34,5,,,,my stopwatch,False,,b\nresnet50,9,,,,,1,,c\n"
     )
     rows = read_measurements(table, load_target("pixel_4:fp32-4threads"))
-    assert [r.throttled for r in rows] == [True, False]
-    table.write_text("network,target,latency_ms,precision\nresnet18,jetson_nano:fp16-maxn,3,fp32\n")  # of the ONNX file
-    assert len(read_measurements(table, load_target("jetson_nano"))) == 1
+    assert [r.throttled for r in rows] == [True, False, True]
     table.write_text("network,latency_ms,runtime\nresnet18,3,tflite\n")
     with pytest.raises(
         UserError, match=r"line 2: runtime is 'tflite', but .* has 'ncnn' .*raspberry_pi_4:fp32-xnnpack,"
     ):
         read_measurements(table, load_target("raspberry_pi_4:fp32-ncnn"))
+
+
+def test_what_a_meter_of_ones_own_wrote_of_a_target_is_read_for_it(tmp_path: Path) -> None:
+    table, target = tmp_path / "m.csv", load_target("pixel_4:fp32-4threads")
+    protocol = Protocol("mine", "1", "fp16", 1, 1, 0, 1, 1, "median", "me")  # of 4 threads in fp32, it says
+    measurement = Measurement(Artifact(Path("x"), "onnx", "fp32", (3,)), 3.0, np.array([3.0]), protocol)
+    append_measurements(table, target, [Measured(named_network("resnet18"), measurement)])
+    assert len(read_measurements(table, target)) == 1
+
+
+def test_columns_that_mean_something_else_or_nothing_are_no_mistake(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    table.write_text("network,latency_ms,arch,hardest,peak_memory_bytes\nresnet18,3,arm64,conv1,0\nresnet34,5,,,0.0\n")
+    assert [r.network for r in read_measurements(table)] == ["resnet18", "resnet34"]
 
 
 def test_two_columns_that_name_a_network_must_agree(tmp_path: Path) -> None:
@@ -437,10 +451,11 @@ def test_two_columns_that_name_a_network_must_agree(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").touch()
     table.write_text(f"network,onnx,latency_ms\n{tmp_path / 'a.onnx'},a.onnx,3\n")
     assert len(read_measurements(table)) == 1
-    table.write_text("network,onnx,latency_ms\nresnet18,a.onnx,3\n")
-    with pytest.raises(
-        UserError, match=r"line 2: network is 'resnet18', but onnx is 'a.onnx', which is another network"
-    ):
+    table.write_text("network,onnx,latency_ms\nresnet18,a.onnx,3\n,a.onnx,4\n")  # a file does not say what it is of
+    assert [r.network for r in read_measurements(table)] == ["resnet18", str(tmp_path / "a.onnx")]
+    (tmp_path / "b.onnx").touch()
+    table.write_text(f"network,onnx,latency_ms\n{tmp_path / 'b.onnx'},a.onnx,3\n")
+    with pytest.raises(UserError, match=r"line 2: network is '.*b.onnx', but onnx is 'a.onnx', which is another"):
         read_measurements(table)
 
 
