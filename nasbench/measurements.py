@@ -21,6 +21,7 @@ from hardware_profiles.paths import locked, read_csv, write_text
 from hardware_profiles.tools import implausible
 from nasbench.networks import NamedNetwork, network_of, space_network
 from predictors.calibration import MeasuredRow
+from predictors.tables import POINT, check_point, means
 from search_spaces import SearchSpace, UserError, nearest
 from search_spaces.errors import in_words
 
@@ -34,7 +35,6 @@ _UNITS = {
     "energy_mj": {"energy_j": 1e3, "energy_uj": 1e-3},
 }
 _NETWORK = ("network", "onnx", "arch")  # columns that say which network a row is of
-_POINT = ("precision", "threads", "batch", "runtime")  # and on which operating point it was measured
 # A column as much like one that is read, which is not there, is that one misspelt: `enrgy_mj`, `thread`.
 _ALIKE = 0.85
 
@@ -159,12 +159,12 @@ def read_measurements(
     elsewhere: set[str] = set()
     for number, line in lines:
         values = dict(zip(header, (v.strip() for v in line), strict=True))
-        if target is not None and values.get("target") and not _means(values["target"], target):
+        if target is not None and values.get("target") and not means(values["target"], target):
             elsewhere.add(values["target"])
             continue
         name, network = _network(path, number, {k: values[k] for k in keys}, spaces, known)
-        if target is not None and not values.get("target"):  # a row that names it says itself what it is
-            _check_point(path, number, values, target)
+        if target is not None:
+            check_point(path, number, values, target)
         unit = latency.rpartition("_")[2]
         if values.get("unit", unit).casefold() not in (unit, ""):
             raise UserError(
@@ -230,7 +230,7 @@ def _network(
     known: dict[str, SearchSpace],
 ) -> tuple[str, NamedNetwork]:
     """The network of a row by the columns that name it, of which one is enough, and what it is called there."""
-    found = {}
+    found: dict[str, tuple[str, NamedNetwork]] = {}
     for key, text in named.items():
         note = key == "arch" and found and not spaces  # such as `arm64`
         if text and not note:
@@ -290,7 +290,7 @@ def _figures(row: MeasuredRow) -> str:
 
 def _check_spelling(path: Path, header: Sequence[str], energy: str | None) -> None:
     """Raises UserError where a column is much like one that would be read, and is not there under its own name."""
-    optional = {"target", "throttled", "peak_memory_bytes", "unit", *_POINT} - {"runtime"}  # like `runtime_s`
+    optional = {"target", "throttled", "peak_memory_bytes", "unit", *POINT} - {"runtime"}  # like `runtime_s`
     energies = ["energy_mj", *_UNITS["energy_mj"]]
     if energy is None:
         optional |= {*energies}
@@ -309,29 +309,6 @@ def _letters(column: str) -> str:
     """Letters and digits of a column's name in any case, those between the first and the last in any order."""
     letters = "".join(filter(str.isalnum, column.casefold()))
     return letters[:1] + "".join(sorted(letters)) + letters[-1:]  # `presicion`; `hardest` is not `threads`
-
-
-def _check_point(path: Path, number: int, values: Mapping[str, str], target: Target) -> None:
-    """Raises UserError where a row says that it was measured on another operating point."""
-    for column in _POINT:
-        text, mine = values.get(column, ""), str(getattr(target, column))
-        word = text.casefold().removesuffix(".0")  # of numbers, as pandas writes them where others are missing
-        if not text or word == mine.casefold():
-            continue
-        points = target.profile.operating_points.items()
-        others = [f"{target.profile.name}:{n}" for n, p in points if str(getattr(p, column)).casefold() == word]
-        if column == "runtime" and not others:
-            continue  # what a meter calls itself
-        has = f" ({text!r} is that of {', '.join(others)})" if others else ""
-        raise UserError(
-            f"{path}: line {number}: {column} is {text!r}, but {target.name} has {mine!r}{has}; name the operating "
-            "point that was measured, or leave the row out"
-        )
-
-
-def _means(name: str, target: Target) -> bool:
-    """Whether a name is that of a target; a device's alone means its default operating point."""
-    return name == target.name or (name == target.profile.name and target.operating_point == target.profile.default)
 
 
 def _column(path: Path, header: Sequence[str], name: str) -> tuple[str | None, float]:

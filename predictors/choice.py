@@ -70,7 +70,8 @@ def choose_predictor(
         predictor: `auto`, one of `PREDICTORS`, `few_shot:FILE` (what `FewShot.save` wrote) or `table:FILE` (any that
             `MeasuredTable.read` takes), tied to the space of their table, or `module:Class` of one's own, made as
             `Class(target, metric)`. Of a table with several devices the column is that of the target's name, or as
-            `table:FILE@COLUMN` says. A `roofline` is the calibration's, if it is by one, else the profile's.
+            `table:FILE@COLUMN` says; a CSV whose rows say that they are of another target or operating point is
+            refused. A `roofline` is the calibration's, if it is by one, else the profile's.
         space: whose architectures are to be predicted; None of any networks.
 
     Raises:
@@ -155,16 +156,23 @@ def table_file(predictor: str) -> tuple[str, str, str]:
 
     >>> table_file("table:boards@home.csv@phone")
     ('table', 'boards@home.csv', 'phone')
+    >>> table_file("table:boards.txt@phone"), table_file("table:boards@home.csv")
+    (('table', 'boards.txt', 'phone'), ('table', 'boards@home.csv', ''))
     """
     kind, _, file = predictor.partition(":")
-    named = re.fullmatch(r"(.+\.(?:csv|gz|npz))@(.+)", file) if kind == "table" else None
+    if kind != "table" or Path(file).is_file():
+        return kind, file, ""
+    # A file need not lie in this folder: what ends as one's name does is no column.
+    named = re.fullmatch(r"(.+\.(?:csv|gz|npz))@(.+)", file) or re.fullmatch(
+        r"(.+)@([^/]+)(?<!\.(?:csv|npz))(?<!\.gz)", file
+    )
     return (kind, named[1], named[2]) if named else (kind, file, "")
 
 
 def _of_table(spec: str, target: Target, metric: str, space: SearchSpace | None) -> Choice:
     """A predictor of one space, from a file."""
     from predictors.few_shot import FewShot
-    from predictors.tables import MeasuredTable, TableLookup, device_of
+    from predictors.tables import MeasuredTable, TableLookup, check_points, device_of
 
     if metric != "latency_ms":
         raise UserError(f"predictor {spec!r}: predicts latency_ms, not {metric}")
@@ -175,6 +183,8 @@ def _of_table(spec: str, target: Target, metric: str, space: SearchSpace | None)
             raise UserError(f"{file}: was not adapted to any device; call adapt(networks, latency_ms) before saving it")
         return Choice(adapted, few_shot_basis(adapted), tied=True)
     table = MeasuredTable.read(Path(file), space)
+    if not file.endswith(".npz"):
+        check_points(Path(file), target)
     if column:
         device = column if column in table.devices else device_of(column)
     else:

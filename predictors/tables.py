@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardware_profiles import Target
 from hardware_profiles.paths import atomic, read_csv
 from predictors.base import Array, BoundPredictor, Estimate, Predictor
 from search_spaces import SearchSpace, UserError, Workload, nearest
@@ -22,7 +23,9 @@ from search_spaces.nasbench201 import KNOBS as NASBENCH201_KNOBS
 
 MS_PER_UNIT = {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 LEAST_ROWS = 2
+POINT = ("precision", "threads", "batch", "runtime")  # columns that say on which operating point a row was measured
 
+_UNIT = re.compile(r"_(s|ms|us|ns|MS)$")  # of other capitals, most are no unit: `price_US`
 _FORMAT = "nasbench measured table 2"
 _FBNET_OPS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 _HELP_KEYS = frozenset({"op_code", "op_idx"})
@@ -217,7 +220,7 @@ class MeasuredTable:
             path: the file, CSV or `.csv.gz`.
             space: of the architectures; needed for `arch`.
             columns: device -> column; by default every column whose name ends in a unit, less that ending.
-            unit: `s`, `ms`, `us` or `ns`, for columns whose names have none.
+            unit: `s`, `ms`, `us` or `ns`, for columns whose names have none; of `columns` it goes before their names'.
 
         Raises:
             UserError: file, line and column of what is not as it should be: no or mixed units, rows of several
@@ -227,7 +230,8 @@ class MeasuredTable:
         """
         path = Path(path)
         header, lines = read_csv(path)
-        unit = _common(path, header, lines, "unit") if unit is None else unit
+        given = unit is not None
+        unit = unit if given else _common(path, header, lines, "unit")
         if unit is not None and unit not in MS_PER_UNIT:
             raise UserError(f"{path}: unknown unit {unit!r} of a latency. {nearest(unit, MS_PER_UNIT)}")
         _common(path, header, lines, "target")  # devices are columns
@@ -237,7 +241,7 @@ class MeasuredTable:
                 raise UserError(f"{path}: columns {found[device][0]!r} and {column!r} are of one device; keep one")
             if column not in header:
                 raise UserError(f"{path}: no column {column!r}. {nearest(column, header)}")
-            its_unit = _suffix(column) or unit
+            its_unit = unit if columns and given else _suffix(column) or unit
             if its_unit is None:
                 raise UserError(f"{path}: column {column!r} has no unit; name it {column}_ms, or give unit='ms'")
             if unit and its_unit != unit:
@@ -483,9 +487,43 @@ def _indices(text: str, knobs: Sequence[Knob], where: str) -> list[int]:
     return [int(p) for p in parts]
 
 
+def check_point(path: Path, number: int, values: Mapping[str, str], target: Target) -> None:
+    """Raises UserError where a row says that it was measured on another target or, naming none, operating point."""
+    if named := values.get("target"):  # as `devices measure` writes: what its meter says of the point is no mistake
+        if not means(named, target):
+            raise UserError(f"{path}: line {number}: target is {named!r}, not {target.name}")
+        return
+    for column in POINT:
+        text, mine = values.get(column, ""), str(getattr(target, column))
+        word = text.casefold().removesuffix(".0")  # of numbers, as pandas writes them where others are missing
+        if not text or word == mine.casefold():
+            continue
+        points = target.profile.operating_points.items()
+        others = [f"{target.profile.name}:{n}" for n, p in points if str(getattr(p, column)).casefold() == word]
+        if column == "runtime" and not others:
+            continue  # what a meter calls itself
+        has = f" ({text!r} is that of {', '.join(others)})" if others else ""
+        raise UserError(
+            f"{path}: line {number}: {column} is {text!r}, but {target.name} has {mine!r}{has}; name the operating "
+            "point that was measured, or leave the row out"
+        )
+
+
+def means(name: str, target: Target) -> bool:
+    """Whether a name is that of a target; a device's alone means its default operating point."""
+    return name == target.name or (name == target.profile.name and target.operating_point == target.profile.default)
+
+
+def check_points(path: Path, target: Target) -> None:
+    """As `check_point`, of every row of a table as CSV."""
+    header, lines = read_csv(path)
+    for number, line in lines:
+        check_point(path, number, dict(zip(header, (v.strip() for v in line), strict=True)), target)
+
+
 def _suffix(column: str) -> str | None:
-    match = re.search(r"_(s|ms|us|ns)$", column.casefold())
-    return match[1] if match else None
+    match = _UNIT.search(column)
+    return match[1].casefold() if match else None
 
 
 def _is_latency(column: str) -> bool:
@@ -494,20 +532,20 @@ def _is_latency(column: str) -> bool:
 
 def device_of(column: str) -> str:
     """A column's name without its unit and without the word latency, where anything is left."""
-    name = re.sub(r"(?i)_(s|ms|us|ns)$", "", column)
+    name = _UNIT.sub("", column)
     return re.sub(r"(?i)_?latency$", "", name) or name
 
 
 def _common(path: Path, header: list[str], lines: list[tuple[int, list[str]]], column: str) -> str | None:
-    """The value of all rows in a column; None where there is no such column or no row."""
+    """The value of all rows in a column, in small letters; None where there is no such column or no row."""
     if column not in header or not lines:
         return None
     at = header.index(column)
-    first = lines[0][1][at]
+    first = lines[0][1][at].strip()
     for line, row in lines:
-        if row[at] != first:
+        if row[at].strip().casefold() != first.casefold():
             raise UserError(f"{path}: line {line}, column {column!r}: mixed {column}s, {row[at]!r} after {first!r}")
-    return first
+    return first.casefold()
 
 
 def _assemble(

@@ -737,7 +737,19 @@ def test_a_table_is_looked_up_in_any_form_and_says_which_device_is_meant(space: 
         write(*columns)
         said = good("predict", f"{space}:largest", *target, f"table:{table}{spec}")
         assert f": {1 if 'unmeasured' in columns else 3} ms, predicted: measured table of 2 networks" in said
+    for columns, message in [
+        ("target,latency_ms\n{},pixel_3,1\n{},pixel_3,2", "line 2: target is 'pixel_3', not jetson_nano:fp16-maxn"),
+        ("threads,latency_ms\n{},1,1\n{},4,2", "line 3: threads is '4', but jetson_nano:fp16-maxn has '1'"),
+    ]:
+        table.write_text(f"arch,{columns}\n".format(*archs))
+        assert message in bad("predict", f"{space}:largest", *target, f"table:{table}")
+    table.write_text("arch,target,threads,latency_ms\n{},jetson_nano,4,1\n{},jetson_nano,4,2\n".format(*archs))
+    assert ": 1 ms" in good("predict", f"{space}:largest", *target, f"table:{table}")
     write("a_ms", "b_ms")
+    other = table.with_name("me@home.txt")
+    other.write_bytes(table.read_bytes())
+    assert ": 3 ms" in good("predict", f"{space}:largest", *target, f"table:{other}@b")
+    assert "which of its devices" in bad("predict", f"{space}:largest", *target, f"table:{other}")
     MeasuredTable.from_csv(table, loaded).save(tmp_path / "t.npz")
     table.rename(tmp_path / "t@home.csv")
     for name in ("t@home.csv", "t.npz"):

@@ -75,8 +75,12 @@ def test_csv_of_architectures_in_any_unit(tmp_path: Path, space: MobileNetV3Spac
     indices = ["_".join(map(str, arch)) for arch in archs]
     as_json = ['"' + json.dumps(space.decode(arch)).replace('"', '""') + '"' for arch in archs]
     rows = [f"{a},{1000 + i},{i + 1}" for i, a in enumerate(indices)]
-    by_name = write(tmp_path / "a.csv", "arch,phone_US,latency_s", *rows)
-    by_column = write(tmp_path / "b.csv", "arch,latency,unit", *(f"{a},{1000 + i},us" for i, a in enumerate(as_json)))
+    by_name = write(tmp_path / "a.csv", "arch,phone_us,latency_s,price_US", *(f"{row},3" for row in rows))
+    by_column = write(
+        tmp_path / "b.csv",
+        "arch,latency,unit",
+        *(f"{a},{1000 + i},{'us' if i else 'US'}" for i, a in enumerate(as_json)),
+    )
     first, second = MeasuredTable.from_csv(by_name, space), MeasuredTable.from_csv(by_column, space)
     assert first.devices == ("phone", "latency")
     assert np.array_equal(first.archs, archs)
@@ -84,6 +88,10 @@ def test_csv_of_architectures_in_any_unit(tmp_path: Path, space: MobileNetV3Spac
     assert np.allclose(first.column("phone"), 1 + np.arange(len(archs)) / 1000)
     assert np.allclose(first.column("latency"), 1000 * (1 + np.arange(len(archs))))
     assert np.allclose(second.column("latency"), first.column("phone"))
+    given = MeasuredTable.from_csv(by_name, space, columns={"p": "price_US", "l": "latency_s"}, unit="us")
+    assert np.allclose(given.column("l"), first.column("latency") / 1e6)  # whatever the name seems to say
+    capitals = write(tmp_path / "c.csv", "arch,phone_MS", *(f"{a},{i + 1}" for i, a in enumerate(indices)))
+    assert MeasuredTable.from_csv(capitals, space).column("phone")[0] == 1
 
 
 def test_helps_layout_read_as_any_csv_says_how_to_read_it(tmp_path: Path) -> None:
