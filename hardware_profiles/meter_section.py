@@ -79,7 +79,9 @@ class CommandSection(_Section):
             "{artifact}" in part for part in ([self.command] if isinstance(self.command, str) else self.command)
         ):
             raise ValueError("command must have {artifact} where the network's file goes")
-        fill(self.command, dict.fromkeys(PLACEHOLDERS, "x"))
+        for key, line in (("command", self.command), ("identity_command", self.identity_command)):
+            if line and not " ".join(fill(line, dict.fromkeys(PLACEHOLDERS, "x"))[:1]).strip():
+                raise ValueError(f"{key} names no program")
         if self.identity and not self.identity_command:
             raise ValueError("identity needs an identity_command, whose output is looked at")
         return self

@@ -26,6 +26,8 @@ _LONGEST_MS = 24 * 3600 * 1e3
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf))"
 
+_LINE_END = re.compile(r"[^\S\n]*(?:\n|\Z)")
+
 
 def implausible(latency_ms: float, energy_mj: float | None = None) -> str:
     """What no inference takes or draws, in words; empty where the figures may be true."""
@@ -159,18 +161,28 @@ class JsonTool(Tool):
 
 
 def _result(text: str) -> dict[str, Any]:
-    """The JSON object with a latency among lines that may say anything; the last object where none has one."""
+    """The JSON object with a latency among lines that may say anything; the last object where none has one.
+
+    A line that begins as an object and is none is taken for one of a log, if it ends what it begins and has no latency.
+    What follows a damaged object may be part of it, so nothing is looked for there.
+    """
     text = text.strip()
     objects: list[dict[str, Any]] = []
     damage, end = "", 0
-    for start in (match.start() for match in re.finditer(r"^\{", text, re.MULTILINE)):
-        if start < end:  # inside the object before
+    for match in re.finditer(r"^\{.*", text, re.MULTILINE):
+        if match.start() < end:  # inside the object before
             continue
         try:
-            found, end = json.JSONDecoder().raw_decode(text, start)
+            found, end = json.JSONDecoder().raw_decode(text, match.start())
+            if not _LINE_END.match(text, end):
+                raise json.JSONDecodeError("Extra data", text, end)
             objects.append(found)
         except json.JSONDecodeError as error:
             damage = f"it printed JSON that breaks off or is damaged: {error}"
+            line = match[0]
+            whole = error.pos < match.end() and line.count("{") <= line.count("}")
+            if not whole or '"latency_ms"' in line:
+                raise ToolError(damage) from error
     results = [found for found in objects if "latency_ms" in found]
     if len(results) > 1:
         raise ToolError(

@@ -14,6 +14,7 @@ import tomli_w
 
 from hardware_profiles import Artifact, Target, load_profile, meter_for
 from hardware_profiles.meter_choice import with_meter
+from hardware_profiles.out_of_process import OutOfProcessMeter
 from hardware_profiles.profile import parse_profile
 from hardware_profiles.subprocesses import ToolError, ending, run
 from search_spaces import UserError
@@ -239,6 +240,8 @@ def test_nothing_that_a_program_started_outlives_it(tmp_path: Path) -> None:
         ),
         ({"kind": "command", "command": "x {artifact} 'y"}, "No closing quotation"),
         ({"kind": "command", "command": "x {artifact}", "identity": "y"}, "identity needs an identity_command"),
+        ({"kind": "command", "command": "x {artifact}", "identity_command": "  "}, "identity_command names no program"),
+        ({"kind": "command", "command": ["", "{artifact}"]}, "command names no program"),
         ({"kind": "adb", "serail": "x"}, r"meter.adb.serail: unknown key. Did you mean 'serial'"),
         ({"kind": "adb", "taskset": "f0; rm"}, r"meter.adb.taskset: .*pattern"),
         ({"kind": "ssh"}, r"meter.ssh.host: this key is missing"),
@@ -556,3 +559,7 @@ def test_a_meter_in_a_file_is_checked_key_by_key(text: str, message: str, phone:
     path.write_text(text)
     with pytest.raises(UserError, match=f"meter.toml: {message}"):
         with_meter(adb(phone), str(path))
+
+
+def test_a_meter_of_ones_own_need_not_say_which_programs_it_runs() -> None:
+    assert OutOfProcessMeter.__abstractmethods__ == {"identify", "benchmark"}

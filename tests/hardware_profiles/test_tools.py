@@ -111,7 +111,7 @@ def test_tegrastats_of_five_boards() -> None:
 def test_json_between_other_lines() -> None:
     reading = JsonTool().parse('loading\n{"latency_ms": [1.5, 2], "energy_mj": 4, "runtime_version": "3.1"}\n')
     assert (reading.samples_ms, reading.energy_mj, reading.version) == ((1.5, 2.0), 4.0, "3.1")
-    noisy = '{"level": "info"}\n{"latency_ms": [1.5, 2]}\nclosing {device}\n{ready}\n[I] done\n{"level": "info"}\n'
+    noisy = '{"level": "info"}\n{"latency_ms": [1.5, 2]}  \nclosing {device}\n{ready}\n[I] done\n{"level": "info"} ok\n'
     assert JsonTool().parse(noisy).samples_ms == (1.5, 2.0)
     spread = JsonTool().parse('{\n "latency_ms": 1.5,\n "operators": [{"name": "conv", "latency_ms": 1}]\n}')
     assert spread.samples_ms == (1.5,)
@@ -130,6 +130,15 @@ def test_json_between_other_lines() -> None:
             "2 JSON objects with 'latency_ms'.* go into one list",
         ),
         ('{"level": "info"}\n{"latency_ms": [1.2, ', "breaks off"),
+        ('{"config": {"a":\n{"latency_ms": 4},\n "b": 1}', "breaks off"),
+        ('{"a": nope,\n{"latency_ms": 4}\n}', "damaged"),
+        ('{"latency_ms": 3} trailing', "damaged: Extra data"),
+        ('{"latency_ms": 3} {"latency_ms": 4}\n{"latency_ms": 5}', "damaged: Extra data"),
+        ('{\n"latency_ms": 3\n} trailing', "damaged: Extra data"),
+        (
+            '{"latency_ms": 3, "operators": [\n{"name": "a", "latency_ms": 1},\n{"name": "b", "latency_ms": 2}',
+            "breaks off",
+        ),
         ('{"latency": 1.2}', "unknown key 'latency'. Did you mean 'latency_ms'"),
         ('{"energy_mj": 1.2}', "no key 'latency_ms'"),
         ('{"latency_ms": "1.2 ms"}', "'1.2 ms', where a number"),
