@@ -39,14 +39,14 @@ def _within(least: float, most: float, unit: str) -> AfterValidator:
 # WSE-3: 6 x 10^16 multiply-accumulates/s, 21 PB/s) and a server (kW), with room on both sides.
 GMacs = Annotated[float, _within(1e-5, 1e8, "10^9 multiply-accumulates/s")]
 Bandwidth = Annotated[float, _within(1e-4, 1e8, "GB/s")]
-WATTS = (1e-4, 5000.0)
+WATTS = (1e-4, 1e5)
 Watts = Annotated[float, _within(*WATTS, "W")]
 # A serial line; several bundled links between accelerators.
 LinkSpeed = Annotated[float, _within(1e-6, 1e4, "GB/s")]
 Threads = Annotated[int, _within(1, 4096, "threads of one inference")]
 Batch = Annotated[int, _within(1, 1_000_000, "samples per inference")]
-# Nothing waits ten seconds before it computes.
-Microseconds = Annotated[float, _within(0, 1e7, "microseconds")]
+# No device waits for minutes before it computes; fits beside peaks that were guessed go further than any device.
+Microseconds = Annotated[float, _within(0, 1e9, "microseconds")]
 # Far from 1 where a roofline was fitted beside peaks that were guessed.
 Fraction = Annotated[float, _within(1e-9, 1e6, "fractions of the peak, so that 60 % is 0.6")]
 

@@ -37,7 +37,8 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
     predictors = {n: _frozen(p, n, plan, run) for n, p in plan.config.targets.predictors.items()}
     for name in sorted({o.target for o in plan.predicted if o.metric in _CALIBRATED}):
         target = plan.targets[name]
-        if predictors.get(name, "auto") not in ("auto", "operator_model", "scale"):
+        named = predictors.get(name, "auto")
+        if named not in ("auto", "operator_model", "scale", "roofline"):
             continue
         latency = any(o.target == name and o.metric in _FROM_LATENCY for o in plan.predicted)
         file = run.directory("calibration") / f"{name.replace(':', '-')}.json"
@@ -47,11 +48,17 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
         elif given:
             calibrations[name] = Calibration.load(Path(given))
             calibrations[name].save(file)
-        elif (not target.profile.local or predictors.get(name) == "scale") and (kept := kept_calibration(target)):
-            report.line(f"{name}: {kept.basis('latency_ms')}")
+        elif (not target.profile.local or named in ("scale", "roofline")) and (kept := kept_calibration(target)):
+            if named in ("auto", kept.models["latency_ms"].method):
+                report.line(f"{name}: {kept.basis('latency_ms')}")
             calibrations[name] = kept
             kept.save(file)
-        elif latency and plan.measurable(target) and (target.profile.local or target.profile.meter is not None):
+        elif (
+            named != "roofline"
+            and latency
+            and plan.measurable(target)
+            and (target.profile.local or target.profile.meter is not None)
+        ):
             with report.phase(f"calibrate {name}") as phase, run.phase(f"calibrate {name}", "networks") as done:
                 started = datetime.now(UTC)
                 calibration = calibrate(
@@ -65,6 +72,9 @@ def bind_costs(plan: Plan, run: Run, report: Reporter) -> dict[str, BoundPredict
                 phase.done(("" if fresh else "kept from an earlier run: ") + calibration_summary(calibration))
                 calibration.save(file)
                 calibrations[name] = calibration
+    for name, calibration in calibrations.items():
+        if calibration.warning:
+            report.line(f"warning: {name}: {calibration.warning}")
     return {o.name: bound_cost(plan, o, calibrations, predictors) for o in plan.predicted}
 
 

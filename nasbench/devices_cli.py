@@ -242,7 +242,6 @@ def calibrate(
     from nasbench.devices import calibration_networks
     from nasbench.few_shot import read_sources, suggest_networks
     from nasbench.measurements import read_measurements
-    from nasbench.planning.sections import naming
 
     device = _load(target)
     _check_method(method)
@@ -278,8 +277,7 @@ def calibrate(
     if others is not None:
         _adapt_and_keep(device, rows, others, origin, output)
     else:
-        with naming(origin):
-            _fit_and_keep(device, rows, spaces, method, about, output, quiet)
+        _fit_and_keep(device, rows, spaces, method, about, output, quiet, origin)
 
 
 @app.command()
@@ -438,10 +436,16 @@ def _keep_finished(stop: KeyboardInterrupt, target: Target, networks: list[Named
     from nasbench.measurements import Measured, append_measurements
 
     named = {n.name: n for n in networks}
-    finished = stop.measured if isinstance(stop, Interrupted) else ()
-    append_measurements(path, target, [Measured(named[m.artifact.name], m) for m in finished])
+    taken = stop.measured if isinstance(stop, Interrupted) else ()
+    finished = [Measured(named[m.artifact.name], m) for m in taken]
     told = "no network was finished"
     if finished:
+        try:
+            append_measurements(path, target, finished)
+        except UserError as error:
+            _show_measured(finished)  # nothing else keeps them
+            print(f"error: {error}", file=sys.stderr)
+            return
         command = f"nasbench devices calibrate {target.name} --from {path}"
         told = f"{len(finished)} of {len(networks)} networks are kept in {path}; fit them with: {command}"
     print(f"\ninterrupted; {told}", file=sys.stderr)
@@ -465,12 +469,14 @@ def _fit_and_keep(
     about: dict[str, Any],
     output: Path | None,
     quiet: bool,
+    origin: str = "",
 ) -> None:
     from nasbench.devices import workloads_of
+    from nasbench.planning.sections import naming
     from nasbench.progress import Reporter
     from predictors.calibration import calibration_path, fit_target
 
-    with Reporter(quiet).phase(f"fit {target.name}"):
+    with Reporter(quiet).phase(f"fit {target.name}"), naming(origin):
         calibration = fit_target(target, rows, workloads_of(rows, spaces), method=method, **about)  # type: ignore[arg-type]
     path, replaced = calibration_path(target), _replaced(target)
     calibration.save(path)

@@ -146,11 +146,12 @@ class AdditivePredictor(Predictor):
         """The estimate for totals `(n, F)`, or for the `leading` columns of them."""
         return self.around(self.head(totals))
 
-    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
-        """What makes predictions of `m` workloads (of networks, or of a space's blocks) doubtful; else "".
+    def doubts(self, features: Array, workloads: Iterable[Workload], blocks: bool = False) -> str:
+        """What makes predictions of `m` workloads doubtful; else "".
 
         Args:
             features: `(m, F)` of them.
+            blocks: they are a space's blocks, and no networks.
         """
         return ""
 
@@ -214,7 +215,7 @@ class BoundAdditive(BoundPredictor):
             self._column[ids] = self.table[ids] @ self._weights
         self._leading[ids] = self.table[ids, : self.predictor.leading]
         workloads = (self.space.catalog[int(i)].workload for i in ids)
-        self.warning = self.warning or self.predictor.doubts(self.table[ids], workloads)
+        self.warning = self.warning or self.predictor.doubts(self.table[ids], workloads, blocks=True)
 
     def _blocks(self, archs: Archs) -> NDArray[np.int32]:
         """`(n, P)` block ids whose rows of the table are there."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from scipy.special import stdtrit
 
+from hardware_profiles.constraints import check_workload
 from hardware_profiles.profile import Target
 from hardware_profiles.profile_sections import RooflineFit
 from hardware_profiles.records import Record
@@ -127,7 +128,8 @@ def fit_metric(sample: Sample, method: Method | Literal["auto"] = "auto") -> Fit
     model = _widened(model, max(1.0, interval_factor(ratios, count)))
     inside = covered(ratios, groups, lambda others: 1.645 * max(1.0, interval_factor(ratios[others], count - 1)))
     quality = {**model.quality, **figures(errors, y, inside)}
-    return model.model_copy(update={"quality": quality, "doubt": doubt or poor(sample.metric, quality)})
+    doubts = "; ".join(w for w in (doubt, poor(sample.metric, quality)) if w)
+    return model.model_copy(update={"quality": quality, "doubt": doubts})
 
 
 def _unit_doubt(m: Sample) -> str:
@@ -136,10 +138,14 @@ def _unit_doubt(m: Sample) -> str:
     Raises:
         UserError: one value is in another unit than the others, or all are in another than figures that are no guesses.
     """
-    base = _base(m.target, m.metric)
-    expected = base.predict(m.workloads).mean
-    check_mixed(m.target, m.metric, m.networks, m.y, expected)
-    doubt = level_doubt(m.target, m.metric, m.workloads, m.y, expected)
+    # Of what the device does not run, and leaves to a host, the profile tells nothing.
+    runs = [i for i, w in enumerate(m.workloads) if not check_workload(w, m.target)]
+    if not runs:
+        return ""
+    base, workloads, values = _base(m.target, m.metric), [m.workloads[i] for i in runs], m.y[runs]
+    expected = base.predict(workloads).mean
+    check_mixed(m.target, m.metric, [m.networks[i] for i in runs], values, expected)
+    doubt = level_doubt(m.target, m.metric, workloads, values, expected)
     if doubt and (base.fit is not None or not m.target.point.estimated):
         raise UserError(
             f"{m.target.name}: {doubt}: are these values in another unit? If they are not, the profile is wrong; "
@@ -226,8 +232,8 @@ class ScaledRoofline(AdditivePredictor):
     def around(self, mean: Array) -> Estimate:
         return spread_around(mean, self.log_std, *self.range, self.metric.rpartition("_")[2])
 
-    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
-        return self.base.doubts(features, workloads)
+    def doubts(self, features: Array, workloads: Iterable[Workload], blocks: bool = False) -> str:
+        return self.base.doubts(features, workloads, blocks)
 
     @property
     def coefficients(self) -> tuple[Array, float] | None:

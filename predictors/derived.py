@@ -78,8 +78,8 @@ class StatedEnergy(AdditivePredictor):
     def estimate(self, totals: Array) -> Estimate:
         return self._energy(self.latency.estimate(totals))
 
-    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
-        return self.latency.doubts(features, workloads)
+    def doubts(self, features: Array, workloads: Iterable[Workload], blocks: bool = False) -> str:
+        return self.latency.doubts(features, workloads, blocks)
 
     def predict(self, workloads: Sequence[Workload]) -> Estimate:
         return self._energy(self.latency.predict(workloads))

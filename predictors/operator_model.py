@@ -242,10 +242,11 @@ class OperatorModel(AdditivePredictor):
         estimate = spread_around(self.head(totals), log_std, self.numbers.lowest, self.numbers.highest, unit)
         return replace(estimate, warning="; ".join(w for w in (self.numbers.warning, estimate.warning) if w))
 
-    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
+    def doubts(self, features: Array, workloads: Iterable[Workload], blocks: bool = False) -> str:
         strange = features[:, self.STRANGE_FROM :]
         # Of a space's blocks, those that cost next to nothing do not count.
-        cost = np.maximum(features[:, self.COST], max(1e-12, 0.5 * float(features[:, self.COST].mean())))
+        least = 0.5 * float(features[:, self.COST].mean()) if blocks else 0.0
+        cost = np.maximum(features[:, self.COST], max(1e-12, least))
         share = (strange / cost[:, None]).max(0, initial=0.0)
         names = [GROUPS[g] for g in np.argsort(-share) if share[g] > STRANGE]
         return f"no calibration network had operators like some of these: {', '.join(names)}" if names else ""

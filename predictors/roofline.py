@@ -288,14 +288,14 @@ class Roofline(AdditivePredictor):
                 )
         return Estimate.relative(mean, np.sqrt(variance), "; ".join(warnings))
 
-    def doubts(self, features: Array, workloads: Iterable[Workload]) -> str:
+    def doubts(self, features: Array, workloads: Iterable[Workload], blocks: bool = False) -> str:
         if not (self.kinds or features[:, -1].any()):
             return ""
         refused: dict[str, None] = {}
         unknown: dict[str, None] = {}
         strange: dict[str, None] = {}
         # Of a space's blocks, those that cost next to nothing do not count.
-        least = 0.5 * float(features[:, self.TIME_MS].mean())
+        least = 0.5 * float(features[:, self.TIME_MS].mean()) if blocks else 0.0
         for workload, row in zip(workloads, features, strict=True):
             if row[-1]:
                 refused |= dict.fromkeys(f.operator.kind for f in check_workload(workload, self.target))

@@ -14,6 +14,8 @@ from search_spaces import UserError, Workload
 OTHER_UNIT = 100.0
 # What a runtime may spend on an inference apart from its operators; what it spends beyond that grows with the network.
 OVERHEAD_MS = 20.0
+# No guess of peaks is so far off.
+NO_GUESS = 1e5
 # Algorithms save arithmetic (Winograd's of a 4x4 tile does with a quarter), and stated peaks may be of one core.
 ABOVE_PEAK = 10.0
 _COMPARED = 64  # networks, of different costs, that all others are compared with
@@ -64,6 +66,9 @@ def check_mixed(target: Target, metric: str, networks: Sequence[str], values: Ar
 def level_doubt(target: Target, metric: str, workloads: Sequence[Workload], values: Array, expected: Array) -> str:
     """What is doubtful of all values together, next to the profile's figures; empty where nothing is.
 
+    Raises:
+        UserError: they are further off than any guess.
+
     Args:
         values: `(n,)` in the metric's unit.
         expected: `(n,)` by the profile; of energy, at 1 W where nobody states the power, and then nothing is doubted.
@@ -76,6 +81,11 @@ def level_doubt(target: Target, metric: str, workloads: Sequence[Workload], valu
     peak = target.point.peak_gmacs
     least = np.array([w.macs for w in workloads]) * target.batch * power / (peak * 1e6)
     faster = float(np.median(least / values))
+    if max(slower, faster) > NO_GUESS:
+        raise UserError(
+            f"{target.name}: {metric} is {max(slower, faster):.2g} times {'more' if slower > faster else 'less'} than "
+            f"any device of such figures takes, as {values[0]:g} of the first network: it is in another unit"
+        )
     if slower > OTHER_UNIT:
         return f"{metric} is {slower:.0f} times what the profile's figures lead to expect"
     if metric == "latency_ms" and faster > ABOVE_PEAK:

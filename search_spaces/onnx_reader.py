@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import helper, numpy_helper, shape_inference
 
@@ -138,9 +139,11 @@ def _unpack_products(model: onnx.ModelProto) -> None:
 def _fixed_shapes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     """The model with batch 1 and the shape of every tensor inferred."""
     constants = {tensor.name for tensor in model.graph.initializer}
+    batches: set[str] = set()
     for value in model.graph.input:
         if value.name in constants:
             continue
+        batches.update(dim.dim_param for dim in value.type.tensor_type.shape.dim[:1])
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             fixed = dim.HasField("dim_value") and dim.dim_value > 0
             if axis == 0 and (not fixed or dim.dim_value == 1):
@@ -163,7 +166,7 @@ def _fixed_shapes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
         shape = value.type.tensor_type.shape
         if value.name not in foreign:
             value.type.tensor_type.ClearField("shape")
-        elif shape.dim and shape.dim[0].WhichOneof("value") != "dim_value":
+        elif shape.dim and shape.dim[0].dim_param in batches - {""}:
             shape.dim[0].dim_value = 1
     try:
         return infer(model)

@@ -50,13 +50,22 @@ ELEMENTWISE = frozenset(
 FOLDED = frozenset({"batch_norm"})
 
 
+def _is_torch(word: str) -> bool:
+    """Whether tracing calls an operator so: by its aten name where it has no other."""
+    import torch
+
+    from search_spaces.tracing import _KINDS, _READERS
+
+    return hasattr(torch.ops.aten, word) and word not in (*_KINDS, *_READERS)
+
+
 def unknown_kind(word: str) -> str:
     """Why no workload has operators of a kind, and which may be meant; empty where one may have them.
 
     >>> unknown_kind("hardswish")
     "no network has operators of kind 'hardswish'. Did you mean 'hard_swish'? Kinds: search_spaces.operators.KINDS"
     """
-    if word in KINDS:
+    if word in KINDS or _is_torch(word):
         return ""
     hint = nearest(word, KINDS).partition("Known:")[0]
     if word[:1].isupper():

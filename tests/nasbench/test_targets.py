@@ -85,15 +85,18 @@ def test_ones_own_predictor_and_meter(parts: Path) -> None:
     assert not (path / "calibration").exists() or not list((path / "calibration").glob("*"))
 
 
-def test_the_users_calibration_is_frozen_in_the_run(parts: Path) -> None:
+@pytest.mark.parametrize("predictor", ["auto", "roofline"])
+@pytest.mark.parametrize("given", [False, True])
+def test_the_users_calibration_is_frozen_in_the_run(predictor: str, given: bool, parts: Path) -> None:
     target = load_target("jetson_nano")
-    names = ("resnet18", "mobilenet_v2", "squeezenet1_1")
-    rows = [MeasuredRow(network=n, latency_ms=ms) for n, ms in zip(names, (10.0, 6.0, 5.0), strict=True)]
-    calibration = fit_target(target, rows, [reference_network(n).workload() for n in names])
-    file = user_data_dir() / "calibrations" / "jetson_nano-fp16-maxn.json"
-    calibration.save(file)
+    names = ("resnet18", "mobilenet_v2", "squeezenet1_1", "alexnet")
+    rows = [MeasuredRow(network=n, latency_ms=ms) for n, ms in zip(names, (10.0, 6.0, 5.0, 18.0), strict=True)]
+    calibration = fit_target(target, rows, [reference_network(n).workload() for n in names], method="roofline")
+    kept = user_data_dir() / "calibrations" / "jetson_nano-fp16-maxn.json"
+    calibration.save(parts / "given.json" if given else kept)
+    named = {"calibration": {"jetson_nano": "given.json"}} if given else {}
     path = parts / "run"
-    run_experiment(config(devices=["jetson_nano"]), path, where=parts)
+    run_experiment(config(devices=["jetson_nano"], predictors={"jetson_nano": predictor}, **named), path, where=parts)
     assert Calibration.load(path / "calibration" / "jetson_nano-fp16-maxn.json") == calibration
     assert load_run(path).front()["latency_ms"].notna().all()
 

@@ -274,6 +274,20 @@ def test_values_that_are_all_in_another_unit_are_refused_where_the_profile_knows
     with pytest.raises(UserError, match=r"latency_ms is \d+ times less than arithmetic alone takes"):
         fit_target(target, rows(measured / 1000), workloads[:n])
     assert fit_target(target, rows(measured), workloads[:n]).warning == ""
+    # Guesses are believed to be far off, but not a million times.
+    for method in ("auto", "scale"):
+        with pytest.raises(UserError, match="it is in another unit"):
+            fit_target(guessed(target), rows(1e6 * measured), workloads[:n], method=method)  # type: ignore[arg-type]
+
+
+def test_what_a_device_leaves_to_a_host_is_no_other_unit(workloads: list[Workload]) -> None:
+    target = load_target("edge_tpu")
+    refused = reference_network("deit_tiny").workload()
+    chosen = [workloads[i] for i in (0, 1, 3, 5)]
+    measured = [*Roofline(target).predict(chosen).mean, 700.0]
+    names = [*(NAMES[i] for i in (0, 1, 3, 5)), "deit_tiny"]
+    table = [MeasuredRow(network=n, latency_ms=v) for n, v in zip(names, measured, strict=True)]
+    assert fit_target(target, table, [*chosen, refused], method="scale").models["latency_ms"].method == "scale"
 
 
 def test_a_power_that_no_board_draws_is_another_unit_of_energy(workloads: list[Workload]) -> None:
@@ -309,6 +323,9 @@ def test_a_poor_fit_says_so(workloads: list[Workload]) -> None:
     found = fit_target(bare(), rows(measured), workloads, method="scale")
     assert found.models["latency_ms"].quality["median_error"] > 0.5
     assert "do not rely on this fit" in found.warning
+    both = fit_target(guessed(bare()), rows(1000 * measured), workloads, method="scale").warning
+    assert "which were guessed" in both
+    assert "do not rely on this fit" in both
 
 
 @pytest.mark.parametrize("method", ["scale", "roofline"])
@@ -320,7 +337,9 @@ def test_operators_that_no_measured_network_had_are_named(method: str, workloads
     predictor = fitted.predictor(target)
     assert "no calibration network" not in predictor.predict([reference_network("vgg16").workload()]).warning
     strange = reference_network("deit_tiny").workload()
-    assert "no calibration network had operators like some of these: matmul" in predictor.predict([strange]).warning
+    for beside in ([], [reference_network("vgg19").workload()] * 20):
+        warning = predictor.predict([*beside, strange]).warning
+        assert "no calibration network had operators like some of these: matmul" in warning
     bound = predictor.bind(load_space("quickstart")).predict(np.zeros((1, len(load_space("quickstart").knobs)), int))
     assert "depthwise_conv2d" in bound.warning
 

@@ -48,6 +48,8 @@ def test_a_kind_that_no_network_has_is_told(word: str, message: str) -> None:
     assert re.search(message, unknown_kind(word))
 
 
-@pytest.mark.parametrize("word", ["hard_swish", "cumsum", "slice", "GridSample", "Det", "MyOwnOperator"])
+@pytest.mark.parametrize(
+    "word", ["hard_swish", "cumsum", "slice", "GridSample", "Det", "MyOwnOperator", "glu", "im2col"]
+)
 def test_a_kind_that_a_network_may_have_is_taken(word: str) -> None:
     assert unknown_kind(word) == ""
