@@ -297,9 +297,12 @@ def validate(
     quiet: _Quiet = False,
 ) -> None:
     """Compare predictions with fresh measurements: error, rank, interval coverage, and drift since the calibration."""
+    import numpy as np
+
     from nasbench.devices import VALIDATION_NETWORKS, calibration_networks, validate_target, workloads_of
     from nasbench.measurements import read_measurements
     from nasbench.networks import named_networks
+    from predictors.units import OTHER_UNIT
 
     device = _load(target)
     if from_ is None:
@@ -342,6 +345,12 @@ def validate(
             "load have changed; calibrate again",
             file=sys.stderr,
         )
+    off = float(np.exp(np.median(np.abs(np.log(found.measured / found.mean)))))
+    if off > OTHER_UNIT:
+        told = f"what was measured is {off:.0f} times off what is predicted: is it in another unit?"
+        if recalibrate:
+            raise UserError(f"{device.name}: {told} The calibration is left as it was")
+        print(f"warning: {told}", file=sys.stderr)
     if recalibrate:
         from predictors.calibration import kept_calibration
 
@@ -525,9 +534,8 @@ def _adapt_and_keep(
 ) -> None:
     from nasbench.few_shot import adapt_few_shot
     from predictors.choice import few_shot_basis, few_shot_path
-    from predictors.quality import poor
 
-    adapted, quality = adapt_few_shot(target, rows, sources, origin)
+    adapted, quality, doubt = adapt_few_shot(target, rows, sources, origin)
     path = few_shot_path(target, sources.space)
     replaced = _replaced_few_shot(path)
     for file in (path, *([output] if output else [])):
@@ -535,7 +543,7 @@ def _adapt_and_keep(
     print(f"latency_ms on {target.name}: {few_shot_basis(adapted)}")
     judged = ", each predicted without it" if "median_error" in quality else ": too few to judge the fit"
     print(_figures(quality, int(quality["networks"])) + judged)
-    if doubt := poor("latency_ms", quality):
+    if doubt:
         print(f"warning: {doubt}", file=sys.stderr)
     _say_kept(path, output, replaced)
     print(f"an experiment takes it by name: few_shot:{output or path}, under targets.predictors", file=sys.stderr)

@@ -16,6 +16,7 @@ from nasbench.devices import REFUSED, calibration_networks, unsupported_operator
 from nasbench.networks import NamedNetwork, space_network
 from nasbench.planning.sections import naming
 from predictors.calibration import MeasuredRow
+from predictors.calibration_methods import Sample, unit_doubt
 from predictors.few_shot import LEAST_SAMPLES, FewShot
 from predictors.tables import MeasuredTable
 from search_spaces import SearchSpace, UserError
@@ -123,19 +124,19 @@ def write_suggestions(path: Path, networks: Sequence[NamedNetwork]) -> None:
 
 def adapt_few_shot(
     target: Target, rows: Sequence[MeasuredRow], sources: Sources, origin: str = ""
-) -> tuple[FewShot, dict[str, float]]:
-    """The few-shot predictor of a target, and how well it predicts each measured network without it.
+) -> tuple[FewShot, dict[str, float], str]:
+    """The few-shot predictor of a target, how well it predicts each measured network without it, and what is doubtful.
 
     Args:
         origin: the file that rows are from, for messages.
 
     Returns:
-        The predictor and its figures: `networks`, and with enough of them those of `predictors.quality`.
+        The predictor; its figures: `networks`, and with enough of them those of `predictors.quality`; doubts in words.
 
     Raises:
         UserError: too few measured architectures of the space, or in the sources, or one in another unit.
     """
-    from predictors.quality import figures
+    from predictors.quality import figures, poor
 
     archs, latency_ms = _measured(rows, sources)
     if len(archs) < LEAST_SAMPLES:
@@ -146,8 +147,11 @@ def adapt_few_shot(
             f"`nasbench devices suggest {target.name} --space {sources.label}` says which to measure"
         )
     learned = FewShot.learn(sources.table)
+    workloads = [sources.space.workload(arch) for arch in archs]
+    names = tuple(space_network(sources.space, arch.tolist(), sources.label).name for arch in archs)
     with naming(origin):
         adapted = learned.adapt(archs, latency_ms)
+        doubt = unit_doubt(Sample(target, "latency_ms", names, names, workloads, latency_ms))
     found = {"networks": float(len(archs))}
     if len(archs) >= _LEAST_JUDGED:
         logs, inside = [], []
@@ -157,7 +161,7 @@ def adapt_few_shot(
             logs.append(float(np.log(latency_ms[i] / estimate.quantile(0.5)[0])))
             inside.append(estimate.quantile(0.05)[0] <= latency_ms[i] <= estimate.quantile(0.95)[0])
         found |= figures(np.array(logs), latency_ms, float(np.mean(inside)))
-    return adapted, found
+    return adapted, found, "; ".join(w for w in (doubt, poor("latency_ms", found)) if w)
 
 
 def _measured(rows: Sequence[MeasuredRow], sources: Sources) -> tuple[Archs, np.ndarray]:

@@ -118,7 +118,8 @@ class Calibration(KeptRecord):
         error = model.quality.get("median_error")
         left_out = f", {error:.0%} median error on networks left out" if error is not None else ""
         count = int(model.quality["networks"])
-        return f"{words[model.method]} of {count} networks measured {self.created:%Y-%m-%d}{left_out}"
+        doubt = f" ({model.doubt})" if model.doubt else ""
+        return f"{words[model.method]} of {count} networks measured {self.created:%Y-%m-%d}{left_out}{doubt}"
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -100,7 +100,7 @@ def fit_metric(sample: Sample, method: Method | Literal["auto"] = "auto") -> Fit
         UserError: too few networks for the method that is named, or a value in another unit.
     """
     y = sample.y
-    doubt = _unit_doubt(sample)
+    doubt = unit_doubt(sample)
     if method != "auto" and len(y) < _WAYS[method].least:
         raise UserError(
             f"{sample.target.name}: {method} needs at least {_WAYS[method].least} networks, {len(y)} were measured"
@@ -132,7 +132,7 @@ def fit_metric(sample: Sample, method: Method | Literal["auto"] = "auto") -> Fit
     return model.model_copy(update={"quality": quality, "doubt": doubts})
 
 
-def _unit_doubt(m: Sample) -> str:
+def unit_doubt(m: Sample) -> str:
     """What the profile's guessed figures say against the unit of the values; "" for nothing.
 
     Raises:

@@ -293,7 +293,12 @@ class _Reader:
         known = _Node(
             node.op_type, list(node.input), attributes, self._full_shape, self._activations, self._arrays
         )  # fmt: skip
-        kind, fields = _READERS.get(node.op_type, _plain)(known)
+        try:
+            kind, fields = _READERS.get(node.op_type, _plain)(known)
+        except KeyError as error:
+            raise UserError(
+                f"{self._where}: {node.op_type} {node.name!r} reads {error.args[0]!r}, which nothing writes"
+            ) from error
         if any(name in self._gates for name in reads):
             kind, reads = "silu", [name for name in reads if name not in self._gates]
         output = self._type(node.output[0])
