@@ -183,6 +183,8 @@ def _result(text: str) -> dict[str, Any]:
             whole = error.pos < match.end() and line.count("{") <= line.count("}")
             if not whole or '"latency_ms"' in line:
                 raise ToolError(damage) from error
+        except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+            raise ToolError(f"it printed JSON that cannot be read: {error}") from error
     results = [found for found in objects if "latency_ms" in found]
     if len(results) > 1:
         raise ToolError(
@@ -199,7 +201,10 @@ def _result(text: str) -> dict[str, Any]:
 def _float(value: Any, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ToolError(f"its {key!r} is {value!r}, where a number was expected")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ToolError(f"its {key!r} is a number of {len(str(value))} digits") from error
 
 
 def _number(values: dict[str, Any], key: str) -> float | None:

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +59,10 @@ def choose_predictor(
 ) -> Choice:
     """The predictor of a metric on a target: by what data exist, or the one that is named.
 
-    Chosen automatically: exact counts; else a calibration, given or in the user's directory (of energy that nobody
-    measured: its latency times the power that the profile states); else few-shot transfer to
-    that space, if it is in the user's directory; else the profile's roofline, whose parameters are fitted to published
-    measurements or taken from the datasheet.
+    Chosen automatically: exact counts; else a calibration that is given, or the later of a calibration and a few-shot
+    predictor of that space in the user's directory (of energy that nobody measured: calibrated latency times the power
+    that the profile states); else the profile's roofline, whose parameters are fitted to published measurements or
+    taken from the datasheet.
 
     Args:
         target: `device` or `device:operating-point`; counts need none (peak memory then means fp32).
@@ -98,6 +99,10 @@ def choose_predictor(
         raise UserError(f'unknown predictor {predictor!r}. {nearest(predictor, PREDICTORS)} Your own: "module:Class".')
     if metric in COUNTS or metric == "training_memory_bytes":
         raise UserError(f"{metric} is counted, not predicted; leave predictor at 'auto'")
+    if predictor == "auto" and metric == "latency_ms" and space is not None and calibration is None:
+        kept = few_shot_path(target, space)
+        if kept.is_file() and _is_latest(kept, target):
+            return _of_table(f"few_shot:{kept}", target, metric, space)
     found = _calibrated(target, metric, calibration, predictor)
     if found is not None:
         return found
@@ -107,10 +112,6 @@ def choose_predictor(
             power_w, log_std, doubt = Roofline(target, metric).power
             energy = StatedEnergy(timed.predictor, power_w, log_std, doubt)
             return Choice(energy, f"{power_w:g} W times latency: {timed.basis}")
-    if predictor == "auto" and metric == "latency_ms" and space is not None:
-        kept = few_shot_path(target, space)
-        if kept.is_file():
-            return _of_table(f"few_shot:{kept}", target, metric, space)
     unknown = target.profile.local and metric == "latency_ms"  # without measurements
     if predictor != "roofline" and (predictor != "auto" or unknown):
         raise UserError(
@@ -144,6 +145,14 @@ def _calibrated(target: Target, metric: str, calibration: Calibration | None, pr
             f"calibrate again with --method {predictor}, or leave predictor at 'auto'"
         )
     return Choice(calibration.predictor(target, metric), calibration.basis(metric))
+
+
+def _is_latest(few_shot: Path, target: Target) -> bool:
+    """Whether a few-shot predictor was kept after the calibration of its target, if there is one."""
+    from predictors.calibration import kept_calibration
+
+    calibration = kept_calibration(target)
+    return calibration is None or datetime.fromtimestamp(few_shot.stat().st_mtime, UTC) >= calibration.created
 
 
 def _roofline(target: Target, metric: str) -> Choice:
@@ -190,7 +199,7 @@ def _of_table(spec: str, target: Target, metric: str, space: SearchSpace | None)
     else:
         own = [n for n in (target.name, target.profile.name) if n in table.devices]
         device, *others = own[:1] or table.devices
-        if others:
+        if others or (not own and device != "latency"):
             raise UserError(
                 f"{file}: which of its devices is {target.name}? It has {', '.join(table.devices)}; name one as "
                 f"table:{file}@{device}"

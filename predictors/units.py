@@ -66,28 +66,26 @@ def check_mixed(target: Target, metric: str, networks: Sequence[str], values: Ar
 def level_doubt(target: Target, metric: str, workloads: Sequence[Workload], values: Array, expected: Array) -> str:
     """What is doubtful of all values together, next to the profile's figures; empty where nothing is.
 
-    Raises:
-        UserError: they are further off than any guess.
-
     Args:
         values: `(n,)` in the metric's unit.
         expected: `(n,)` by the profile; of energy, at 1 W where nobody states the power, and then nothing is doubted.
+
+    Raises:
+        UserError: they are further off than any guess.
     """
     power = 1.0 if metric == "latency_ms" else target.point.power_w
     if power is None:
         return ""
-    beyond = values - OVERHEAD_MS * power
-    slower = float(np.median(beyond / expected))
-    peak = target.point.peak_gmacs
-    least = np.array([w.macs for w in workloads]) * target.batch * power / (peak * 1e6)
-    faster = float(np.median(least / values))
-    if max(slower, faster) > NO_GUESS:
+    more, less = float(np.median((values - OVERHEAD_MS * power) / expected)), float(np.median(expected / values))
+    if max(more, less) > NO_GUESS:
         raise UserError(
-            f"{target.name}: {metric} is {max(slower, faster):.2g} times {'more' if slower > faster else 'less'} than "
-            f"any device of such figures takes, as {values[0]:g} of the first network: it is in another unit"
+            f"{target.name}: {metric} is {max(more, less):.2g} times {'more' if more > less else 'less'} than the "
+            f"profile's figures lead to expect, as {values[0]:g} of the first network: it is in another unit"
         )
-    if slower > OTHER_UNIT:
-        return f"{metric} is {slower:.0f} times what the profile's figures lead to expect"
-    if faster > (ABOVE_PEAK if metric == "latency_ms" else OTHER_UNIT):  # a board draws less than is stated
+    if more > OTHER_UNIT:
+        return f"{metric} is {more:.0f} times what the profile's figures lead to expect"
+    peak = target.point.peak_gmacs
+    least = np.array([w.macs for w in workloads]) * target.batch / (peak * 1e6)
+    if metric == "latency_ms" and (faster := float(np.median(least / values))) > ABOVE_PEAK:
         return f"{metric} is {faster:.0f} times less than arithmetic alone takes at peak_gmacs = {peak:g}"
-    return ""
+    return f"{metric} is {less:.0f} times less than the profile's figures lead to expect" if less > OTHER_UNIT else ""

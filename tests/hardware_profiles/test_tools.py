@@ -173,3 +173,9 @@ def test_figures_that_cannot_be_true_are_refused(reading: Reading, message: str)
         reading.check(seconds=2.0)
     good = Reading((2.5,) * 100, energy_mj=10.0, peak_memory_bytes=1)
     assert good.check(seconds=2.0) is good
+
+
+@pytest.mark.parametrize("latency", ["1" + 400 * "0", "1" + 5000 * "0", 100_000 * "["])
+def test_numbers_and_nesting_that_python_cannot_hold_are_told(latency: str) -> None:
+    with pytest.raises(ToolError, match="digits|cannot be read"):
+        JsonTool().parse(f'{{"latency_ms": {latency}}}')

@@ -825,3 +825,27 @@ if os.path.getsize({str(calls)!r}) == 3:
     assert done.returncode == 130
     assert "interrupted; no network was finished" in done.stderr
     assert len(read_measurements(table)) == 2
+
+
+def test_a_calibration_is_not_replaced_by_values_in_another_unit(tmp_path: Path) -> None:
+    good("devices", "new", "guess", "--command", f"{sys.executable} x.py {{artifact}}")
+    table = tmp_path / "m.csv"
+    values = {"mobilenet_v2": 8.0, "resnet18": 30.0, "mnasnet": 9.0, "squeezenet1_1": 9.0}
+    table.write_text("network,latency_ms\n" + "".join(f"{n},{ms}\n" for n, ms in values.items()))
+    good("devices", "calibrate", "guess", "--from", table, "--quiet")
+    before = files(user_data_dir())
+    table.write_text("network,latency_ms\n" + "".join(f"{n},{1000 * ms}\n" for n, ms in values.items()))
+    message = bad("devices", "validate", "guess", "--from", table, "--recalibrate", "--quiet")
+    assert "times off what is predicted: is it in another unit?" in message
+    assert files(user_data_dir()) == before
+    assert "is it in another unit?" in good("devices", "validate", "guess", "--from", table)
+    # What a calibration is doubted for is told with each prediction.
+    good("devices", "calibrate", "guess", "--from", table, "--quiet")
+    assert "which were guessed" in good("predict", "mobilenet_v2", "--target", "guess")
+
+
+def test_energies_a_thousand_times_too_small_are_refused_where_the_power_is_known(tmp_path: Path) -> None:
+    table = tmp_path / "m.csv"
+    values = {"mobilenet_v2": 20.0, "resnet18": 60.0, "mnasnet": 22.0}
+    table.write_text("network,latency_ms,energy_mj\n" + "".join(f"{n},{t},{t * 5e-3}\n" for n, t in values.items()))
+    assert "energy_mj is" in bad("devices", "calibrate", "jetson_nano", "--from", table, "--quiet")

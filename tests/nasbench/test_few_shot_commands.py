@@ -118,6 +118,17 @@ def test_from_other_devices_tables_to_predictions_and_a_run(folder: Path) -> Non
     for options in ((), ("--predictor", "few_shot:board.npz")):
         said = good("predict", name, "--target", "board", *options)
         assert "few-shot transfer of 8 measured networks from phone, cpu" in said
+    # What was calibrated last predicts.
+    Path("few.csv").write_text("network,latency_ms\nresnet18,30\nmobilenet_v2,8\n")
+    good("devices", "calibrate", "board", "--from", "few.csv", "--quiet")
+    assert "scaled roofline of 2 networks" in good("predict", name, "--target", "board")
+    good("devices", "calibrate", *FLOW, "--from", "measured.csv")
+    assert "few-shot transfer of 8 measured networks" in good("predict", name, "--target", "board")
+    # One of the values in another unit is named.
+    wrong = measured.drop(columns="measured")
+    wrong.loc[3, "latency_ms"] *= 1000
+    wrong.to_csv("wrong.csv", index=False)
+    assert "wrong.csv: " in bad("devices", "calibrate", *FLOW, "--from", "wrong.csv")
     # Latencies that have nothing to do with the networks are fitted, and the fit warns of itself.
     noise = measured.assign(latency_ms=[1.0, 30.0, 2.0, 40.0, 1.5, 20.0, 50.0, 1.2])
     noise.drop(columns="measured").to_csv("noise.csv", index=False)

@@ -276,3 +276,8 @@ def test_operators_that_onnx_does_not_know_keep_their_name_where_the_file_tells_
         UserError, match=r"no operator 'Fold' of domain 'my.operators' \(node 'first'\).* 'a' .*value_info"
     ):
         read_onnx(foreign())
+
+
+def test_weights_that_are_not_there_are_named() -> None:
+    with pytest.raises(UserError, match="Conv 'first' reads 'w', which nothing writes"):
+        read_onnx(model([helper.make_node("Conv", ["x", "w"], ["y"], name="first")], [1, 3, 8, 8]))
