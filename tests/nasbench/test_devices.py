@@ -732,11 +732,13 @@ def test_a_table_is_looked_up_in_any_form_and_says_which_device_is_meant(space: 
         (("a_ms", "jetson_nano:fp16-maxn_ms"), ""),
         (("a_ms", "b_ms"), "@b"),
         (("a_ms", "b_ms"), "@b_ms"),
-        (("a_ms", "unmeasured"), ""),
+        (("latency_ms", "unmeasured"), ""),
     ]:
         write(*columns)
         said = good("predict", f"{space}:largest", *target, f"table:{table}{spec}")
         assert f": {1 if 'unmeasured' in columns else 3} ms, predicted: measured table of 2 networks" in said
+    write("a_ms", "unmeasured")
+    assert f"name one as table:{table}@a" in bad("predict", f"{space}:largest", *target, f"table:{table}")
     for columns, message in [
         ("target,latency_ms\n{},pixel_3,1\n{},pixel_3,2", "line 2: target is 'pixel_3', not jetson_nano:fp16-maxn"),
         ("threads,latency_ms\n{},1,1\n{},4,2", "line 3: threads is '4', but jetson_nano:fp16-maxn has '1'"),
