@@ -767,7 +767,7 @@ def test_a_table_is_looked_up_in_any_form_and_says_which_device_is_meant(space: 
             assert str(file) in bad("predict", "quickstart:largest", *target, f"table:{file}@b")
     assert "gone.csv: cannot be read" in bad("predict", f"{space}:largest", *target, f"table:{tmp_path / 'gone.csv'}@b")
     table.write_text("op_code,phone\n000000,3\n111111,4\n")  # HELP's layout
-    assert "4 ms, predicted" in good("predict", "nasbench201:1.1.1.1.1.1", *target, f"table:{table}")
+    assert "4 ms, predicted" in good("predict", "nasbench201:1.1.1.1.1.1", *target, f"table:{table}@phone")
 
 
 def test_tables_and_few_shot_transfer_predict_the_space_they_are_of(space: Path, tmp_path: Path) -> None:
