@@ -248,6 +248,11 @@ class Validation:
     drift: dict[str, float]
 
     @property
+    def times_off(self) -> float:
+        """How many times measured and predicted values differ, in the median."""
+        return float(np.exp(np.median(np.abs(np.log(self.measured / self.mean)))))
+
+    @property
     def figures(self) -> dict[str, float]:
         """`median_error`, `within_10_percent`, `spearman`, `interval_90_coverage` and, where known, `drift`."""
         from predictors.quality import figures

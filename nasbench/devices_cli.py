@@ -297,8 +297,6 @@ def validate(
     quiet: _Quiet = False,
 ) -> None:
     """Compare predictions with fresh measurements: error, rank, interval coverage, and drift since the calibration."""
-    import numpy as np
-
     from nasbench.devices import VALIDATION_NETWORKS, calibration_networks, validate_target, workloads_of
     from nasbench.measurements import read_measurements
     from nasbench.networks import named_networks
@@ -345,9 +343,8 @@ def validate(
             "load have changed; calibrate again",
             file=sys.stderr,
         )
-    off = float(np.exp(np.median(np.abs(np.log(found.measured / found.mean)))))
-    if off > OTHER_UNIT:
-        told = f"what was measured is {off:.0f} times off what is predicted: is it in another unit?"
+    if found.times_off > OTHER_UNIT:
+        told = f"what was measured is {found.times_off:.0f} times off what is predicted: is it in another unit?"
         if recalibrate:
             raise UserError(f"{device.name}: {told} The calibration is left as it was")
         print(f"warning: {told}", file=sys.stderr)

@@ -153,6 +153,7 @@ def read_measurements(
         raise UserError(f"{path}: needs a column 'latency_ms'. {nearest('latency_ms', header)}")
     energy, energy_factor = _column(path, header, "energy_mj")
     _check_spelling(path, header, energy)
+    unit = latency.rpartition("_")[2]
     spaces = spaces or {}
     known = {space.name: space for space in spaces.values()} | dict(spaces)
     rows: dict[object, tuple[int, MeasuredRow]] = {}
@@ -165,7 +166,6 @@ def read_measurements(
         name, network = _network(path, number, {k: values[k] for k in keys}, spaces, known)
         if target is not None:
             check_point(path, number, values, target)
-        unit = latency.rpartition("_")[2]
         if values.get("unit", unit).casefold() not in (unit, ""):
             raise UserError(
                 f"{path}: line {number}: unit is {values['unit']!r}, but the column {latency!r} is in {unit}; "
